@@ -1,0 +1,69 @@
+# make help lists what can be made. Needed: git, make and Python 3.11 or newer; uv is used when present.
+PROFILE ?= world
+PYTHON ?=
+ARGS ?=
+PORT ?= 8000
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.complete
+BEGUN := $(VENV)/.unfinished
+BASE := $(or $(PYTHON),python3)
+UV := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book serve test lint clean FORCE
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo "  PROFILE=smoke|world|clip|paper|my.toml   what to build from (world)"
+	@echo "  ARGS='-p images folder:/my/photos'       parameters of the notebooks"
+	@echo "  PYTHON=python3.12                        the interpreter of a new environment"
+
+setup: $(READY) ## the environment in .venv, only
+
+book: $(READY) ## run the notebooks, build _build/html/index.html
+	@$(RUN) -m patchsae_lib book --profile "$(PROFILE)" $(ARGS)
+
+serve: $(READY) ## read the built book at http://localhost:PORT
+	@test -f _build/html/index.html || { echo "no book yet: run make book"; exit 1; }
+	@echo "http://localhost:$(PORT)  (ctrl-c ends it)"
+	@$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html >/dev/null 2>&1
+
+test: $(READY) ## every test, the notebooks and the pages in a browser among them
+	@$(RUN) -m pytest $(ARGS)
+
+lint: $(READY) ## ruff (lint and format) and mypy
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+clean: ## remove what was built and measured; .venv stays
+	rm -rf _build runs book/notebooks
+
+# An environment whose interpreter has gone is made again, whatever its stamp says.
+ifneq ($(shell $(RUN) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),True)
+$(READY): FORCE
+endif
+
+# BEGUN exists while packages are being installed, so that an interrupted installation is started
+# over instead of being mistaken for a whole one.
+$(READY): requirements.lock pyproject.toml
+	@if [ -e $(BEGUN) ]; then echo "$(VENV) was left unfinished: making it again"; rm -rf $(VENV); fi
+ifneq ($(UV),)
+	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ rm -rf $(VENV) && uv venv --quiet --python "$(or $(PYTHON),>=3.11)" $(VENV); }
+	@touch $(BEGUN)
+	uv pip install --python $(RUN) -r requirements.lock
+	@uv pip install --quiet --python $(RUN) --no-deps -e .
+else
+	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+			{ echo "Python 3.11 or newer is needed, $(BASE) is: $$($(BASE) -V 2>&1)." \
+			  "Give another with PYTHON=..., or install uv"; exit 1; }; \
+		rm -rf $(VENV); $(BASE) -m venv $(VENV) || \
+			{ rm -rf $(VENV); echo "$(BASE) -m venv failed: install it (Debian: apt-get install python3-venv), or uv"; exit 1; }; }
+	@touch $(BEGUN)
+	$(RUN) -m pip install -r requirements.lock
+	@$(RUN) -m pip install --quiet --no-deps -e .
+endif
+	@rm -f $(BEGUN) && touch $@

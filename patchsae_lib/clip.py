@@ -1,0 +1,344 @@
+"""CLIP cut in two at the residual stream, and the zero-shot head (paper section 3).
+
+    images ── tokens ──▶ z (images, 1 + n_patches, d_vit) ── features ──▶ (images, d_embed)
+
+The autoencoder reads and replaces z; the second half turns it into a class again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, resize
+
+from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.profiles import ModelConfig
+
+DATA = Path(__file__).parents[1] / "data"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+
+Template = str | Callable[[str], str]
+Tokenizer = Callable[[list[str]], Tensor]
+
+# The 80 prompts of the paper's zero-shot classifier (section 4.1).
+OPENAI_TEMPLATES: tuple[Template, ...] = open_clip.OPENAI_IMAGENET_TEMPLATES
+# The media that the embedded world draws in; its captions say "a" before every noun.
+WORLD_TEMPLATES: tuple[Template, ...] = (
+    "a photo of a {}",
+    "a sketch of a {}",
+    "a painting of a {}",
+    "a silhouette of a {}",
+)
+
+
+class SplitCLIP(nn.Module):
+    """An open_clip CLIP with a ViT image tower, cut after block `block` (paper section 3.1).
+
+    `features(tokens(x))` equals `model.encode_image(x, normalize=True)`. The model is used as it
+    is: `load_clip` puts it in eval mode and freezes it, the constructor does not.
+
+    Attributes: `grid` (rows, columns of patches), `d_vit`, `d_embed`, `n_blocks`, `block` (counted
+    from 0, also when a negative one was given) and `logit_scale`.
+
+    Raises `TypeError` for an image tower that is no open_clip ViT and `ValueError` for one that
+    does not pool its tokens, or a block that it does not have.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, block: int = -2) -> None:
+        super().__init__()
+        self.model: Any = model  # CLIP, CustomTextCLIP or CoCa, which have no common base class
+        self.tokenizer = tokenizer
+        visual = self.visual
+        if not isinstance(visual, VisionTransformer):
+            raise TypeError(
+                f"the image tower is a {type(visual).__name__}, not open_clip's "
+                "VisionTransformer; choose another one, e.g. ViT-B-16-quickgelu"
+            )
+        if visual.pool_type == "none":
+            raise ValueError("the image tower does not pool its tokens (pool_type 'none')")
+        self.n_blocks = len(visual.transformer.resblocks)
+        if not -self.n_blocks <= block < self.n_blocks:
+            raise ValueError(f"block {block}: the image tower has {self.n_blocks} blocks")
+        self.block = block % self.n_blocks
+        self.grid: tuple[int, int] = visual.grid_size
+        self.d_vit: int = visual.transformer.width
+        self.d_embed: int = visual.output_dim
+        self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {}))
+        device = visual.class_embedding.device
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.preprocess_cfg, name)).view(-1, 1, 1)
+            self.register_buffer(name, values.to(device), persistent=False)
+
+    @property
+    def visual(self) -> Any:
+        """The image tower."""
+        return self.model.visual
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor between a cosine similarity and a logit (1 / temperature)."""
+        return self.model.logit_scale.detach().exp().item()
+
+    def preprocess(self, pictures: Tensor) -> Tensor:
+        """Pictures (b, 3, h, w), uint8 of any size, as float images on the model's device.
+
+        Like open_clip's transform for PIL images: the shorter side is resized (antialiased,
+        bicubic unless the weights say otherwise), the centre cut out, each channel normalised.
+        """
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(
+                "preprocess expects uint8 pictures (b, 3, h, w), "
+                f"got {pictures.dtype} {tuple(pictures.shape)}"
+            )
+        cfg, target = self.preprocess_cfg, list(self.visual.image_size)
+        pictures = pictures.to(self.mean.device)
+        if list(pictures.shape[-2:]) != target:
+            # One number scales the shorter side, two squash the picture (some CLIPs of open_clip).
+            size = target if cfg.resize_mode == "squash" else target[:1]
+            pictures = resize(pictures, size, InterpolationMode(cfg.interpolation), antialias=True)
+            pictures = center_crop(pictures, target)
+        return (pictures / 255 - self.mean) / self.std
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The residual tokens z (b, 1 + n_patches, d_vit) of preprocessed images (b, 3, h, w)."""
+        expected = (3, *self.visual.image_size)
+        if tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise ValueError(
+                f"tokens expects float images (b, *{expected}), got {images.dtype} "
+                f"{tuple(images.shape)}: call preprocess first"
+            )
+        return self._run(self.visual._embeds(images), 0, self.block + 1)
+
+    def features(self, z: Tensor) -> Tensor:
+        """The image features (b, d_embed), unit norm, of z (b, 1 + n_patches, d_vit)."""
+        expected = (1 + self.grid[0] * self.grid[1], self.d_vit)
+        if tuple(z.shape[1:]) != expected:
+            raise ValueError(f"features expects z (b, *{expected}), got {tuple(z.shape)}")
+        pooled, _ = self.visual._pool(self._run(z, self.block + 1, self.n_blocks))
+        return F.normalize(pooled @ self.visual.proj, dim=-1)
+
+    def classify(self, z: Tensor, text_features: Tensor) -> Tensor:
+        """Logits (b, c) of residual tokens for text features (c, d_embed): scaled cosines."""
+        return self.logit_scale * self.features(z) @ text_features.T
+
+    @torch.no_grad()
+    def text_features(
+        self, class_names: Sequence[str], templates: Sequence[Template], batch: int = 512
+    ) -> Tensor:
+        """The zero-shot head (c, d_embed): the mean over templates, unit norm again.
+
+        Deviation: the authors leave the mean as it is, so that a class whose prompts disagree
+        gets smaller logits; open_clip normalises it, and so do we.
+        """
+        if not class_names or not templates:
+            raise ValueError("text_features needs at least one class name and one template")
+        prompts = [t.format if isinstance(t, str) else t for t in templates]
+        ids = self.tokenizer([prompt(name) for name in class_names for prompt in prompts])
+        parts = ids.to(self.mean.device).split(batch)
+        x = torch.cat([self.model.encode_text(part, normalize=True) for part in parts])
+        return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1)
+
+    def _run(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """x (b, t, d_vit) after the blocks from `start` up to, not including, `stop`."""
+        transformer = self.visual.transformer
+        x = x if transformer.batch_first else x.transpose(0, 1)
+        for block in transformer.resblocks[start:stop]:
+            x = block(x)
+        return x if transformer.batch_first else x.transpose(0, 1)
+
+
+@torch.no_grad()
+def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int = 64) -> Tensor:
+    """Logits (n, c), on the CPU, of uint8 pictures (n, 3, h, w)."""
+    z = (clip.tokens(clip.preprocess(part)) for part in pictures.split(batch))
+    return torch.cat([clip.classify(part, text_features).cpu() for part in z])
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of rows of (n, c) whose largest logit is at the label (n,), from 0 to 1."""
+    return (logits.argmax(dim=-1) == labels).float().mean().item()
+
+
+class WordTokenizer:
+    """One id a word, for the small CLIP: lower case, punctuation dropped.
+
+    0 is padding, then come the words, the start and the end of the text. The end has the highest
+    id because open_clip reads the text at the position of the largest one.
+
+    >>> WordTokenizer(["a", "cat"], context_length=5)("A cat.").tolist()
+    [[3, 1, 2, 4, 0]]
+    """
+
+    def __init__(self, words: Sequence[str], context_length: int = 32) -> None:
+        for word in words:
+            if _split(word) != [word] or words.count(word) > 1:
+                raise ValueError(f"{word!r} is given twice, or not lower case, or has punctuation")
+        self.words, self.context_length = list(words), context_length
+        self.ids = {word: i for i, word in enumerate(words, start=1)}
+        self.vocab_size = len(words) + 3
+        self.start, self.end = self.vocab_size - 2, self.vocab_size - 1
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Ids (n, context_length) of n texts.
+
+        Raises `ValueError` for a word outside the vocabulary or a text that is too long.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            words = _split(text)
+            if unknown := [word for word in words if word not in self.ids]:
+                raise ValueError(f"the small CLIP does not know the word {unknown[0]!r}: {text!r}")
+            if len(words) > self.context_length - 2:
+                raise ValueError(f"more than {self.context_length - 2} words in {text!r}")
+            encoded = [self.start, *(self.ids[word] for word in words), self.end]
+            row[: len(encoded)] = torch.tensor(encoded)
+        return ids
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def small_clip_config(words: Sequence[str]) -> dict[str, Any]:
+    """The architecture of the small CLIP, in the layout of open_clip's own file."""
+    vision = {"image_size": 112, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
+    text = {"context_length": 32, "vocab_size": len(words) + 3, "width": 128, "heads": 4}
+    return {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {**vision, "mlp_ratio": 4.0},
+            "text_cfg": {**text, "layers": 3},
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+
+
+def create_small_clip(config: dict[str, Any]) -> open_clip.CLIP:
+    """The CLIP that `config` (as of `small_clip_config`) describes, with random weights."""
+    model = open_clip.CLIP(**config["model_cfg"])
+    overlay = {"size": model.visual.image_size, **config["preprocess_cfg"]}
+    set_model_preprocess_cfg(model, merge_preprocess_dict(PreprocessCfg(), overlay))
+    return model
+
+
+def save_small_clip(
+    directory: str | Path, model: nn.Module, config: dict[str, Any], words: Sequence[str]
+) -> None:
+    """Write the weights (float16) and the configuration with the words; open_clip reads both.
+
+    Raises `ValueError` for words that the tokenizer refuses or `config` was not made for.
+    """
+    if config["model_cfg"]["text_cfg"]["vocab_size"] != WordTokenizer(words).vocab_size:
+        raise ValueError(f"the configuration was made for other words than these {len(words)}")
+    state = {name: x.detach().half().cpu().contiguous() for name, x in model.state_dict().items()}
+    with atomic_path(Path(directory) / WEIGHTS_FILE) as path:
+        save_file(state, path)
+    with atomic_path(Path(directory) / CONFIG_FILE) as path:
+        path.write_text(json.dumps({**config, "words": list(words)}, indent=1) + "\n", "utf-8")
+
+
+def load_small_clip(directory: str | Path, block: int = -2) -> SplitCLIP:
+    """The small CLIP that `save_small_clip` wrote: float32, in eval mode, frozen."""
+    config_path, weights = Path(directory) / CONFIG_FILE, Path(directory) / WEIGHTS_FILE
+    for path in (config_path, weights):
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: run `python -m patchsae_lib pretrain`")
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    model = create_small_clip(config)
+    try:
+        model.load_state_dict(load_file(weights))  # copies into the float32 parameters
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{weights} does not fit {CONFIG_FILE}: run `python -m patchsae_lib pretrain`"
+        ) from error
+    tokenizer = WordTokenizer(config["words"], model.context_length)
+    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, block)
+
+
+def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
+    """The CLIP of a profile: float32, in eval mode, frozen.
+
+    `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT; then
+    `config.pretrained` is an open_clip tag, a safetensors file, or empty for random weights.
+    Nothing is unpickled. Only a tag's file is downloaded, unless the Hugging Face cache has it.
+
+    Raises `ValueError` for a model or weights that do not fit, `FileNotFoundError` for no weights.
+    """
+    if config.name == "small":
+        return load_small_clip(data / "small_clip", config.block)
+    model_cfg = _model_cfg(config.name)
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
+    if tag and tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
+        raise ValueError(
+            f"{config.name} and the weights {config.pretrained!r} differ in their GELU: "
+            "add -quickgelu to the model's name, or remove it"
+        )
+    # Given a tag, open_clip falls back to a pickle where there is no safetensors file.
+    weights = _weights_file(config, tag) if config.pretrained else None
+    try:
+        model = open_clip.create_model(config.name, weights, force_preprocess_cfg=tag)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
+    tokenizer = open_clip.get_tokenizer(config.name)
+    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
+
+
+def _model_cfg(name: str) -> dict[str, Any]:
+    """open_clip's description of a model whose two towers are its own."""
+    if name not in open_clip.list_models():  # which also keeps out hf-hub: and local-dir: names
+        raise ValueError(f"no model {name!r}: give small or one of open_clip.list_models()")
+    cfg: dict[str, Any] = open_clip.get_model_config(name)
+    if "timm_model_name" in cfg["vision_cfg"] or isinstance(cfg["vision_cfg"]["layers"], list):
+        raise ValueError(
+            f"{name}: the image tower is a timm model or a ResNet, not open_clip's "
+            "VisionTransformer; choose another one, e.g. ViT-B-16-quickgelu"
+        )
+    if "hf_tokenizer_name" in cfg["text_cfg"]:
+        raise ValueError(f"{name}: its tokenizer is downloaded by transformers: not supported")
+    return cfg
+
+
+def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
+    """The safetensors file that `config.pretrained` stands for, downloaded if need be."""
+    if not tag and not config.pretrained.endswith(".safetensors"):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "it has none"
+        raise ValueError(
+            f"model.pretrained: {config.pretrained!r} is neither a .safetensors file nor a tag of "
+            f"{config.name} ({tags})"
+        )
+    if not tag and not Path(config.pretrained).is_file():
+        raise FileNotFoundError(f"model.pretrained: no file {config.pretrained}")
+    if not tag:
+        return config.pretrained
+    repo = tag["hf_hub"].rstrip("/")
+    cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
+    if isinstance(cached, str):
+        return cached
+    try:
+        size = hf_hub_download(repo, WEIGHTS_FILE, dry_run=True).file_size or 0
+        print(f"downloading {repo}/{WEIGHTS_FILE} ({size / 1e6:.0f} MB)")
+        return hf_hub_download(repo, WEIGHTS_FILE)
+    except OSError as error:  # of which those of the hub are kinds
+        raise FileNotFoundError(
+            f"{repo}/{WEIGHTS_FILE} is not cached and cannot be downloaded: "
+            "set model.pretrained to a .safetensors file"
+        ) from error

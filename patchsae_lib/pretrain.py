@@ -1,0 +1,280 @@
+"""The small CLIP, trained from captions alone: `python -m patchsae_lib pretrain`.
+
+Contrastive training on pictures of the embedded world. Two pools are rendered once: single large
+objects, from which classes are learnt first, and scenes of several objects that are all named,
+which move what is learnt from CLS into the patches. Captions are drawn anew at each visit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import PatchDropout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.clip import (
+    DATA,
+    SplitCLIP,
+    WordTokenizer,
+    accuracy,
+    create_small_clip,
+    predict,
+    save_small_clip,
+    small_clip_config,
+)
+from patchsae_lib.world import TASKS, World, all_words
+from patchsae_lib.world.render import render
+from patchsae_lib.world.scene import Mix, Scene, caption, sample
+from patchsae_lib.world.vocabulary import STYLES
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """`scenes_*` is the share of scenes in a batch and `drop_*` the share of patches left out, at
+    the start and at the end; both move linearly between `turn` and the end of training."""
+
+    singles: int = 80_000
+    scenes: int = 40_000
+    steps: int = 6_500
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.1
+    turn: float = 0.55
+    scenes_start: float = 0.1
+    scenes_end: float = 0.5
+    drop_start: float = 0.7
+    drop_end: float = 0.5
+    seed: int = 0
+
+    def at(self, step: int) -> tuple[float, float, float]:
+        """Share of scenes, patch dropout and learning rate at a step."""
+        t = max(0.0, (step / self.steps - self.turn) / (1 - self.turn))
+        scenes = self.scenes_start + t * (self.scenes_end - self.scenes_start)
+        drop = self.drop_start + t * (self.drop_end - self.drop_start)
+        cosine = 0.5 * (1 + np.cos(np.pi * step / self.steps))
+        return scenes, drop, self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+
+
+POOLS = {
+    "singles": Mix(several=0.05, counted=0.05, word=0.15, mention_colour=0.5,
+                   mention_background=0.25),
+    "scenes": Mix(several=0.7, counted=0.2, word=0.2),
+}  # fmt: skip
+
+
+def pool_scene(pool: str, index: int, seed: int) -> Scene:
+    rng = random.Random(f"{seed}/{pool}/{index}")
+    return sample(rng, POOLS[pool])
+
+
+def pool_caption(pool: str, index: int, seed: int, visit: int) -> str:
+    """What is written under a picture of a pool, in other words at each visit."""
+    rng = random.Random(f"{seed}/{pool}/{index}/{visit}")
+    return caption(pool_scene(pool, index, seed), rng, POOLS[pool])
+
+
+def _render_some(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+    some = [render(pool_scene(pool, i, seed)).pixels for i in range(start, stop)]
+    return start, np.stack(some)
+
+
+def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.ndarray:
+    """(n, 112, 112, 3) uint8, rendered once into a memory-mapped file."""
+    path = folder / f"{pool}-{config.seed}-{n}.npy"
+    if not path.exists():
+        with atomic_path(path) as temporary, ProcessPoolExecutor() as workers:
+            shape = (n, 112, 112, 3)
+            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+            starts = range(0, n, 500)
+            stops = [min(n, s + 500) for s in starts]
+            work = workers.map(partial(_render_some, pool, config.seed), starts, stops)
+            for start, pictures in tqdm(work, total=len(starts), desc=f"rendering {pool}"):
+                out[start : start + len(pictures)] = pictures
+            out.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy; pictures with the very same caption are all right answers."""
+    logits = scale * image @ text.T
+    same = (ids[:, None] == ids[None]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def draw_batch(
+    pools: dict[str, np.ndarray], step: int, config: PretrainConfig
+) -> tuple[Tensor, list[str]]:
+    """The pictures (batch, 3, 112, 112) uint8 and captions of a step: of (seed, step) alone."""
+    rng = random.Random(f"{config.seed}/batch/{step}")
+    scenes, _, _ = config.at(step)
+    pictures, captions = [], []
+    for _ in range(config.batch):
+        pool = "scenes" if rng.random() < scenes else "singles"
+        index = rng.randrange(len(pools[pool]))
+        pictures.append(pools[pool][index])
+        captions.append(pool_caption(pool, index, config.seed, rng.getrandbits(32)))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), captions
+
+
+def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def evaluate(clip: SplitCLIP, n: int, tasks: tuple[str, ...] = tuple(TASKS)) -> dict[str, float]:
+    """Zero-shot accuracy on `n` held-out pictures: objects in each style (35-way), and tasks."""
+    out = {style: zero_shot(clip, StyleWorld(style, n)) for style in STYLES}
+    return out | {name: zero_shot(clip, World(name, "test", n)) for name in tasks}
+
+
+class StyleWorld(World):
+    """The `objects` task drawn in another style of the pretraining."""
+
+    def __init__(self, style: str, n: int) -> None:
+        super().__init__("objects", "test", n)
+        self.style = style
+
+    def scene(self, index: int) -> Scene:
+        return replace(super().scene(index), style=self.style)
+
+
+def zero_shot(clip: SplitCLIP, world: World) -> float:
+    device = next(clip.parameters()).device
+    text = clip.text_features(world.class_names, world.task.templates)
+    labels = torch.tensor([world.label(i) for i in range(len(world))])
+    right = []
+    for start in range(0, len(world), 100):
+        rows = range(start, min(start + 100, len(world)))
+        logits = predict(clip, world.batch(rows).to(device), text).cpu()
+        right.append(accuracy(logits, labels[start : rows.stop]) * len(rows))
+    return sum(right) / len(world)
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict) -> None:
+    """Weights and moments in one safetensors file: a kill leaves the last whole one."""
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, s in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
+    with atomic_path(path) as temporary:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+        save_file(tensors, temporary, {"about": json.dumps(about)})
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: PretrainConfig
+) -> dict:
+    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        about = json.loads(file.metadata()["about"])
+        if about["config"] != asdict(config):
+            raise ValueError(
+                f"{path} belongs to another configuration: give --fresh to start again"
+            )
+        state = {k: file.get_tensor(k) for k in file.keys()}
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            moments.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return about
+
+
+def pretrain(config: PretrainConfig, out: Path, work: Path, fresh: bool = False) -> Path:
+    """Train, resume from `work` if a run of the same configuration was cut off, save to `out`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    words = all_words()
+    architecture = small_clip_config(words)
+    model = create_small_clip(architecture).to(device)
+    tokenizer = WordTokenizer(words)
+    optimizer = torch.optim.AdamW(groups_of(model, config), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    path = work / "checkpoint.safetensors"
+    about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
+    if path.exists() and not fresh:
+        about = load_state(path, model, optimizer, config)
+    pools = {p: render_pool(p, getattr(config, p), config, work) for p in POOLS}
+    bar = tqdm(range(about["step"], config.steps), initial=about["step"], total=config.steps, desc="pretraining")
+    start, before, losses = time.monotonic(), about["seconds"], []
+    for step in bar:
+        _, drop, lr = config.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(config.seed * 1_000_003 + step)  # for the patches that are left out
+        model.visual.patch_dropout = PatchDropout(drop)
+        pictures, captions = draw_batch(pools, step, config)
+        ids = tokenizer(captions).to(device)
+        x = (pictures.to(device).float() - 127.5) / 127.5
+        # The CPU's fused bf16 attention has a slow backward: plain matrix products are faster.
+        with (
+            torch.autocast(device.type, torch.bfloat16),
+            sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
+        ):
+            image = model.encode_image(x, normalize=True)
+            text = model.encode_text(ids, normalize=True)
+        loss = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), ids)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+        losses.append(float(loss))
+        done = step + 1
+        if done % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
+        if done % 250 == 0 or done == config.steps:
+            model.visual.patch_dropout = nn.Identity()
+            row = {"step": done, "loss": round(float(np.mean(losses[-250:])), 4)}
+            if done % 500 == 0 or done == config.steps:
+                clip = SplitCLIP(model.eval(), tokenizer)
+                with torch.no_grad():
+                    row |= {k: round(v, 3) for k, v in evaluate(clip, 140, ()).items()}
+                model.train()
+            about["curve"].append(row)
+            about |= {"step": done, "seconds": before + time.monotonic() - start}
+            save_state(path, model, optimizer, about)
+            tqdm.write(json.dumps(row))
+            if done % 500 == 0 or done == config.steps:
+                save_small_clip(work / "latest", model, architecture, words)
+    save_small_clip(out, model, architecture, words)
+    with atomic_path(out / "training.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of `python -m patchsae_lib pretrain`."""
+    parser = argparse.ArgumentParser(prog="patchsae_lib pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, default=DATA / "small_clip")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--fresh", action="store_true", help="start again, even if resumable")
+    default = PretrainConfig()
+    for name, value in asdict(default).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    given = vars(parser.parse_args(argv))
+    paths = {k: given.pop(k) for k in ("out", "work", "fresh")}
+    pretrain(PretrainConfig(**given), **paths)
+
+
+if __name__ == "__main__":
+    main()

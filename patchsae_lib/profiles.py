@@ -1,0 +1,148 @@
+"""What a run is made of: frozen dataclasses, read from a TOML file.
+
+A profile is a name (`smoke`, `world`, `clip`, `paper`) or the path of a TOML file with the same
+tables. The defaults of every dataclass are the paper's values (section 3.1 and appendix A.1);
+the files in `patchsae_lib/configs/` say where a profile differs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The CLIP that is looked into.
+
+    `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag
+    or the path of a safetensors file; the residual stream is read after block `block`.
+    """
+
+    name: str = "ViT-B-16-quickgelu"
+    pretrained: str = "openai"
+    block: int = -2
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Which pictures, and how many of them a step may use (0: all)."""
+
+    spec: str = "world"
+    n_train: int = 0
+    n_test: int = 0
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """The sparse autoencoder (paper eq. 1-2). `k` is read by the TopK activations only."""
+
+    activation: str = "relu"  # relu | topk | batchtopk
+    expansion: int = 64
+    k: int = 32
+    l1: float = 8e-5
+    ghost_gradients: bool = True
+    b_dec_init: str = "geometric_median"  # geometric_median | mean | zeros
+    b_enc_init: float = 0.0
+    scale_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("relu", "topk", "batchtopk"):
+            raise ValueError(f"sae.activation: {self.activation!r} is not relu, topk or batchtopk")
+        if self.b_dec_init not in ("geometric_median", "mean", "zeros"):
+            raise ValueError(
+                f"sae.b_dec_init: {self.b_dec_init!r} is not geometric_median, mean or zeros"
+            )
+        if self.l1 < 0:
+            raise ValueError(f"sae.l1: λ must be 0 or more, got {self.l1}")
+        if self.expansion < 1 or self.k < 1:
+            raise ValueError("sae.expansion and sae.k must be 1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained. `cls_share` is the share of CLS tokens in a batch (negative: as in the
+    data, one in 197 for ViT-B/16); `dead_after` counts steps without activation."""
+
+    tokens: str = "all"  # all | cls
+    cls_share: float = -1.0
+    batch_tokens: int = 128 * 197
+    steps: int = 20_480
+    lr: float = 4e-4
+    warmup: int = 500
+    dead_after: int = 64
+    seed: int = 0
+    checkpoint_every: int = 1_000
+
+    def __post_init__(self) -> None:
+        if self.tokens not in ("all", "cls"):
+            raise ValueError(f"train.tokens: {self.tokens!r} is not all or cls")
+        if self.steps < 1 or self.batch_tokens < 1:
+            raise ValueError("train.steps and train.batch_tokens must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a run needs to be repeated; `seeds` is the number of seeds of the main setting."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seeds: int = 3
+    sweep_steps: int = 0  # steps of the sweep's other settings (0: as many as the main one)
+
+
+T = TypeVar("T")
+
+
+def _fill(kind: type[T], table: dict[str, Any], where: str) -> T:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+    return kind(**table)
+
+
+def profile_names() -> list[str]:
+    """The names that `load_profile` knows without a path."""
+    return sorted(p.stem for p in CONFIGS.glob("*.toml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a profile by name or from a TOML file.
+
+    >>> load_profile("paper").sae.expansion
+    64
+
+    Raises `ValueError` for an unknown name, table or key, with what is known beside it.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = CONFIGS / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise ValueError(
+            f"no profile {str(name_or_path)!r}: give one of {', '.join(profile_names())}, "
+            "or the path of a .toml file"
+        )
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    kinds = {
+        "model": ModelConfig,
+        "pictures": PicturesConfig,
+        "sae": SAEConfig,
+        "train": TrainConfig,
+    }
+    filled: dict[str, Any] = {
+        k: _fill(kinds[k], v, f"{path.name} [{k}]") if k in kinds else v for k, v in table.items()
+    }
+    return _fill(Profile, {"name": path.stem, **filled}, path.name)
+
+
+def with_pictures(profile: Profile, spec: str) -> Profile:
+    """The same profile over other pictures, e.g. `folder:/my/photos`."""
+    return replace(profile, pictures=replace(profile.pictures, spec=spec))
