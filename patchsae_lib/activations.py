@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -246,19 +247,28 @@ def stream_batches(
     start_step: int = 0,
     buffer: int = 1024,
 ) -> Iterator[Tensor]:
-    """Like `token_batches`, where a cache would not fit: tokens are mixed `buffer` images at a time.
+    """Like `token_batches`, where no cache would fit: tokens are mixed `buffer` images at a time.
 
-    The images of a buffer are drawn anew in each pass over them, so what is left of a buffer
-    after its last whole batch is not always the same.
+    What remains of a buffer after its last whole batch is left out. To give it to `train`, fix all
+    but `start_step`: `lambda start: stream_batches(clip, images, indices, config, seed, start)`.
 
-    Raises `ValueError` for a buffer smaller than a batch.
+    Raises `ValueError` for a buffer that is smaller than a batch.
     """
+    buffer = min(buffer, len(indices))
+    probe = collect_tokens(clip, images, indices[:1], progress=False)
+    n_tokens = 1 if config.tokens == "cls" else probe.tokens.shape[1]
+    n_batches = buffer * n_tokens // config.batch_tokens
+    if n_batches == 0:
+        raise ValueError(
+            f"{buffer} images have {buffer * n_tokens} tokens, fewer than a batch of "
+            f"{config.batch_tokens}: give a larger buffer (or more images)"
+        )
     take = _shuffled(len(indices), seed, 2)
-    n_batches = 0  # of one buffer; known once the first one is there
     step = start_step
     while True:
-        number = step // n_batches if n_batches else 0
+        number, first = divmod(step, n_batches)
         chosen = [int(indices[i]) for i in take(number * buffer, buffer)]
         cache = collect_tokens(clip, images, chosen, progress=False)
-        if not n_batches:
-            n_batches = cache.tokens.shape[0] * cache.tokens.shape[1] // config.batch_tokens
+        inner = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        yield from islice(token_batches(cache, config, inner, first), n_batches - first)
+        step += n_batches - first

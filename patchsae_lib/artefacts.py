@@ -83,10 +83,10 @@ def save(
     made_from = {os.path.relpath(p, path.parent): _sha256(Path(p)) for p in inputs}
     with atomic_path(path) as temporary:
         _write(temporary, obj, path.suffix)
-        size, digest = temporary.stat().st_size, _sha256(temporary)
+        digest = _sha256(temporary)
     meta = {"config": _plain(config), "config_hash": config_hash(config), "seed": seed}
     meta |= {"versions": _versions(), "git_commit": _git_commit()}
-    meta |= {"inputs": made_from, "size": size, "sha256": digest}
+    meta |= {"inputs": made_from, "sha256": digest}
     write_json(_sidecar(path), meta)
     return path
 
@@ -104,20 +104,18 @@ def load(path: str | Path, config: object, *, made_by: str) -> Any:
         raise ArtefactError(f"{name} is not there: run {made_by} first")
     try:
         meta = json.loads(_sidecar(path).read_text(encoding="utf-8"))
-        size, digest = meta["size"], meta["sha256"]
+        digest, made_with = meta["sha256"], meta["config_hash"]
     except (OSError, ValueError, KeyError):
         raise ArtefactError(f"{name} has no readable sidecar: {again}") from None
-    if path.stat().st_size != size or _sha256(path) != digest:
+    if _sha256(path) != digest:
         raise ArtefactError(f"{name} is not the file its sidecar describes: {again}")
-    if meta["config_hash"] != config_hash(config):
-        raise ArtefactError(
-            f"{name} was made by config {meta['config_hash']}, this is "
-            f"{config_hash(config)} ({_difference(meta['config'], _plain(config))}): {again}"
-        )
-    for source_name, was in meta["inputs"].items():
-        source = path.parent / source_name
-        if source.is_file() and _sha256(source) != was:
-            raise ArtefactError(f"{name} was made from another {source_name}: {again}")
+    if made_with != config_hash(config):
+        differ = _difference(meta["config"], _plain(config))
+        both = f"config {made_with}, this is {config_hash(config)}"
+        raise ArtefactError(f"{name} was made by {both} ({differ}): {again}")
+    for source, was in meta["inputs"].items():
+        if (path.parent / source).is_file() and _sha256(path.parent / source) != was:
+            raise ArtefactError(f"{name} was made from another {source}: {again}")
     return _read(path)
 
 
@@ -144,8 +142,8 @@ def record_claim(
         raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
     path = Path(folder) / "claims.json"
     claims = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    claim = {"id": id, "where": where, "paper": paper, "measured": measured}
-    claim |= {"interval": interval, "verdict": verdict, "note": note, "notebook": notebook}
+    claim = dict(id=id, where=where, paper=paper, measured=measured, interval=interval)
+    claim |= dict(verdict=verdict, note=note, notebook=notebook)
     others = [c for c in claims if c["id"] != id]
     write_json(path, sorted([*others, claim], key=lambda c: c["id"]))
 

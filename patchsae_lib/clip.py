@@ -102,6 +102,8 @@ class SplitCLIP(nn.Module):
 
         Like open_clip's transform for PIL images: the shorter side is resized (antialiased,
         bicubic unless the weights say otherwise), the centre cut out, each channel normalised.
+        Within 2 of 255 levels of that transform, but for sharp edges next to black or white:
+        there bicubic overshoots, and Pillow and torch (CPU, GPU) clip it at different moments.
         """
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(

@@ -161,7 +161,7 @@ def warps() -> np.ndarray:
             left, top = rng.randrange(100), rng.randrange(100)
             window = fine.crop((left, top, left + 150, top + 150)).resize((WIDE, WIDE))
             fields.append(np.asarray(window).astype(int) - 128)
-        strength = 5 if k < 4 else 12  # of 128: a hand that draws; a brush that paints
+        strength = 5 if k < 4 else 9  # of 128: a hand that draws; a brush that paints
         dx, dy = (f * strength // 128 for f in fields)
         source = np.clip(y + dy, 0, WIDE - 1) * WIDE + np.clip(x + dx, 0, WIDE - 1)
         out.append(source.ravel())

@@ -128,8 +128,8 @@ def rabbit(u: Draw) -> list[Part]:
 @fitted
 def elephant(u: Draw) -> list[Part]:
     e, k, s, t = u(.24, .4), u(0, 1), u(-.08, .1), u(-.1, .25)
-    low = [(.72, -.2), (.95, .1), (.98, .5), (1.18, .66)]
-    high = [(.72, -.2), (1, .02), (1.22, -.25), (1.2, -.75)]
+    low = [(.72, -.2), (.95, .1), (1, .48), (1.22, .66)]
+    high = [(.72, -.1), (1, .02), (1.26, -.28), (1.28, -.78)]
     trunk = [(a + (c - a) * k, b + (d - b) * k) for (a, b), (c, d) in zip(low, high, strict=True)]
     return [
         Part("tail", "second", stroke(curve([(-.8, -.1), (-1, .05), (-1 - t, .4)]), .09, .12,
@@ -138,7 +138,7 @@ def elephant(u: Draw) -> list[Part]:
         leg(-.62, .1, .92, -s, .3), leg(.14, .1, .92, s, .3),
         Part("body", "main", blob((-.88, 0), (-.6, -.48), (-.1, -.55), (.45, -.45), (.6, .1),
             (.2, .45), (-.6, .46))),
-        Part("nose", "main", stroke(curve(trunk), .4, .15, cap=True)),
+        Part("nose", "main", stroke(curve(trunk), .36, .14, cap=True)),
         Part("tusk", "light", stroke(curve([(.74, 0), (.84, .2), (1.04, .24)]), .13, .06,
             cap=True)),
         Part("head", "main", ellipse(.56, -.3, .38, .4)),
@@ -288,10 +288,10 @@ def whale(u: Draw) -> list[Part]:
     back, ty = .5 - h, -.1 - t
     fin = blob((.1, .42), (.24, .4), (.08, .72), (-.14, .86), (-.1, .62))
     return [
-        Part("spout", "glass", stroke(curve([(.45, .1 - h), (.44, -.1 - h), (.28, -.1 - h - p),
-            (.1, -.1 - h - .6 * p)]), .09, .15, cap=True)),
-        Part("spout", "glass", stroke(curve([(.45, .1 - h), (.46, -.1 - h), (.62, -.1 - h - p),
-            (.8, -.1 - h - .6 * p)]), .09, .15, cap=True)),
+        Part("spout", "glass", stroke(curve([(.45, .1 - h), (.44, -.1 - h), (.3, -.1 - h - p),
+            (.02, -.1 - h - .9 * p)]), .08, .13, cap=True)),
+        Part("spout", "glass", stroke(curve([(.45, .1 - h), (.46, -.1 - h), (.6, -.1 - h - p),
+            (.88, -.1 - h - .9 * p)]), .08, .13, cap=True)),
         Part("tail", "main", blob((-.82, ty + .2), (-1, ty + .05), (-1.2, ty - .2),
             (-.96, ty - .24), (-.82, ty - .08), (-.68, ty - .26), (-.44, ty - .22),
             (-.64, ty + .05))),
@@ -382,8 +382,8 @@ def bus(u: Draw) -> list[Part]:
     w, top = 1.28 / n, .42 - h * (.6 + .75 * decks)
     panes = [(-.88 + j * w, top + .12 + .75 * h * d) for d in range(decks) for j in range(n)]
     low = top + .12 + .75 * h * (decks - 1)
-    body = blob((-.96, .36), (-.97, top + .1), (-.9, top), (0, top - .01), (.82, top),
-        (.92, top + .12), (.98, .2), (.97, .4), (.9, .46), (0, .46), (-.9, .45))
+    body = poly((-.97, top + .08), (-.93, top + .02), (-.86, top), (.78, top), (.86, top + .03),
+        (.91, top + .12), (.98, .12), (.98, .38), (.95, .44), (.88, .46), (-.9, .46), (-.97, .4))
     return [
         Part("roof", "second", box(-.7 + .4 * k, top - .09, .1 + .4 * k, top + .01)),
         Part("body", "main", body),
@@ -487,14 +487,14 @@ def tree(u: Draw) -> list[Part]:
 
 @fitted
 def pine(u: Draw) -> list[Part]:
-    n, w, g, k, t = int(u(3, 5.49)), u(.46, .74), u(.36, .55), u(-.1, .14), u(.09, .15)
+    n, w, g, k, t = int(u(3, 5.49)), u(.46, .74), u(.36, .55), u(-.08, .06), u(.09, .15)
     parts = [Part("trunk", "wood", box(-t, .5, t, .98))]
     step = 1.55 / n
     for j in reversed(range(n)):
         y, half = -.82 + step * (j + 1), w * (g + (1 - g) * j / (n - 1))
         hem = [(half, y), (half * .4, y - k), (0, y + .03), (-half * .4, y - k), (-half, y)]
         parts.append(Part("leaf", "main", poly((0, max(y - step - .3, -.98)), *hem)))
-        parts.append(Part("leaf", "second", poly(*hem, (0, y - .12))))
+        parts.append(Part("leaf", "second", poly(*hem, (0, y - .08 - 1.7 * max(k, 0)))))
     return [*parts, Part("leaf", "tint", poly((0, -.98), (.13, -.72), (0, -.66), (-.13, -.72)))]
 
 
@@ -766,8 +766,8 @@ def bed(u: Draw) -> list[Part]:
 
 @fitted
 def house(u: Draw) -> list[Part]:
-    w, r, k, n = u(.55, .8), u(.38, .52), u(0, 1), int(u(1, 2.99))
-    h, x, flat, a = u(.65, .8) + .4 * n - .2, u(-.3, .3), .25 * (u(0, 1) > .6), .12
+    w, r, k, n = u(.55, .8), u(.38, .48), u(0, 1), int(u(1, 2.99))
+    h, x, flat, a = u(.65, .8) + .4 * n - .2, u(-.3, .3), .02 + .23 * (u(0, 1) > .6), .12
     top = .9 - h
     rows = [top + .2 + .52 * j for j in range(n)]
     return [

@@ -223,7 +223,7 @@ def painting(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.n
     rgb = mean[..., None] + (rgb - mean[..., None]) * 5 // 4
     strokes = window(tiles("strokes"), rng)
     cloud = window(tiles("cloud")[rng.randrange(3)], rng)
-    rgb = rgb + (strokes * 56 >> 8)[..., None] + (cloud * 20 >> 7)[..., None]
+    rgb = rgb + (strokes * 44 >> 8)[..., None] + (cloud * 20 >> 7)[..., None]
     things = objectness(ids, first, len(c.regions))
     rgb = rgb + (relief(things) * 3 // 8)[..., None]
     return finish(rgb, 8, rng)
