@@ -30,16 +30,12 @@ from patchsae_lib.profiles import TrainConfig
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
-class Clip(Protocol):
-    """What is needed of a `SplitCLIP`."""
-
+class _Clip(Protocol):  # what is needed of a SplitCLIP
     def preprocess(self, pictures: Tensor, /) -> Tensor: ...
     def tokens(self, images: Tensor, /) -> Tensor: ...
 
 
-class Pictures(Protocol):
-    """What is needed of pictures: how many, and some of them as uint8 (b, 3, h, w)."""
-
+class _Pictures(Protocol):  # what is needed of images.Pictures: how many, and uint8 (b, 3, h, w)
     def __len__(self) -> int: ...
     def batch(self, indices: list[int], /) -> Tensor: ...
 
@@ -87,7 +83,7 @@ def check_tokens(z: Tensor, what: str) -> None:
 
 
 def _collect(
-    clip: Clip, images: Pictures, indices: list[int], batch: int, dtype: torch.dtype
+    clip: _Clip, images: _Pictures, indices: list[int], batch: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     for start in range(0, len(indices), batch):
         chosen = indices[start : start + batch]
@@ -98,8 +94,8 @@ def _collect(
 
 
 def collect_tokens(
-    clip: Clip,
-    images: Pictures,
+    clip: _Clip,
+    images: _Pictures,
     indices: Sequence[int],
     path: str | Path | None = None,
     batch: int = 64,
@@ -165,7 +161,7 @@ def open_cache(path: str | Path) -> TokenCache:
         ) from error
 
 
-def _reuse(path: Path, clip: Clip, images: Pictures, chosen: list[int]) -> TokenCache:
+def _reuse(path: Path, clip: _Clip, images: _Pictures, chosen: list[int]) -> TokenCache:
     cache = open_cache(path)
     advice = "delete it to collect again, or give another path"
     if cache.indices.tolist() != chosen:
@@ -239,8 +235,8 @@ def token_batches(
 
 
 def stream_batches(
-    clip: Clip,
-    images: Pictures,
+    clip: _Clip,
+    images: _Pictures,
     indices: Sequence[int],
     config: TrainConfig,
     seed: int,

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import random
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import open_clip
 import torch
-import torchvision.datasets
-from PIL import Image
-from torchvision.datasets import ImageFolder
+from PIL import Image, ImageOps
+from torchvision import datasets
 
-from patchsae_lib.world import TASKS, World
+from patchsae_lib.world import World
+
+#: data sets of torchvision without a labelled test split: the validation split is taken for it
+NO_TEST = ("ImageNet", "Imagenette", "Places365")
 
 
 class Pictures(Protocol):
@@ -34,39 +39,36 @@ class Pictures(Protocol):
 
 
 class Files:
-    """Pictures in a torchvision data set with `samples`, as squares of `size` pixels."""
+    """Pictures of a torchvision data set in a fixed random order, as squares of `size` pixels.
 
-    def __init__(self, data: ImageFolder, split: str, n: int, size: int) -> None:
-        self.data, self.size = data, size
-        self.class_names = tuple(c.replace("_", " ") for c in data.classes)
-        order = np.random.default_rng(0).permutation(len(data.samples))
-        held_out = max(1, len(order) // 5)
-        chosen = order[:held_out] if split == "test" else order[held_out:]
-        self.order = chosen[:n] if n else chosen
+    `part`: a fixed fifth is "test", the rest "train"; "" takes all. `n`: at most so many; 0: all.
+    """
+
+    def __init__(self, data: Any, part: str, n: int, size: int) -> None:
+        self.data, self.size, self.labels = data, size, _labels(data)
+        self.class_names = _class_names(data, self.labels)
+        rng = random.Random(0)  # random() keeps its numbers for ever, shuffle() need not
+        keys = [rng.random() for _ in self.labels]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        n_test = max(1, len(order) // 5)
+        order = {"": order, "test": order[:n_test], "train": order[n_test:]}[part]
+        if not order:
+            raise ValueError(f"too few pictures to hold a fifth out: {len(keys)}")
+        self.order = order[: n or None]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def label(self, index: int) -> int:
-        return int(self.data.samples[self.order[index]][1])
+        """The class of a picture, an index into `class_names`."""
+        return self.labels[self.order[index]]
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
-        return torch.stack([self._square(int(i)) for i in indices])
-
-    def _square(self, index: int) -> torch.Tensor:
-        path = self.data.samples[self.order[index]][0]
-        with Image.open(path) as image:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            box = (left, top, left + side, top + side)
-            square = image.convert("RGB").resize(
-                (self.size, self.size), Image.Resampling.BICUBIC, box
-            )
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
-
-    @cached_property
-    def labels(self) -> torch.Tensor:
-        return torch.tensor([self.label(i) for i in range(len(self))])
+        """(len(indices), 3, size, size) uint8, cut from the middle of the pictures."""
+        images = (self.data[self.order[int(i)]][0].convert("RGB") for i in indices)
+        box = (self.size, self.size)
+        squares = [np.array(ImageOps.fit(i, box, Image.Resampling.BICUBIC)) for i in images]
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
 
 def open_pictures(spec: str, split: str = "train", n: int = 0, size: int = 224) -> Pictures:
@@ -75,25 +77,78 @@ def open_pictures(spec: str, split: str = "train", n: int = 0, size: int = 224) 
     - `world`, `world:TASK`: the embedded world (`n` pictures; 0: 6,000).
     - `folder:PATH`: a folder with one sub-folder a class; a fixed fifth is the test split.
     - `torchvision:NAME`: a torchvision data set already on disk in `$TORCHVISION_DATA` (by
-      default `./pictures`); nothing is downloaded.
+      default `./pictures`), with its own splits or else a fixed fifth; nothing is downloaded.
 
-    `size` is the side of the squares that files are resized to; raises `ValueError` for an unknown
-    spec and `FileNotFoundError` for a missing folder.
+    `n` limits the pictures (0: all), `size` is the side of the squares that files are resized to.
+    Raises `ValueError` for what it does not know, `FileNotFoundError` where nothing is and, on
+    reading, `OSError` for a broken file.
     """
     kind, _, name = spec.partition(":")
+    if kind not in ("world", "folder", "torchvision"):
+        why = "not supported yet" if kind in ("hf", "wds") else "unknown"
+        known = "world, world:TASK, folder:PATH or torchvision:NAME"
+        raise ValueError(f"pictures {spec!r} are {why}: give {known}")
+    if n < 0:
+        raise ValueError(f"{n} pictures of {spec}: give how many, or 0 for all")
     if kind == "world":
         return World(name or "world", split, n or 6000)
-    if kind == "folder":
-        path = Path(name).expanduser()
-        if not path.is_dir():
-            raise FileNotFoundError(f"no folder {path}: folder:PATH wants one sub-folder a class")
-        try:
-            return Files(ImageFolder(str(path)), split, n, size)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} has no class: folder:PATH wants one sub-folder of pictures a class"
-            ) from error
-    raise ValueError(
-        f"unknown pictures {spec!r}: give world, world:TASK (TASK one of {', '.join(TASKS)}) "
-        "or folder:PATH"
-    )
+    if split not in ("train", "test"):
+        raise ValueError(f"no split {split!r} of {spec}: give train or test")
+    if kind == "torchvision":
+        return Files(*_torchvision(name, split), n, size)
+    try:  # sorted by the names of classes and files
+        data = datasets.ImageFolder(str(Path(name).expanduser()), loader=read_image)
+    except OSError as error:
+        wanted = "give a folder with one sub-folder of pictures a class"
+        raise FileNotFoundError(f"{spec}: {wanted}: {error}") from error
+    return Files(data, split, n, size)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture in RGB, the right way up; `OSError` naming the file if it is broken or huge."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise ValueError(f"{image.width} × {image.height} pixels are too many")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _torchvision(name: str, split: str) -> tuple[Any, str]:
+    """The data set `name`, and the part of it to take: "" if it is the split already."""
+    if name not in datasets.__all__:
+        raise ValueError(f"torchvision has no data set {name!r} (it has CIFAR10, for example)")
+    takes = inspect.signature(make := getattr(datasets, name)).parameters
+    root = os.environ.get("TORCHVISION_DATA") or "pictures"
+    options: dict[str, Any] = {"download": False} if "download" in takes else {}
+    if "loader" in takes or name == "ImageNet":  # which hands it on to ImageFolder
+        options["loader"] = read_image
+    if "train" in takes:
+        options["train"] = split == "train"
+    elif "split" in takes and split == "test":  # by default it is train, or trainval, ...
+        options["split"] = "val" if name in NO_TEST else "test"
+    try:
+        return make(root, **options), "" if {"train", "split"} & set(takes) else split
+    except (RuntimeError, OSError, ImportError, TypeError, ValueError) as error:
+        what = f"no {name} in {root} (set TORCHVISION_DATA; nothing is downloaded)"
+        raise FileNotFoundError(f"{what}: {error}") from error
+
+
+def _labels(data: Any) -> list[int]:
+    """The class of every picture, without reading one, wherever the data set keeps them."""
+    for name in ("targets", "labels", "_labels", "y"):
+        if hasattr(data, name):
+            return [int(label) for label in getattr(data, name)]
+    if hasattr(data, "_samples"):
+        return [int(label) for _, label in data._samples]
+    raise ValueError(f"{type(data).__name__} has no class labels: give one for classification")
+
+
+def _class_names(data: Any, labels: list[int]) -> tuple[str, ...]:
+    """The names a data set has for its classes, or else their numbers."""
+    names = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if isinstance(data, datasets.ImageNet) and len(data.classes) == 1000:
+        names = open_clip.IMAGENET_CLASSNAMES  # WordNet's own are hard to tell apart
+    names = names or [str(i) for i in range(max(labels, default=-1) + 1)]
+    return tuple((n if isinstance(n, str) else n[0]).replace("_", " ") for n in names)

@@ -49,7 +49,7 @@ class PretrainConfig:
 
     singles: int = 80_000
     scenes: int = 40_000
-    steps: int = 6_500
+    steps: int = 5_600
     batch: int = 128
     lr: float = 1e-3
     warmup: int = 200
@@ -58,7 +58,7 @@ class PretrainConfig:
     scenes_start: float = 0.1
     scenes_end: float = 0.5
     drop_start: float = 0.7
-    drop_end: float = 0.5
+    drop_end: float = 0.55
     seed: int = 0
 
     def at(self, step: int) -> tuple[float, float, float]:

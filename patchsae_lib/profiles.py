@@ -57,7 +57,7 @@ class SAEConfig:
             raise ValueError(
                 f"sae.b_dec_init: {self.b_dec_init!r} is not geometric_median, mean or zeros"
             )
-        if self.l1 < 0:
+        if not self.l1 >= 0:  # NaN too
             raise ValueError(f"sae.l1: λ must be 0 or more, got {self.l1}")
         if self.expansion < 1 or self.k < 1:
             raise ValueError("sae.expansion and sae.k must be 1 or more")
@@ -66,7 +66,8 @@ class SAEConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """How it is trained. `cls_share` is the share of CLS tokens in a batch (negative: as in the
-    data, one in 197 for ViT-B/16); `dead_after` counts steps without activation."""
+    data, one in 197 for ViT-B/16); `dead_after` counts steps without activation; `precision` is
+    that of matrix products (bfloat16 doubles the speed where there is hardware for it)."""
 
     tokens: str = "all"  # all | cls
     cls_share: float = -1.0
@@ -75,14 +76,23 @@ class TrainConfig:
     lr: float = 4e-4
     warmup: int = 500
     dead_after: int = 64
+    precision: str = "float32"  # float32 | bfloat16
     seed: int = 0
     checkpoint_every: int = 1_000
 
     def __post_init__(self) -> None:
         if self.tokens not in ("all", "cls"):
             raise ValueError(f"train.tokens: {self.tokens!r} is not all or cls")
-        if self.steps < 1 or self.batch_tokens < 1:
-            raise ValueError("train.steps and train.batch_tokens must be 1 or more")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"train.precision: {self.precision!r} is not float32 or bfloat16")
+        if self.cls_share > 1:
+            raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be above 0, got {self.lr}")
+        if min(self.steps, self.batch_tokens, self.checkpoint_every) < 1 or self.seed < 0:
+            raise ValueError(
+                "train.steps, batch_tokens and checkpoint_every must be 1 or more, seed 0 or more"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ NaN and infinity are errors here, never results.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- activations: pre-activations (…, d_sae) and k → latents (…, d_sae), all 0 or more ----------
+# --- activations: pre-activations (…, d_sae) and k → latents (…, d_sae) ≥ 0 ---------------------
 
 Activation = Callable[[Tensor, int], Tensor]
 
@@ -40,21 +41,15 @@ def topk(pre: Tensor, k: int) -> Tensor:
 def batchtopk(pre: Tensor, k: int) -> Tensor:
     """The k · n largest positive pre-activations of all n tokens together; the others are 0.
 
-    A token that needs more latents gets them from one that needs fewer. What one picture gets
-    thus depends on the others: `SAE.encode` uses a learnt threshold instead once trained.
-
-    >>> batchtopk(torch.tensor([[3.0, 1.0, 2.0], [-1.0, -2.0, 4.0]]), 1)
-    tensor([[3., 0., 0.],
-            [0., 0., 4.]])
+    Of equal candidates for the last place none is kept. What a token gets depends on the others:
+    after training, `SAE.activate` uses a learnt threshold instead.
     """
-    f = pre.relu()
-    n_kept = k * (f.numel() // f.shape[-1])
-    flat = f.detach().flatten()
-    positive = flat.nonzero().squeeze(1)  # few: choosing among them is 2-3 times as fast
-    if len(positive) > n_kept:
-        positive = positive[flat[positive].topk(n_kept, sorted=False).indices]
-    kept = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, positive, True)
-    return f * kept.view_as(f)
+    n_kept = k * (pre.numel() // pre.shape[-1])
+    positive = pre.detach()[pre > 0]
+    if len(positive) <= n_kept:
+        return pre.relu()
+    largest_dropped = positive.kthvalue(len(positive) - n_kept).values
+    return F.threshold(pre, float(largest_dropped), 0.0)
 
 
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "topk": topk, "batchtopk": batchtopk}
@@ -65,8 +60,7 @@ ACTIVATIONS: dict[str, Activation] = {"relu": relu, "topk": topk, "batchtopk": b
 def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
     """mean (ẑ − z)² / ‖z‖₂ over tokens and dimensions of z, ẑ (…, d_vit) (eq. 2, first term).
 
-    The norm is the token's and is not squared, as in the authors' code: scaling z by s scales
-    the loss by s too.
+    The norm is not squared, as in the authors' code: tokens s times as long give s times the loss.
     """
     return ((z_hat - z).pow(2) / z.norm(dim=-1, keepdim=True)).mean()
 
@@ -82,8 +76,8 @@ def ghost_loss(z: Tensor, z_hat: Tensor, pre: Tensor, W_dec: Tensor, dead: Tenso
         g = exp(pre[dead]) W_dec[dead], scaled to ‖g‖ = ‖r‖ / 2
         loss = mean (g − r)² / ‖r‖₂, each element scaled to its share of the reconstruction loss
 
-    z, ẑ (…, d_vit); pre (…, d_sae); W_dec (d_sae, d_vit); dead (d_sae) bool. The scales and r carry
-    no gradient. As in the authors' code, after Jermyn & Templeton, "Ghost grads" (2024).
+    z, ẑ (…, d_vit); pre (…, d_sae); W_dec (d_sae, d_vit); dead (d_sae) bool. The scales and r
+    carry no gradient. As in the authors' code, after Jermyn & Templeton, "Ghost grads" (2024).
     """
     residual = (z - z_hat).detach()
     norm = residual.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # a perfect token has no residual
@@ -102,7 +96,7 @@ class SAE(nn.Module):
 
     Parameters `W_enc` (d_vit, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_vit), `b_dec` (d_vit),
     Kaiming-uniform with unit-norm decoder rows as in the authors' code, drawn from `seed` alone.
-    The buffer `threshold` is what BatchTopK learns in training and uses afterwards.
+    `threshold` () is what BatchTopK learns in training and uses afterwards.
 
     >>> sae = SAE(d_vit=8, d_sae=32).eval()
     >>> sae.encode(torch.ones(2, 5, 8)).shape, sae(torch.ones(2, 5, 8)).shape
@@ -134,24 +128,25 @@ class SAE(nn.Module):
 
     @property
     def d_vit(self) -> int:
+        """The width of a residual token."""
         return self.W_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
+        """The number of latents."""
         return self.W_dec.shape[0]
 
     def pre_activations(self, z: Tensor) -> Tensor:
         """(z − b_dec) W_enc + b_enc, (…, d_sae), for z (…, d_vit), unchecked."""
         # b_dec's gradient takes the second path, whose value is b_enc exactly: through the first
-        # it would cost one more matrix product of the six in a training step.
+        # a training step would need six matrix products instead of five.
         shift = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
         return (z - self.b_dec.detach()) @ self.W_enc + (self.b_enc - shift)
 
     def activate(self, pre: Tensor) -> Tensor:
         """Latents (…, d_sae) ≥ 0 of pre-activations; depends on the batch only while training."""
         if self.activation == "batchtopk" and not self.training:
-            f = pre.relu()
-            return f * (f >= self.threshold)
+            return F.threshold(pre, float(self.threshold), 0.0)
         return ACTIVATIONS[self.activation](pre, self.k)
 
     def encode(self, z: Tensor) -> Tensor:
@@ -188,19 +183,18 @@ class SAE(nn.Module):
             self.W_dec.grad.addcmul_(parallel, self.W_dec, value=-1)
 
     @torch.no_grad()
-    def learn_threshold(self, f: Tensor, rate: float = 0.01) -> None:
-        """Move `threshold` towards the smallest active latent of a batch (moving average)."""
-        if (f > 0).any():
-            smallest = f[f > 0].min()
-            self.threshold.lerp_(smallest, rate if self.threshold > 0 else 1.0)
+    def learn_threshold(self, f: Tensor, rate: float = 0.05) -> None:
+        """Move `threshold` towards a batch's smallest active latent (a mean of ~20 batches)."""
+        active = f[f > 0]
+        if len(active):
+            self.threshold.lerp_(active.min(), rate if self.threshold > 0 else 1.0)
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
         """An SAE for z of one that was trained on z / scale (`scale`: the mean token norm).
 
-        Latents stay what they were in training, f(z) = f_trained(z / scale), so thresholds on
-        them keep their meaning; the reconstruction is in the units of z, hence decoder rows have
-        norm `scale`.
+        Latents stay as trained, f(z) = f_trained(z / scale), and so do thresholds on them; ẑ is
+        in the units of z, hence decoder rows have norm `scale`.
         """
         sae = copy.deepcopy(self)
         sae.W_enc.div_(scale)
@@ -233,12 +227,12 @@ def initial_b_dec(z: Tensor, method: str) -> Tensor:
     """
     require_finite(z, "z")
     if method == "geometric_median":
-        return geometric_median(z).reshape(-1, z.shape[-1]).mean(dim=0)
-    if method == "mean":
-        return z.reshape(-1, z.shape[-1]).mean(dim=0)
-    if method == "zeros":
-        return z.new_zeros(z.shape[-1])
-    raise ValueError(f"b_dec_init {method!r} is not geometric_median, mean or zeros")
+        z = geometric_median(z)
+    elif method == "zeros":
+        z = torch.zeros_like(z)
+    elif method != "mean":
+        raise ValueError(f"b_dec_init {method!r} is not geometric_median, mean or zeros")
+    return z.reshape(-1, z.shape[-1]).mean(dim=0)
 
 
 # --- latent masks (section 4.1, on/off top-k) --------------------------------------------------
@@ -246,22 +240,18 @@ def initial_b_dec(z: Tensor, method: str) -> Tensor:
 
 def _chosen(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
     index = torch.as_tensor(latents, dtype=torch.long, device=f.device)
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < f.shape[-1]):
+    if ((index < 0) | (index >= f.shape[-1])).any():
         raise ValueError(f"latents must be 0 to {f.shape[-1] - 1}, got {index.tolist()}")
     return torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device).index_fill(0, index, True)
 
 
 def keep(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
-    """"On": f (…, d_sae) with all but `latents` (n,) set to 0. `b_dec` is not a latent: it stays.
-
-    >>> keep(torch.tensor([1.0, 2.0, 3.0]), [1])
-    tensor([0., 2., 0.])
-    """
+    """f (…, d_sae) with all but `latents` (n,) set to 0: "on". `b_dec` is no latent and stays."""
     return f * _chosen(f, latents)
 
 
 def drop(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
-    """"Off": f (…, d_sae) with `latents` (n,) set to 0; `keep` + `drop` = f."""
+    """f (…, d_sae) with `latents` (n,) set to 0: "off". `keep` + `drop` = f."""
     return f * ~_chosen(f, latents)
 
 
@@ -270,42 +260,41 @@ def drop(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
 
 def require_finite(x: Tensor, what: str) -> None:
     """Raise `ValueError` if x holds NaN or infinity, saying how many and where the first is."""
-    if torch.isfinite(x.sum()):
+    if torch.isfinite(x.sum()):  # one quick pass
         return
     bad = (~torch.isfinite(x)).nonzero()
-    if len(bad):  # none: only the sum overflowed
+    if len(bad):  # else only the sum overflowed
+        where = f"the first at {tuple(bad[0].tolist())}"
         raise ValueError(
-            f"{what} {tuple(x.shape)} holds {len(bad)} values that are NaN or infinite, the first "
-            f"at {tuple(bad[0].tolist())}"
+            f"{what} {tuple(x.shape)}: {len(bad)} values are NaN or infinite, {where}"
         )
 
 
 def explained_variance(z: Tensor, z_hat: Tensor) -> float:
-    """1 − Σ ‖z − ẑ‖² / Σ ‖z − z̄‖² over tokens (…, d_vit), z̄ their mean; 1 is perfect, 0 what the
-    mean alone would reach. Raises `ValueError` when all tokens are equal."""
+    """1 − Σ ‖z − ẑ‖² / Σ ‖z − z̄‖² over tokens (…, d_vit): 1 is perfect, 0 what their mean z̄ gives.
+    Raises `ValueError` when all tokens are equal, and for NaN or infinity."""
     z, z_hat = z.reshape(-1, z.shape[-1]), z_hat.reshape(-1, z.shape[-1])
     variance = (z - z.mean(dim=0)).pow(2).sum()
-    ratio = float((z - z_hat).pow(2).sum() / variance)
-    if variance == 0 or ratio != ratio:
+    ratio = ((z - z_hat).pow(2).sum() / variance).item()
+    if not math.isfinite(ratio):
         raise ValueError(f"explained variance needs different, finite tokens: z {tuple(z.shape)}")
     return 1 - ratio
 
 
 def explained_variance_uncentred(z: Tensor, z_hat: Tensor) -> float:
-    """mean (1 − ‖z − ẑ‖² / ‖z‖²) over tokens (…, d_vit): the authors' measure, which a large mean
-    flatters."""
+    """mean (1 − ‖z − ẑ‖² / ‖z‖²) over tokens (…, d_vit), the authors': a large mean flatters."""
     require_finite(z, "z")
     require_finite(z_hat, "z_hat")
-    return float((1 - (z - z_hat).pow(2).sum(dim=-1) / z.pow(2).sum(dim=-1)).mean())
+    return (1 - (z - z_hat).pow(2).sum(dim=-1) / z.pow(2).sum(dim=-1)).mean().item()
 
 
 def l0(f: Tensor) -> float:
     """The mean number of active latents of a token, for f (…, d_sae)."""
     require_finite(f, "f")
-    return float(f.count_nonzero()) * f.shape[-1] / f.numel()
+    return f.count_nonzero().item() * f.shape[-1] / f.numel()
 
 
 def dead_fraction(f: Tensor) -> float:
     """The share of latents that no token of f (…, d_sae) activates."""
     require_finite(f, "f")
-    return float((f.reshape(-1, f.shape[-1]).amax(dim=0) == 0).float().mean())
+    return (f.reshape(-1, f.shape[-1]).amax(dim=0) == 0).float().mean().item()

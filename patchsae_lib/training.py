@@ -1,9 +1,9 @@
 """Training the sparse autoencoder, so that a killed run goes on where it was (section 3.1).
 
-A checkpoint is one safetensors file: `sae.*` parameters, `adam.<parameter>.*` moments, `silent`
-(d_sae,) steps since each latent was active; its metadata hold `step`, `scale`, `history` and
-`run`, what the result depends on, as JSON. A run resumed from it ends bit for bit where it would
-have ended undisturbed, on the same machine with as many threads.
+A checkpoint is one safetensors file: parameters `sae.*`, Adam's moments `adam.<parameter>.*`, and
+`silent` (d_sae,), the steps since each latent was active. Its metadata hold `step`, `scale`,
+`history` and `run` (all that the result depends on) as JSON. A run that is resumed ends bit for
+bit where it would have ended undisturbed, given the same machine and number of threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchsae_lib.activations import TokenCache, check_tokens, token_batches
-from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.artefacts import _difference, atomic_path
 from patchsae_lib.profiles import SAEConfig, TrainConfig
-from patchsae_lib.sae import SAE, ghost_loss, initial_b_dec, l1_loss, reconstruction_loss
+from patchsae_lib.sae import (
+    SAE,
+    explained_variance,
+    ghost_loss,
+    initial_b_dec,
+    l1_loss,
+    reconstruction_loss,
+)
 
 Batches = Callable[[int], Iterator[Tensor]]
 History = list[dict[str, float]]
 
 SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
-HISTORY_ROWS = 200  # about as many points as a learning curve can show
-# Tokens that go through the autoencoder together. On a CPU (…, d_sae) tensors then stay in its
-# cache (1.2-1.5 times as fast as 4096 at once), on a GPU d_sae = 49,152 fits beside the weights.
+HISTORY_ROWS = 200  # as many points as a learning curve can show
+# Tokens that pass the autoencoder together. On a CPU the (…, d_sae) tensors then stay in its
+# cache, which is a quarter faster than 4,096 at once; a GPU has room for those at d_sae = 49,152.
 CHUNK = {"cpu": 512, "cuda": 4096}
 
 
 def objective(
     sae: SAE, z: Tensor, l1: float, dead: Tensor | None = None, bfloat16: bool = False
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """The loss of eq. 2 for tokens z (n, d_vit), with the ghost term for latents `dead` (d_sae).
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead` (d_sae).
 
-    Returns the loss, the latents f (n, d_sae), ẑ (n, d_vit) and the loss's parts: `reconstruction`
-    and `l1` = mean ‖f‖₁ without λ. `bfloat16` is for the matrix products only.
+    Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
+    latents f (n, d_sae); ẑ (n, d_vit). `bfloat16` concerns the matrix products only.
     """
     with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
         pre = sae.pre_activations(z)
@@ -51,40 +59,53 @@ def objective(
         z_hat = sae.decode(f)
         parts = {"reconstruction": reconstruction_loss(z, z_hat), "l1": l1_loss(f)}
         loss = parts["reconstruction"] + l1 * parts["l1"]
+        parts["ghost"] = torch.zeros_like(loss)
         if dead is not None:
-            loss = loss + ghost_loss(z, z_hat, pre, sae.W_dec, dead)
-    return loss, f, z_hat, parts
+            parts["ghost"] = ghost_loss(z, z_hat, pre, sae.W_dec, dead)
+            loss = loss + parts["ghost"]
+    return {"loss": loss, **parts}, f, z_hat
 
 
 class Trainer:
-    """An autoencoder in training: its weights, Adam's moments, and the steps each latent is silent.
-
-    Deviation: none in a step; the authors too set decoder rows to unit norm before it, take the
-    gradient along them away, and give ghost gradients to latents silent for over `dead_after`.
-    """
+    """An autoencoder in training: weights, Adam's moments, and how long each latent is silent."""
 
     def __init__(self, sae: SAE, sae_config: SAEConfig, train_config: TrainConfig) -> None:
         self.sae, self.sae_config, self.train_config = sae, sae_config, train_config
         self.adam = torch.optim.Adam(sae.parameters(), lr=train_config.lr, fused=True)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)
-        self.n_steps = 0
-        self.scale = 1.0
+        self.n_steps, self.scale = 0, 1.0
         self.history: History = []
 
-    def step(self, z: Tensor) -> float:
-        """One step of Adam on tokens z (n, d_vit); returns the loss before it.
+    @torch.no_grad()
+    def start(self, sample: Tensor) -> None:
+        """Set the input scale and the biases from a sample of tokens z (n, d_vit).
 
-        Raises `FloatingPointError` when the loss is NaN or infinite; the weights stay as they were.
+        Deviation: the points of b_dec's geometric median are tokens drawn as in training, where
+        the authors take images and average over token positions.
+        """
+        if self.sae_config.scale_inputs:
+            self.scale = float(sample.norm(dim=-1).mean())
+        self.sae.b_dec.copy_(initial_b_dec(sample / self.scale, self.sae_config.b_dec_init))
+        self.sae.b_enc.fill_(self.sae_config.b_enc_init)
+
+    def step(self, z: Tensor) -> float:
+        """One step of Adam on (scaled) tokens z (n, d_vit); returns the loss before it.
+
+        As the authors do: decoder rows are set to unit norm first, the gradient along them is
+        taken away, and latents silent for more than `dead_after` steps get ghost gradients.
+
+        Raises `FloatingPointError`, before Adam's step, when the loss is NaN or infinite.
         """
         config = self.train_config
+        every = max(1, config.steps // HISTORY_ROWS)
+        logged = self.n_steps % every == 0 or self.n_steps + 1 == config.steps
         self.sae.normalise_decoder()
         self.adam.zero_grad()
-        measured, fired = self._gradients(z)
-        loss = measured["loss"]
-        if not math.isfinite(loss):
+        row, fired = self._gradients(z, logged)
+        if not math.isfinite(row["loss"]):
             raise FloatingPointError(
-                f"the loss is {loss} at step {self.n_steps}: lower train.lr (now {config.lr}), or "
-                "set sae.scale_inputs so that tokens have norm 1"
+                f"the loss is {row['loss']} at step {self.n_steps}: lower train.lr (it is "
+                f"{config.lr}) or set sae.scale_inputs, which gives tokens a norm of about 1"
             )
         self.sae.remove_parallel_gradient()
         for group in self.adam.param_groups:
@@ -92,8 +113,154 @@ class Trainer:
         self.adam.step()
         self.silent += 1
         self.silent[fired] = 0
-        if self._is_logged():
-            dead = (self.silent > config.dead_after).float().mean()
-            self.history.append({"step": self.n_steps, **measured, "dead": float(dead)})
+        if logged:
+            row["dead"] = float((self.silent > config.dead_after).float().mean())
+            self.history.append({"step": self.n_steps, **row})
         self.n_steps += 1
-        return loss
+        return row["loss"]
+
+    def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
+        """Add up the gradients of z's chunks; the measures of z, and which latents fired."""
+        sae, ghosts = self.sae, self.sae_config.ghost_gradients
+        silent = self.silent > self.train_config.dead_after
+        dead = silent if ghosts and bool(silent.any()) else None
+        fired = torch.zeros_like(silent)
+        totals: dict[str, Tensor | float] = {}
+        reconstructions = []
+        # BatchTopK chooses among all tokens of a batch: it cannot see them in chunks.
+        chunk = len(z) if sae.activation == "batchtopk" else CHUNK.get(z.device.type, 4096)
+        for part in z.split(chunk):
+            bfloat16 = self.train_config.precision == "bfloat16"
+            measured, f, z_hat = objective(sae, part, self.sae_config.l1, dead, bfloat16)
+            share = len(part) / len(z)
+            (measured["loss"] * share).backward()
+            f = f.detach()
+            fired |= f.amax(dim=0) > 0
+            if logged:  # counting costs as much as a tenth of the step
+                measured["l0"] = f.count_nonzero() / len(part)
+                reconstructions.append(z_hat.detach())
+            for key, value in measured.items():
+                totals[key] = totals.get(key, 0.0) + value.detach() * share
+            if sae.activation == "batchtopk":
+                sae.learn_threshold(f)
+        row = {key: float(value) for key, value in totals.items()}
+        if logged and math.isfinite(row["loss"]):
+            row["explained_variance"] = explained_variance(z, torch.cat(reconstructions))
+        return row, fired
+
+    def save(self, path: Path, run: dict[str, Any]) -> None:
+        """Write everything that the next step depends on, as one file and atomically."""
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        tensors["silent"] = self.silent
+        for name, parameter in self.sae.named_parameters():
+            for key, moment in self.adam.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = moment
+        state = {"run": run, "step": self.n_steps, "scale": self.scale, "history": self.history}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {key: json.dumps(v) for key, v in state.items()})
+
+    def load(self, path: Path, run: dict[str, Any]) -> None:
+        """Take up a run where `save` left it; `ValueError` if the file is no such run's."""
+        advice = "delete it to start again, or give another path for the checkpoint"
+        try:
+            with safe_open(path, framework="pt", device=str(self.silent.device)) as file:
+                state = {key: json.loads(v) for key, v in (file.metadata() or {}).items()}
+                # Copies: Adam writes into its moments, which must not reach the file.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            theirs = state["run"]
+        except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a whole checkpoint ({error!r}): {advice}") from error
+        if theirs != run:
+            raise ValueError(
+                f"{path} is another run's checkpoint ({_difference(theirs, run)}): {advice}"
+            )
+        names = self.sae.state_dict()
+        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in names})
+        for name, parameter in self.sae.named_parameters():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                self.adam.state[parameter][key] = tensors[f"adam.{name}.{key}"]
+        self.silent = tensors["silent"]
+        self.n_steps, self.scale, self.history = state["step"], state["scale"], state["history"]
+
+
+def _sample(batches: Batches) -> tuple[Tensor, str]:
+    """The first tokens (n, d_vit) that training will see, and a hash of its first batch."""
+    parts: list[Tensor] = []
+    for z in batches(0):
+        if z.ndim != 2:
+            raise ValueError(f"batches must be tokens (n, d_vit), got {tuple(z.shape)}")
+        check_tokens(z, f"batch {len(parts)}")
+        parts.append(z)
+        if sum(map(len, parts)) >= SAMPLE_TOKENS:
+            break
+    if not sum(map(len, parts)):
+        raise ValueError("no tokens to learn from: the data set is empty")
+    digest = hashlib.sha256(parts[0].contiguous().numpy().tobytes()).hexdigest()
+    return torch.cat(parts)[:SAMPLE_TOKENS], digest[:16]
+
+
+def train(
+    tokens: TokenCache | Batches,
+    sae_config: SAEConfig,
+    train_config: TrainConfig,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> tuple[SAE, History]:
+    """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on.
+
+    It is resumed from `checkpoint` if that file exists, and written there every
+    `checkpoint_every` steps and at the end. The SAE returned is frozen, in eval mode, and works on
+    raw residual tokens (`SAE.fold`). Deviation: its decoder rows are set to unit norm (times the
+    input scale) once more after the last step.
+
+    History, about 200 rows over the run: `step`; of that step's batch, before its update, `loss`
+    and its parts `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a
+    token) and `explained_variance` (centred); `dead`, the share of latents silent for more than
+    `dead_after` steps. With `scale_inputs` all are in units of scaled tokens.
+
+    Raises `ValueError` before the first step for NaN, infinity or no tokens, and for a checkpoint
+    that is not this run's; later for a batch of another width or the end of the batches.
+    `FloatingPointError` when the loss stops being a number.
+    """
+    if isinstance(tokens, TokenCache):
+        check_tokens(tokens.tokens, "the token cache")
+        tokens = partial(token_batches, tokens, train_config, train_config.seed)
+    batches: Batches = tokens
+    sample, digest = _sample(batches)
+    d_vit = sample.shape[1]
+    settings = {**asdict(train_config), "checkpoint_every": None}  # which changes no result
+    run = {"sae": asdict(sae_config), "train": settings, "d_vit": d_vit, "first_batch": digest}
+    d_sae = sae_config.expansion * d_vit
+    sae = SAE(d_vit, d_sae, sae_config.activation, sae_config.k, train_config.seed)
+    trainer = Trainer(sae.to(device), sae_config, train_config)
+    path = Path(checkpoint) if checkpoint else None
+    if path and path.exists():
+        trainer.load(path, run)
+    else:
+        trainer.start(sample.to(device))
+    with tqdm(
+        total=train_config.steps * train_config.batch_tokens,
+        initial=trainer.n_steps * train_config.batch_tokens,
+        unit=" tokens",
+        unit_scale=True,
+        disable=not progress,
+    ) as bar:
+        source = batches(trainer.n_steps)
+        while trainer.n_steps < train_config.steps:
+            z = next(source, None)
+            if z is None or z.ndim != 2 or z.shape[1] != d_vit or not len(z):
+                got = "the end of the data" if z is None else tuple(z.shape)
+                where = f"step {trainer.n_steps} of {train_config.steps}"
+                raise ValueError(f"{where}: expected tokens (n, {d_vit}), got {got}")
+            check_tokens(z, f"the batch of step {trainer.n_steps}")
+            loss = trainer.step(z.to(device) / trainer.scale)
+            bar.set_postfix(loss=f"{loss:.4g}", L0=f"{trainer.history[-1]['l0']:.1f}")
+            bar.update(len(z))
+            done = trainer.n_steps == train_config.steps
+            if path and (done or trainer.n_steps % train_config.checkpoint_every == 0):
+                trainer.save(path, run)
+    sae.zero_grad()
+    sae.normalise_decoder()
+    sae = sae.fold(trainer.scale) if sae_config.scale_inputs else sae
+    return sae.eval().requires_grad_(False), trainer.history

@@ -1,4 +1,10 @@
-"""The twelve backgrounds and the two kinds of picture that are nothing but background."""
+"""The twelve backgrounds, and the eight land covers that fill a picture of their own.
+
+A painter `f(c, rng, new)` draws on `c`; `new` registers a colour and returns its region id.
+"""
+
+# A painter's name already says what it paints.
+# ruff: noqa: D103
 
 from __future__ import annotations
 
@@ -20,11 +26,13 @@ def shade(c: Colour, by: float) -> Colour:
 
 
 def jitter(c: Colour, rng: random.Random, by: int = 12) -> Colour:
+    """`c` with up to `by` added to or taken from each channel."""
     r, g, b = (max(0, min(255, v + rng.randint(-by, by))) for v in c)
     return r, g, b
 
 
 def clouds(c: Canvas, rng: random.Random, white: int, n: int, low: float) -> None:
+    """`n` clouds of three discs each, none below `low`."""
     for _ in range(n):
         x, y, s = rng.uniform(0, SIZE), rng.uniform(6, low), rng.uniform(5, 9)
         for k in (-1, 0, 1):
@@ -32,11 +40,13 @@ def clouds(c: Canvas, rng: random.Random, white: int, n: int, low: float) -> Non
 
 
 def hills(c: Canvas, rng: random.Random, y: float, i: int, step: int = 37) -> None:
+    """A wavy edge near `y`: a hill about every `step` pixels; what is below is for the caller."""
     for x in range(-10, SIZE + 20, step):
         c.disc(x + rng.uniform(-8, 8), y + 14, rng.uniform(28, 40), rng.uniform(14, 24), i)
 
 
 def sky_over(c: Canvas, i: int) -> None:
+    """All of the picture, for the rest to be drawn over."""
     c.box(0, 0, SIZE, SIZE, i)
 
 
@@ -165,9 +175,7 @@ def road(c: Canvas, rng: random.Random, new: Brush) -> None:
     y = rng.uniform(38, 52)
     c.box(0, y, SIZE, SIZE, new((136, 166, 96)))
     mid = rng.uniform(44, 68)
-    c.polygon(
-        np.array([(mid - 7, y), (mid + 7, y), (124, SIZE), (-12, SIZE)]), new((96, 98, 104))
-    )
+    c.polygon(np.array([(mid - 7, y), (mid + 7, y), (124, SIZE), (-12, SIZE)]), new((96, 98, 104)))
     dash = new((244, 240, 220))
     v, h = y + 3, 4.0
     while v < SIZE:
@@ -189,10 +197,11 @@ def room(c: Canvas, rng: random.Random, new: Brush) -> None:
     plank = new((150, 100, 62))
     for v in (y + 8, y + 18, y + 30):
         c.box(0, v, SIZE, v + 0.8, plank)
-    x = rng.uniform(8, 76)
-    c.box(x, 10, x + 26, 36, new((250, 246, 236)))
-    c.box(x + 2, 12, x + 24, 34, new((170, 210, 236)))
-    c.box(x + 12, 12, x + 14, 34, len(c.regions) - 2)
+    left = rng.uniform(8, 76)
+    frame = new((250, 246, 236))
+    c.box(left, 10, left + 26, 36, frame)
+    c.box(left + 2, 12, left + 24, 34, new((170, 210, 236)))
+    c.box(left + 12, 12, left + 14, 34, frame)
 
 
 def wall(c: Canvas, rng: random.Random, new: Brush) -> None:
@@ -214,6 +223,7 @@ PAINTERS: dict[str, Painter] = {
 
 
 def patches(c: Canvas, rng: random.Random, i: int, n: int, r: float) -> None:
+    """`n` roundish spots of radius about `r`, anywhere."""
     for _ in range(n):
         s = r * rng.uniform(0.5, 1.2)
         c.disc(rng.uniform(0, SIZE), rng.uniform(0, SIZE), s, s * rng.uniform(0.7, 1.2), i)
@@ -230,6 +240,7 @@ def bend(rng: random.Random, amount: float) -> list[tuple[float, float]]:
 
 
 def turned(points: list[tuple[float, float]], rng: random.Random) -> list[tuple[float, float]]:
+    """The line as it is or, as often, from left to right."""
     return [(y, x) for x, y in points] if rng.random() < 0.5 else points
 
 

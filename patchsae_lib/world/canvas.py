@@ -46,26 +46,32 @@ class Canvas:
         self.patterns: list[tuple[int, str, Colour]] = []
 
     def region(self, region: Region, colour: Colour) -> int:
-        if len(self.regions) == 127:  # ids from 128 on are the other colour of a pattern
+        """Register what a shape is going to show; returns the id to draw it with."""
+        # Ids from 128 on are the other colour of a pattern, and sketches use 127 for "no region".
+        if len(self.regions) == 127:
             raise ValueError("more than 127 regions in one picture")
         self.regions.append(region)
         self.colours.append(colour)
         return len(self.regions) - 1
 
     def polygon(self, points: np.ndarray, i: int) -> None:
-        """`points` (n, 2) in pixels of the small picture."""
+        """Fill a polygon; `points` (n, 2), like all coordinates here, in pixels of the picture."""
         self.draw.polygon(np.rint(points * ZOOM).astype(int).ravel().tolist(), fill=i)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, i: int) -> None:
+        """Fill an upright rectangle; boxes that share an edge do not overlap."""
+        # Pillow counts the last row and column in.
         self.draw.rectangle(
             (round(x0 * ZOOM), round(y0 * ZOOM), round(x1 * ZOOM) - 1, round(y1 * ZOOM) - 1), i
         )
 
     def disc(self, x: float, y: float, rx: float, ry: float, i: int) -> None:
+        """Fill an upright ellipse around (x, y)."""
         box = (x - rx, y - ry, x + rx, y + ry)
         self.draw.ellipse([round(v * ZOOM) for v in box], fill=i)
 
     def line(self, points: list[tuple[float, float]], width: float, i: int) -> None:
+        """Draw a polyline, which always stays visible: at least a third of a pixel wide."""
         flat = [round(v * ZOOM) for p in points for v in p]
         self.draw.line(flat, fill=i, width=max(1, round(width * ZOOM)), joint="curve")
 
@@ -123,18 +129,17 @@ def pattern_map(name: str) -> np.ndarray:
         on = np.where(a, x % (step // 4) < 3, y % (step // 4) < 3)
     elif name == "banded":
         on = y // (step // 2) % 2 == 0
-    elif name == "starry":
+    else:  # starry
         cx, cy = x % step - step // 2, y % step - step // 2
         on = np.abs(cx) * np.abs(cy) < 9
         on &= np.maximum(np.abs(cx), np.abs(cy)) < step * 3 // 8
-    else:
-        on = np.zeros((WIDE, WIDE), bool)
     return on.astype(np.uint8)
 
 
 @cache
 def tiles(name: str) -> np.ndarray:
-    """Fields that pictures take a random window of: `grain` noise, `strokes` of a brush and soft `cloud`s, int16."""
+    """Fields (…, 256, 256) int16 that pictures take a random window of: noise (`grain`), the
+    marks of a brush (`strokes`), three soft fields (`cloud`)."""
     rng = np.random.Generator(np.random.PCG64(20241208))
     if name == "grain":
         four = rng.integers(-64, 65, (4, 256, 256), dtype=np.int16)
@@ -142,7 +147,7 @@ def tiles(name: str) -> np.ndarray:
     if name == "strokes":
         grain = tiles("grain")
         along = [np.roll(grain, (k, 2 * k), (0, 1)) for k in range(5)]
-        return np.sum(along, 0, dtype=np.int16) >> 1
+        return np.stack(along).sum(0, dtype=np.int16) >> 1
     coarse = rng.integers(0, 256, (3, 24, 24), dtype=np.uint8)
     soft = [Image.fromarray(c).resize((256, 256), Image.Resampling.BICUBIC) for c in coarse]
     return np.stack([np.asarray(s) for s in soft]).astype(np.int16) - 128  # (3, 256, 256)

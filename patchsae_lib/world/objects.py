@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-from .shapes import (
+from patchsae_lib.world.shapes import (
     Part,
     Point,
     Points,
@@ -555,8 +555,7 @@ def petal_outline(shape: str, petals: int) -> Points:
 
 
 @fitted
-def flower(u: Draw, petals: int = 5, shape: str = "round", petal_role: str = "main",
-    centre_role: str = "yellow") -> list[Part]:
+def flower(u: Draw, petals: int = 5, shape: str = "round") -> list[Part]:
     a, b, c, r, y = u(-.2, .2), u(.1, .6), u(.26, .36), u(.6, .7), u(.5, .62)
     spin = u(-.5, .5) * 2 * PI / petals - PI / 2
     outline = petal_outline(shape, petals) * r
@@ -566,9 +565,9 @@ def flower(u: Draw, petals: int = 5, shape: str = "round", petal_role: str = "ma
         Part("stem", "leaf", stroke(stem, .1)),
         Part("leaf", "leaf", turn(leaf, -b) + poly((.6 * a, y + .35))),
         Part("leaf", "leaf", turn(mirror(leaf), b) + poly((.5 * a, y + .6))),
-        *(Part("petal", petal_role, turn(outline, spin + 2 * PI * k / petals))
+        *(Part("petal", "main", turn(outline, spin + 2 * PI * k / petals))
             for k in range(petals)),
-        Part("centre", centre_role, ellipse(0, 0, c * r, c * r)),
+        Part("centre", "yellow", ellipse(0, 0, c * r, c * r)),
     ]
 
 

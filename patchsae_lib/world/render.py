@@ -52,12 +52,12 @@ class Picture:
 
 def parts_of(t: Thing) -> list[Part]:
     """The polygons of a thing in its own coordinates (the box [-1, 1]²)."""
-    f = t.flower
+    f = t.flower  # its colours do not change the polygons: one drawing serves them all
     return _variant(t.cls, t.variant, (f.petals, f.shape) if f else ())
 
 
 @cache
-def _variant(cls: str, variant: int, flower: tuple) -> list[Part]:
+def _variant(cls: str, variant: int, flower: tuple[int, str] | tuple[()]) -> list[Part]:
     u = random.Random(f"{cls}/{variant}/{flower}").uniform
     if flower:
         return objects.flower(u, petals=flower[0], shape=flower[1])
@@ -134,7 +134,7 @@ def render(scene: Scene) -> Picture:
     if scene.word:
         sign(c, scene.word, rng)
     ids = c.ids()
-    if scene.style != "photo" and scene.style != "silhouette":
+    if scene.style not in ("photo", "silhouette"):  # by hand: ids move, so masks move with them
         k = int(rng.random() * 4) + (4 if scene.style == "painting" else 0)
         ids = ids.ravel()[warps()[k]].reshape(WIDE, WIDE)
     if scene.pattern or scene.land:
@@ -156,6 +156,7 @@ def shrink(image: Image.Image) -> np.ndarray:
 
 
 def coloured(c: Canvas, ids: np.ndarray) -> Image.Image:
+    """Every id in its colour, still three times enlarged."""
     image = Image.fromarray(ids, "P")
     image.putpalette(c.palette().tobytes(), "RGB")
     return image.convert("RGB")
@@ -200,6 +201,7 @@ def relief(things: Image.Image) -> np.ndarray:
 
 
 def photo(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
+    """Light from the upper left, cast shadows, darker edges, the grain of a sensor."""
     rgb = shrink(coloured(c, ids))
     edges = outlines(ids & 127)
     things = objectness(ids, first, len(c.regions))
@@ -218,6 +220,7 @@ def photo(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndar
 
 
 def painting(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
+    """Stronger colours under the marks of a brush, no shadows."""
     rgb = shrink(coloured(c, ids))
     mean = rgb.sum(2, dtype=np.int16) // 3
     rgb = mean[..., None] + (rgb - mean[..., None]) * 5 // 4
@@ -232,7 +235,8 @@ def painting(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.n
 def drawing(
     c: Canvas, ids: np.ndarray, first: int, rng: random.Random, paper: Colour, ink: Colour
 ) -> np.ndarray:
-    plain = ids & 127
+    """Bold outlines of things, faint ones of the background, hatching on the side in shadow."""
+    plain = ids & 127  # the lines of a pattern are texture, which a drawing does not show
     things = objectness(plain, first, len(c.regions))
     strong = outlines(np.where(plain >= first, plain, 0), bold=True)
     faint = outlines(np.where(plain < first, plain, 127)) * 9 // 16
@@ -245,11 +249,13 @@ def drawing(
 
 
 def sketch(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
+    """A pencil on light paper."""
     paper = jitter((244, 240, 230), rng, 7)
     return drawing(c, ids, first, rng, paper, jitter((56, 54, 60), rng))
 
 
 def blueprint(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
+    """White lines on squared blue paper."""
     paper = np.array(drawing(c, ids, first, rng, jitter((38, 84, 152), rng), (232, 240, 250)))
     y, x = rng.randrange(14), rng.randrange(14)
     paper[y::14] = np.minimum(255, paper[y::14].astype(np.int16) + 16)
@@ -267,6 +273,7 @@ DUSK: tuple[tuple[Colour, Colour], ...] = (
 
 
 def silhouette(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
+    """Black things before the background in two tones of evening light."""
     low, high = DUSK[rng.randrange(len(DUSK))]
     palette = c.palette().astype(np.int32)
     tone = palette[:, :1] * 30 // 100 + palette[:, 1:2] * 59 // 100 + palette[:, 2:] * 11 // 100
@@ -281,6 +288,4 @@ def silhouette(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np
     return finish(shrink(image.convert("RGB")), 10, rng)
 
 
-STYLE = {
-    f.__name__: f for f in (photo, sketch, painting, silhouette, blueprint)
-}
+STYLE = {f.__name__: f for f in (photo, sketch, painting, silhouette, blueprint)}

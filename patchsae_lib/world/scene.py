@@ -1,4 +1,8 @@
-"""What is in a picture, before it is drawn: drawn from (seed, split, index) and nothing else."""
+"""What is in a picture, before it is drawn, and what a caption says of it.
+
+All chance comes from the generator that is handed in. Its numbers are drawn in a fixed order, on
+which every picture depends: a draw added, removed or moved makes another world.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ GROUP_OF: dict[str, str] = {c: g for g, classes in GROUPS.items() for c in class
 
 @dataclass(frozen=True)
 class Flower:
-    """What can be counted and named on a flower."""
+    """What can be counted and named on a flower; `name` is empty where it is of no species."""
 
     petals: int
     shape: str  # round | long | pointed | heart
@@ -85,6 +89,7 @@ class Scene:
 
     @property
     def shows_colour(self) -> bool:
+        """Whether colours and textures of things can be seen in this style."""
         return self.style in ("photo", "painting")
 
 
@@ -92,7 +97,7 @@ class Scene:
 class Mix:
     """How often scenes are of which sort, and what captions mention."""
 
-    styles: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)
+    styles: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)  # weights of vocabulary.STYLES
     several: float = 0.3  # several different things
     counted: float = 0.1  # several things of one class
     word: float = 0.2
@@ -103,6 +108,7 @@ class Mix:
 
 
 def pick(rng: random.Random, options: tuple[str, ...] | list[str]) -> str:
+    """One of the options; not `rng.choice`, whose numbers Python may draw in another way."""
     return options[int(rng.random() * len(options))]
 
 
@@ -134,6 +140,7 @@ def thing(rng: random.Random, cls: str, x: float, y: float, size: float) -> Thin
 
 
 def one_thing(rng: random.Random, cls: str) -> Thing:
+    """A large object that fits into the picture, near its middle."""
     size = rng.uniform(30, 47)
     slack = 56 - size
     x, y = 56 + rng.uniform(-slack, slack), 57 + rng.uniform(-slack, slack) * 0.8
@@ -169,8 +176,7 @@ def sample(rng: random.Random, mix: Mix = Mix(), cls: str = "") -> Scene:
         n = 2 + int(rng.random() * 3)
         others = rng.sample([c for c in CLASSES if c != cls], n - 1)
         things = [
-            thing(rng, c, *place)
-            for c, place in zip([cls, *others], places(rng, n), strict=True)
+            thing(rng, c, *place) for c, place in zip([cls, *others], places(rng, n), strict=True)
         ]
     elif sort < mix.several + mix.counted:
         n = 2 + int(rng.random() * 5)

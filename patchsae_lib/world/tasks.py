@@ -15,8 +15,6 @@ from patchsae_lib.world.scene import (
     SPECIES,
     Mix,
     Scene,
-    Thing,
-    describe,
     one_thing,
     pick,
     places,
@@ -36,7 +34,8 @@ from patchsae_lib.world.vocabulary import (
 
 SINGLE = Mix(several=0.0, counted=0.0)
 PHOTO = (1.0, 0.0, 0.0, 0.0)
-#: two patterns in three are new: pretraining shows the others on objects only, never alone
+#: Six of the ten are new (two among the base half, four among the novel half). Pretraining shows
+#: the other four (`TEXTURES`) on objects only, never filling the picture.
 PATTERNS = (
     "striped", "grid", "dotted", "scaly", "checkered",
     "zigzag", "woven", "brick", "banded", "starry",
@@ -47,7 +46,10 @@ COUNTS = NUMBERS[:6]
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled stream of scenes: `make(rng, label)` draws one of class `classes[label]`."""
+    """A labelled stream of scenes: `make(rng, label)` draws one of class `classes[label]`.
+
+    `templates` turn a class name into a prompt; `shift` says how far it is from pretraining.
+    """
 
     name: str
     title: str
@@ -58,10 +60,12 @@ class Task:
 
     @property
     def base(self) -> tuple[str, ...]:
+        """The classes that an adapted model is trained on."""
         return self.classes[: (len(self.classes) + 1) // 2]
 
     @property
     def novel(self) -> tuple[str, ...]:
+        """The classes it sees at the test only."""
         return self.classes[len(self.base) :]
 
 
@@ -76,9 +80,8 @@ def _in_style(style: str) -> Callable[[random.Random, int], Scene]:
     return make
 
 
-def _photo(rng: random.Random, cls: str = "", **fixed: str) -> Scene:
-    scene = sample(rng, replace(SINGLE, styles=PHOTO, word=0.0), cls)
-    return replace(scene, **fixed)  # type: ignore[arg-type]
+def _photo(rng: random.Random, cls: str = "") -> Scene:
+    return sample(rng, replace(SINGLE, styles=PHOTO, word=0.0), cls)
 
 
 def _colours(rng: random.Random, label: int) -> Scene:
@@ -88,11 +91,11 @@ def _colours(rng: random.Random, label: int) -> Scene:
 
 
 def _scenes(rng: random.Random, label: int) -> Scene:
-    return _photo(rng, background=tuple(BACKGROUNDS)[label])
+    return replace(_photo(rng), background=tuple(BACKGROUNDS)[label])
 
 
 def _words(rng: random.Random, label: int) -> Scene:
-    return _photo(rng, word=WORDS[label])
+    return replace(_photo(rng), word=WORDS[label])
 
 
 def _counting(rng: random.Random, label: int) -> Scene:
@@ -101,8 +104,7 @@ def _counting(rng: random.Random, label: int) -> Scene:
     spots = places(rng, label + 1) if label else [(model.x, model.y, model.size)]
     things = [thing(rng, model.cls, *spot) for spot in spots]
     same = [
-        replace(t, colour=model.colour, texture=model.texture, flower=model.flower)
-        for t in things
+        replace(t, colour=model.colour, texture=model.texture, flower=model.flower) for t in things
     ]
     return replace(scene, things=tuple(same))
 
@@ -115,9 +117,7 @@ def _textures(rng: random.Random, label: int) -> Scene:
 def _flowers(rng: random.Random, label: int) -> Scene:
     scene = _photo(rng, "flower")
     f = SPECIES[label]
-    one = replace(
-        one_thing(rng, "flower"), flower=f, colour=f.colour, texture="plain"
-    )
+    one = replace(one_thing(rng, "flower"), flower=f, colour=f.colour, texture="plain")
     return replace(scene, things=(one,))
 
 
@@ -167,14 +167,15 @@ TASKS: dict[str, Task] = {
 
 
 def all_words() -> tuple[str, ...]:
-    """Every word of captions, class names and templates, sorted: the small CLIP's vocabulary."""
+    """Every word of captions, class names and templates, sorted: the small CLIP's vocabulary.
+
+    A word more or less is another CLIP: the ids of all words after it move.
+    """
     sources = [
         *STYLES, HELD_OUT_STYLE, *COLOURS, *TEXTURES, *PATTERNS, *BACKGROUNDS, *NUMBERS, *WORDS,
         *CLASSES, *map(plural, CLASSES), *LAND, *(s.name for s in SPECIES),
         *BACKGROUNDS.values(), "round long pointed heart petals centre",
-        "a of and with the word thing things flower drawing picture aerial view from above",
+        "a of and with the word thing things flower",
+        "drawing picture aerial view from above",  # never said: for templates of the reader's own
     ]  # fmt: skip
     return tuple(sorted({w for s in sources for w in s.split()}))
-
-
-__all__ = ["TASKS", "Task", "Thing", "all_words", "describe"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 STYLES = ("photo", "sketch", "painting", "silhouette")
-#: a style that no caption names and no training picture shows: the strongest shift of style
+#: a style that no picture and no caption of the pretraining has: the strongest shift of style
 HELD_OUT_STYLE = "blueprint"
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -59,7 +59,8 @@ IRREGULAR = {"fish": "fish", "cherry": "cherries", "bus": "buses", "cactus": "ca
 
 
 def plural(noun: str) -> str:
-    """
+    """The word for several of a class.
+
     >>> plural("bus"), plural("cat")
     ('buses', 'cats')
     """

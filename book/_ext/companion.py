@@ -1,0 +1,180 @@
+"""What this book needs of Sphinx: equations and figures without a CDN, and the pages that are made
+from what a run has left behind (the scoreboard, the list of modules)."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import plotly
+from sphinx.application import Sphinx
+from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
+from sphinx.util import logging
+
+import patchsae_lib
+
+VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
+LOGGER = logging.getLogger(__name__)
+RUN_FILES = ("claims.json", "profile.json")
+VERDICTS = {
+    "reproduced": "reproduced",
+    "partly": "partly reproduced",
+    "not": "not reproduced",
+    "not testable here": "not testable here",
+}
+
+
+def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
+    """The table of claims as MyST markdown, with a line that sums it up."""
+    count = Counter(claim["verdict"] for claim in claims)
+    parts = ", ".join(f"{count[v]} {said}" for v, said in VERDICTS.items() if count[v])
+    lines = [
+        f"**{len(claims)} claim{'s' * (len(claims) != 1)}**: {parts or 'none recorded yet'}. "
+        f"Measured with the profile `{profile['name']}`: "
+        f"model `{profile['model']['name']}`, pictures `{profile['pictures']['spec']}`, "
+        f"{profile['seeds']} seeds.",
+        "",
+        "::::{list-table}",
+        ":header-rows: 1",
+        ":class: scoreboard",
+        "",
+        "* - Where\n  - The paper reports\n  - We measured\n  - Verdict\n  - Note",
+    ]
+    for claim in claims:
+        verdict = claim["verdict"]
+        badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.split()[0]}}}"
+        if verdict == "not testable here":
+            badge = badge.replace("verdict-not", "verdict-untestable")
+        if claim["notebook"]:
+            badge += f" [evidence](notebooks/{claim['notebook']})"
+        cells = [claim["where"], number(claim["paper"]), measured(claim), badge, claim["note"]]
+        lines.append("* - " + "\n  - ".join(" ".join(str(cell).split()) for cell in cells))
+    return "\n".join([*lines, "::::"]) if claims else lines[0]
+
+
+def measured(claim: dict[str, Any]) -> str:
+    """What we measured, with its interval.
+
+    >>> measured({"measured": 0.61803, "interval": [0.5, 0.75]})
+    '0.618 (0.5 to 0.75)'
+    """
+    if claim["interval"] is None:
+        return number(claim["measured"])
+    low, high = claim["interval"]
+    return f"{number(claim['measured'])} ({number(low)} to {number(high)})"
+
+
+def number(value: str | float) -> str:
+    """A number to three digits, text as it is."""
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def library() -> str:
+    """One section of MyST markdown for each module there is."""
+    found = pkgutil.walk_packages(patchsae_lib.__path__, "patchsae_lib.")
+    names = [m.name for m in found if not m.name.rsplit(".", 1)[-1].startswith("_")]
+    return "\n\n".join(f"## {n}\n\n```{{automodule}} {n}\n:members:\n```" for n in names)
+
+
+def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the generated parts where a page asks for them with a comment."""
+    if "<!-- scoreboard -->" in source[0]:
+        folder = Path(app.srcdir) / "notebooks"
+        try:
+            claims, profile = (json.loads((folder / n).read_text("utf-8")) for n in RUN_FILES)
+            text = scoreboard(claims, profile)
+        except OSError:
+            LOGGER.warning("there is no run to make the scoreboard from: make book", location=docname)
+            text = ""
+        source[0] = source[0].replace("<!-- scoreboard -->", text)
+    if "<!-- library -->" in source[0]:
+        source[0] = source[0].replace("<!-- library -->", library())
+
+
+
+
+def plain_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Let docstrings be plain text with `code`, paragraphs, lists and doctests: what else
+    reStructuredText would read into them (`*`, `|`, a trailing `_`) is escaped."""
+    for i, line in enumerate(lines):
+        parts = re.split(r"(``?[^`]+``?)", line)
+        if not line.lstrip().startswith(">>>"):
+            lines[i] = "".join(p if p.startswith("`") else escaped(p) for p in parts)
+
+
+def escaped(text: str) -> str:
+    r"""Text without the characters that reStructuredText would take for markup.
+
+    >>> escaped("* b_ = |x|*2")
+    '* b\\_ = \\|x\\|\\*2'
+    """
+    bullet = re.match(r"\s*(\* )?", text)
+    head = bullet[0] if bullet else ""
+    return head + re.sub(r"([*|\\]|_\b(?!\w)|_(?=\W|$))", r"\\\1", text[len(head) :])
+
+
+def page_assets(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """KaTeX on pages with equations."""
+    if app.env.get_domain("math").has_equations(pagename):  # type: ignore[attr-defined]
+        app.add_js_file("vendor/katex/katex.min.js", defer="defer")
+        app.add_css_file("vendor/katex/katex.min.css")
+
+
+def page_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """One button downloads a notebook; other pages have nothing to download."""
+    buttons = [b for b in context.get("header_buttons", []) if b["label"] != "download-buttons"]
+    if pagename.startswith("notebooks/"):
+        source = context["pathto"](f"_sources/{context['sourcename']}", 1)
+        download = {"type": "link", "url": source, "icon": "fas fa-download"}
+        download |= {"tooltip": "Download this notebook", "label": "download-notebook-button"}
+        buttons.insert(0, download)
+    context["header_buttons"] = buttons
+
+
+def name_the_run(app: Sphinx, config: Any) -> None:
+    """Every page says from which profile the book was built."""
+    path = Path(app.srcdir) / "notebooks" / "profile.json"
+    if path.is_file():
+        name = json.loads(path.read_text("utf-8"))["name"]
+        config.html_theme_options["extra_footer"] = f"<p>Built with the profile <em>{name}</em></p>"
+
+
+def remove_thebe(app: Sphinx) -> None:
+    """jupyter-book always loads sphinx-thebe, which puts scripts into every page that are of no
+    use without a server: take its handlers out again."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [x for x in listeners if not x.handler.__module__.startswith("sphinx_thebe")]
+    app.registry.css_files = [x for x in app.registry.css_files if x[0] != "sphinx-thebe.css"]
+
+
+def copy_assets(app: Sphinx, error: Exception | None) -> None:
+    """KaTeX from `_vendor`, plotly.js from the installed plotly: into the folder of the pages."""
+    if error or app.builder.format != "html":
+        return
+    vendor = Path(app.outdir) / "_static" / "vendor"
+    shutil.copytree(VENDOR / "katex", vendor / "katex", dirs_exist_ok=True)
+    shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", vendor)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the above."""
+    app.add_html_math_renderer("katex", (html_visit_math, None), (html_visit_displaymath, None))
+    remove_thebe(app)
+    app.connect("source-read", fill_page)
+    app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("html-page-context", page_assets)
+    app.connect("html-page-context", page_buttons, priority=900)
+    app.connect("config-inited", name_the_run)
+    app.connect("build-finished", copy_assets)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

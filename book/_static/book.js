@@ -1,0 +1,108 @@
+/* Draws what a page carries as data: equations at once, plotly figures when they come near the screen. */
+(() => {
+  "use strict";
+  const base = document.currentScript.src.replace(/book\.js.*$/, "");
+  const root = document.documentElement;
+  const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+
+  /* Sphinx writes \(..\) and \[..\] as text; an equation's number beside it stays as it is. */
+  function drawMath() {
+    if (!window.katex) return;
+    for (const element of document.querySelectorAll(".math")) {
+      for (const node of [...element.childNodes]) {
+        const found = node.nodeType === Node.TEXT_NODE && /^\s*\\([([])([^]*)\\[)\]]\s*$/.exec(node.data);
+        if (!found) continue;
+        const drawn = document.createElement("span");
+        katex.render(found[2], drawn, { displayMode: found[1] === "[", throwOnError: false });
+        node.replaceWith(drawn);
+      }
+      /* A display equation may scroll; a keyboard must be able to do so too. */
+      if (element.tagName === "DIV") element.tabIndex = element.scrollWidth > element.clientWidth ? 0 : -1;
+    }
+  }
+
+  /* Figures are made in the light palette; a dark page shows the same names in its own colours. */
+  const palette = {
+    "#1f2a37": "--ink", "#6b7280": "--muted", "#9ca3af": "--reported",
+    "#0f766e": "--teal", "#c2410c": "--orange", "#6d28d9": "--violet",
+  };
+  const triple = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  const replacements = Object.entries(palette).map(([light, name]) => {
+    const [r, g, b] = triple(light);
+    return [light, new RegExp(`^rgba?\\(\\s*${r}\\s*,\\s*${g}\\s*,\\s*${b}\\s*([,)])`), name];
+  });
+  function recolour(value) {
+    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(recolour);
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, recolour(v)]));
+    }
+    if (typeof value !== "string" || !/^(#|rgb)/.test(value)) return value;
+    for (const [light, rgb, name] of replacements) {
+      if (value.toLowerCase() === light) return style(name);
+      if (rgb.test(value)) {
+        const head = (rest) => `${rest === "," ? "rgba" : "rgb"}(${triple(style(name)).join(",")}${rest}`;
+        return value.replace(rgb, (_, rest) => head(rest));
+      }
+    }
+    return value;
+  }
+
+  function themed(figure) {
+    const layout = recolour(figure.layout);
+    const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--reported") };
+    for (const key of Object.keys({ xaxis: 0, yaxis: 0, ...layout })) {
+      if (!/^[xy]axis\d*$/.test(key)) continue;
+      layout[key] = { ...axis, automargin: true, ...layout[key] };
+      const title = layout[key].title;
+      if (title?.text) layout[key].title = { ...title, font: { size: 13, ...title.font } };
+    }
+    const hover = { bgcolor: style("--surface"), bordercolor: style("--line"), font: { color: style("--ink") } };
+    return {
+      ...layout,
+      autosize: true,
+      uirevision: "stays", /* zoom and hidden traces survive a change of theme */
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { size: 13, ...layout.font, color: style("--ink"), family: getComputedStyle(document.body).fontFamily },
+      margin: { ...layout.margin, t: Math.min(layout.margin?.t ?? 100, layout.annotations?.length ? 40 : 16) },
+      hoverlabel: { ...hover, ...layout.hoverlabel },
+      ...(matchMedia("(pointer: coarse)").matches && { dragmode: false }), /* a finger scrolls the page */
+    };
+  }
+
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+  };
+  const figures = new Map(); /* canvas → figure */
+  const draw = (canvas) =>
+    Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas)), config);
+
+  let plotly;
+  const loadPlotly = () => (plotly ??= new Promise((done, failed) => {
+    const script = document.createElement("script");
+    script.src = `${base}vendor/plotly.min.js`;
+    script.onload = done;
+    script.onerror = () => failed(new Error(`${script.src} did not load`));
+    document.head.append(script);
+  }));
+
+  function watchFigures() {
+    const nearby = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) continue;
+        nearby.unobserve(target);
+        figures.set(target, JSON.parse(target.parentElement.querySelector("script").textContent));
+        loadPlotly().then(() => draw(target));
+      }
+    }, { rootMargin: "600px" });
+    document.querySelectorAll(".plotly-canvas").forEach((canvas) => nearby.observe(canvas));
+    const retheme = () => window.Plotly && figures.forEach((_, canvas) => draw(canvas));
+    new MutationObserver(retheme).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
+  }
+
+  const start = () => { drawMath(); watchFigures(); };
+  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
+})();

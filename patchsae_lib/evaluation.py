@@ -1,0 +1,133 @@
+"""What an autoencoder costs and keeps: the columns of the paper's Table 2, and a few it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from patchsae_lib.activations import TokenCache
+from patchsae_lib.clip import SplitCLIP, accuracy
+from patchsae_lib.sae import SAE, reconstruction_loss
+
+
+@dataclass(frozen=True)
+class Report:
+    """Held-out measures of an SAE. All but the last five are over the tokens it is meant for.
+
+    `mse`: the authors' mean (ẑ − z)² / ‖z‖₂; `explained_variance`: centred, 1 is perfect; `l0`:
+    active latents a token; `l1`: mean ‖f‖₁; `dead`: share of latents that no token activates;
+    `contrastive` (nats) and `accuracy` (0..1): CLIP's with every token replaced by its
+    reconstruction, `..._original` without; `recovered`: accuracy above chance that is kept.
+    """
+
+    mse: float
+    explained_variance: float
+    l0: float
+    l1: float
+    dead: float
+    contrastive: float
+    contrastive_original: float
+    accuracy: float
+    accuracy_original: float
+    recovered: float
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: float, batch: int = 128) -> float:
+    """CLIP's symmetric cross-entropy (nats) of n unit-norm pairs (n, d_embed), in batches.
+
+    Every batch has `batch` pairs (what is left over is not used), since the loss grows with it.
+    """
+    batch = min(batch, len(image))
+    losses = []
+    for start in range(0, len(image) - batch + 1, batch):
+        logits = scale * image[start : start + batch] @ text[start : start + batch].T
+        target = torch.arange(batch, device=logits.device)
+        both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+        losses.append(float(both) / 2)
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def evaluate_sae(
+    clip: SplitCLIP,
+    sae: SAE,
+    cache: TokenCache,
+    labels: Tensor,
+    text: Tensor,
+    caption_features: Tensor,
+    cls_only: bool = False,
+    batch: int = 100,
+) -> Report:
+    """Measure `sae` on held-out pictures.
+
+    `cache` has their tokens, `labels` (images,) their classes, `text` (c, d_embed) the zero-shot
+    head, `caption_features` (images, d_embed) one text a picture. `cls_only`: replace and measure
+    the CLS token alone, for an SAE that was trained on nothing else.
+    """
+    totals = dict.fromkeys(("mse", "error", "active", "l1"), 0.0)
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
+    n, total, squares = 0, torch.zeros(sae.d_vit, dtype=torch.double), 0.0
+    image, image_original = [], []
+    for start in range(0, len(cache.tokens), batch):
+        z = cache.tokens[start : start + batch].float()
+        part = z[:, :1] if cls_only else z
+        f = sae.encode(part)
+        z_hat = sae.decode(f)
+        count = part.shape[0] * part.shape[1]
+        n += count
+        totals["mse"] += float(reconstruction_loss(part, z_hat)) * count
+        totals["error"] += float((part - z_hat).double().pow(2).sum())
+        totals["active"] += float(f.count_nonzero())
+        totals["l1"] += float(f.sum())
+        total += part.double().sum((0, 1))
+        squares += float(part.double().pow(2).sum())
+        fired |= (f > 0).flatten(0, 1).any(0)
+        replaced = torch.cat([z_hat, z[:, 1:]], 1) if cls_only else z_hat
+        image.append(clip.features(replaced))
+        image_original.append(clip.features(z))
+    variance = squares - float(total.pow(2).sum()) / n
+    with_sae, without = torch.cat(image), torch.cat(image_original)
+    acc, acc_original = (accuracy(x @ text.T, labels) for x in (with_sae, without))
+    chance = 1 / len(text)
+    return Report(
+        mse=totals["mse"] / n,
+        explained_variance=1 - totals["error"] / variance,
+        l0=totals["active"] / n,
+        l1=totals["l1"] / n,
+        dead=float((~fired).float().mean()),
+        contrastive=contrastive_loss(with_sae, caption_features, clip.logit_scale),
+        contrastive_original=contrastive_loss(without, caption_features, clip.logit_scale),
+        accuracy=acc,
+        accuracy_original=acc_original,
+        recovered=(acc - chance) / (acc_original - chance) if acc_original != chance else 0.0,
+    )
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95 % interval of Student's t for the mean of two or more values.
+
+    >>> [round(v, 2) for v in mean_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48]
+    """
+    x = np.asarray(values, float)
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+
+
+def bootstrap_mean(values: Sequence[float], n: int = 2000, seed: int = 0) -> tuple[float, ...]:
+    """(mean, low, high): the 95 % percentile interval of the mean over `n` resamples."""
+    x = np.asarray(values, float)
+    x = x[~np.isnan(x)]
+    means = np.random.default_rng(seed).choice(x, (n, len(x))).mean(1)
+    return float(x.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975]))
+
+
+def as_row(report: Report) -> dict[str, float]:
+    """The report as a row of a table."""
+    return asdict(report)

@@ -1,0 +1,117 @@
+"""Figures in one colour language: plotly to read in the book, seaborn for print.
+
+Teal is what we measured, orange what it is compared with, grey what the paper reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.subplots import make_subplots
+
+TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#1f2a37"
+CYCLE = (TEAL, ORANGE, VIOLET, "#b45309", "#0369a1", "#be185d", "#4d7c0f", "#6b7280")
+#: low to high entropy, readable on white and on black and for the colour-blind
+SCALE = "Viridis"
+
+pio.templates["patchsae"] = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": INK},
+        "colorway": CYCLE,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 16, "t": 48, "b": 48},
+        "xaxis": {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"},
+        "yaxis": {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "title": {"x": 0, "xanchor": "left", "font": {"size": 15}},
+        "hoverlabel": {"font": {"size": 12}},
+    }
+)
+TEMPLATE = "plotly+patchsae"
+
+
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    measures: Mapping[str, str] | None = None,
+) -> go.Figure:
+    """One panel a measure, one line a run. `measures`: key in the history → title of its panel."""
+    measures = measures or {
+        "reconstruction": "Reconstruction loss",
+        "l0": "Active latents per token (L0)",
+        "explained_variance": "Explained variance",
+        "dead": "Dead latents",
+    }
+    figure = make_subplots(2, 2, subplot_titles=list(measures.values()), vertical_spacing=0.16)
+    for c, (name, history) in zip(CYCLE, histories.items(), strict=False):
+        table = pd.DataFrame(list(history))
+        for i, key in enumerate(measures):
+            figure.add_scatter(
+                x=table["step"],
+                y=table[key],
+                name=name,
+                legendgroup=name,
+                showlegend=i == 0,
+                mode="lines",
+                line={"color": c, "width": 2},
+                row=i // 2 + 1,
+                col=i % 2 + 1,
+            )
+    figure.update_yaxes(type="log", row=1)
+    figure.update_yaxes(tickformat=".0%", row=2)
+    figure.update_xaxes(title_text="step", row=2)
+    return figure.update_layout(template=TEMPLATE, height=520, legend_y=1.08)
+
+
+def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Latents by log10 frequency and log10 mean activation (paper Figs. 3, 8), a panel a table."""
+    figure = make_subplots(
+        1, len(statistics), subplot_titles=list(statistics), shared_yaxes=True, shared_xaxes=True
+    )
+    for i, (name, table) in enumerate(statistics.items()):
+        alive = table[table["frequency"] > 0]
+        figure.add_scattergl(
+            x=np.log10(alive["frequency"]),
+            y=np.log10(alive["mean"]),
+            mode="markers",
+            marker={"size": 4, "opacity": 0.5, "color": CYCLE[i]},
+            text=[f"latent {j}" for j in alive.index],
+            hovertemplate="%{text}<br>frequency 10^%{x:.2f}<br>mean 10^%{y:.2f}<extra></extra>",
+            name=name,
+            row=1,
+            col=i + 1,
+        )
+    figure.update_xaxes(title_text="log₁₀ activated frequency", matches="x")
+    figure.update_yaxes(title_text="log₁₀ mean activation", col=1)
+    return figure.update_layout(template=TEMPLATE, height=400, showlegend=False)
+
+
+def dots(
+    table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str, x_title: str
+) -> go.Figure:
+    """A measure with its interval, one row a setting: `y` names the column of labels."""
+    figure = go.Figure(
+        go.Scatter(
+            x=table[x],
+            y=table[y],
+            mode="markers",
+            marker={"size": 10, "color": TEAL},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": table[high] - table[x],
+                "arrayminus": table[x] - table[low],
+                "color": TEAL,
+                "thickness": 2,
+            },
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text=x_title)
+    return figure.update_layout(template=TEMPLATE, height=120 + 42 * len(table), title=title)

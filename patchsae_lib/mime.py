@@ -1,0 +1,76 @@
+"""How the book draws a plotly figure that a notebook shows with a plain `fig.show()`.
+
+A renderer for myst-nb, found by the entry point group `myst_nb.mime_renderers`. It puts the figure
+into the page as data; `book/_static/book.js` draws it when it comes near the screen.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from docutils import nodes
+
+PLOTLY = "application/vnd.plotly.v1+json"
+DEFAULT_HEIGHT = 450  # plotly's own
+
+
+class PlotlyRenderer:
+    """myst-nb's `MimeRenderPlugin` for plotly figures."""
+
+    # Before text/html, which some of plotly's renderers leave beside it.
+    mime_priority_overrides = (("*", PLOTLY, 1),)
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: Any, inline: bool) -> list[nodes.Element] | None:
+        """Turn the output of a cell into a raw HTML node; None for every other type."""
+        if inline or data.mime_type != PLOTLY:
+            return None
+        image = data.cell_metadata.get("mystnb", {}).get("image", {})
+        figure, label = dict(data.content), accessible_label(data.content, image.get("alt", ""))
+        if not label:
+            renderer.logger.warning(
+                "a plotly figure without a title: readers who cannot see it need "
+                "fig.update_layout(title=...) or fig.update_layout(meta={'alt': ...})",
+                subtype="plotly",
+                line=data.line,
+            )
+        return [nodes.raw("", figure_html(figure, label), format="html")]
+
+
+def accessible_label(figure: Mapping[str, Any], alt: str = "") -> str:
+    """What the figure shows, in words: `layout.meta["alt"]`, else the cell's alt, else the title.
+
+    >>> accessible_label({"layout": {"title": {"text": "Loss<br>by <i>step</i>"}}})
+    'Loss by step'
+    """
+    meta = figure.get("layout", {}).get("meta")
+    described = meta.get("alt", "") if isinstance(meta, Mapping) else ""
+    return described or alt or re.sub(r"\s*<[^>]*>\s*", " ", _title(figure)).strip()
+
+
+def figure_html(figure: Mapping[str, Any], label: str) -> str:
+    """The HTML of a figure: its title as text (which wraps, as plotly's would not), its room, and
+    its data as JSON."""
+    layout = figure.get("layout", {})
+    title = re.sub(r"&lt;(/?(?:b|i|sub|sup|br) ?/?)&gt;", r"<\1>", html.escape(_title(figure)))
+    caption = f'<div class="plotly-title" aria-hidden="true">{title}</div>' if title else ""
+    room = f"height:{int(layout.get('height') or DEFAULT_HEIGHT)}px"
+    if layout.get("width"):
+        room += f";max-width:{int(layout['width'])}px"
+    drawn = {k: v for k, v in layout.items() if k not in ("title", "width", "height")}
+    drawn_figure = {"data": figure.get("data", []), "layout": drawn}
+    data = json.dumps(drawn_figure, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<div class="plotly-figure" role="group" aria-label="{html.escape(label)}">{caption}'
+        f'<script type="application/json">{data}</script>'
+        f'<div class="plotly-canvas" style="{room}"></div></div>\n'
+    )
+
+
+def _title(figure: Mapping[str, Any]) -> str:
+    title = figure.get("layout", {}).get("title") or ""
+    return title if isinstance(title, str) else title.get("text") or ""

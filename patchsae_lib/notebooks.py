@@ -1,0 +1,284 @@
+"""Runs the notebooks in order and builds the book from what they leave behind.
+
+The notebooks in `notebooks/` are kept without outputs. A run executes them with papermill into
+`_build/notebooks/<profile>/`, and only when all of them and the pages have succeeded takes the
+place of the last good book: the executed copies in `book/notebooks/` and the pages in
+`_build/html/`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from patchsae_lib.artefacts import ROOT, run_dir, write_json
+from patchsae_lib.profiles import Profile, load_profile, with_pictures
+
+NOTEBOOKS = ROOT / "notebooks"
+BUILD = ROOT / "_build"
+
+# What a kernel needs so that two runs leave the same bytes behind: figures as plain data instead
+# of scripts with random ids, sets in one order.
+KERNEL_ENVIRONMENT = {
+    "PLOTLY_RENDERER": "plotly_mimetype",
+    "PYTHONHASHSEED": "0",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+class NotebookError(Exception):
+    """A notebook or the book cannot be made; the message is one line that says where and why."""
+
+
+def begin(profile: str, images: str = "") -> tuple[Profile, Path]:
+    """What a notebook starts with: its profile, and the folder of the run's artefacts.
+
+    `images` replaces the profile's pictures (`folder:/my/photos`). Raises `ValueError` when
+    papermill was given a parameter that the notebook does not have.
+    """
+    try:
+        executed = get_ipython().user_ns.get("In", [])  # type: ignore[name-defined]
+    except NameError:  # outside a notebook
+        executed = []
+    injected = [source for source in executed if source.startswith("# Parameters\n")]
+    if injected:
+        known = assignments(next(source for source in executed if source))
+        check_names(assignments(injected[-1]), known)
+    loaded = load_profile(profile)
+    return (with_pictures(loaded, images) if images else loaded), run_dir(loaded.name)
+
+
+def make_book(profile_name: str, given: Mapping[str, str], build: Path = BUILD) -> Path:
+    """Run every notebook, build the pages and put them in place; the path of their index."""
+    profile = load_profile(profile_name)
+    sources = sorted(NOTEBOOKS.glob("*.ipynb"))
+    executed = run_notebooks(sources, {"profile": profile_name, **given}, build / "notebooks")
+    claims = run_dir(profile.name) / "claims.json"
+    if not claims.is_file():
+        write_json(claims, [])
+    shutil.copy(claims, executed / "claims.json")
+    write_json(executed / "profile.json", asdict(profile))
+    pages = build_pages(executed, build / "staging")
+    if build == BUILD:
+        replace_folder(shutil.copytree(executed, build / "staging" / "copy"), ROOT / "book/notebooks")
+    replace_folder(pages, build / "html")
+    shutil.rmtree(build / "staging")
+    return build / "html" / "index.html"
+
+
+def run_notebooks(sources: Iterable[Path], given: Mapping[str, str], out: Path) -> Path:
+    """Execute notebooks one after the other into `out/<profile>/`, and return that folder.
+
+    `given` are parameters by name, among them `profile`; each notebook gets those it knows, and a
+    name that none of them knows is an error before anything runs. Raises `NotebookError` at the
+    first failure.
+    """
+    sources = list(sources)
+    if not sources:
+        raise NotebookError("there are no notebooks to run")
+    parameters = {source: read_parameters(source) for source in sources}
+    check_names(given, {name for known in parameters.values() for name in known})
+    name = load_profile(given["profile"]).name
+    folder = out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (run_dir(name) / "claims.json").unlink(missing_ok=True)  # every claim is measured again
+    for source in sources:
+        defaults = parameters[source]
+        mine = {k: typed(v, defaults[k], k) for k, v in given.items() if k in defaults}
+        changed = {k: v for k, v in mine.items() if v != defaults[k]}
+        start = time.monotonic()
+        print(f"{source.stem} ...", file=sys.stderr, flush=True)
+        execute(source, changed, folder / source.name)
+        print(f"{source.stem}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return folder
+
+
+def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> None:
+    """Run one notebook from the root of the repository and write it, tidied, to `target`.
+
+    What a cell writes to stderr (progress bars, warnings) goes to the terminal and is not kept.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    interactive = sys.stderr.isatty()
+    environment = KERNEL_ENVIRONMENT | ({} if interactive else {"TQDM_DISABLE": "1"})
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        notebook = papermill.execute_notebook(
+            source,
+            target,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=ROOT,
+            stderr_file=sys.stderr,
+            progress_bar={"desc": source.stem, "leave": False} if interactive else False,
+        )
+    except PapermillExecutionError as error:
+        message = " ".join(f"{error.ename}: {error.evalue}".split())
+        raise NotebookError(f"{where(source, error.source)}: {message}") from None
+    except DeadKernelError:
+        raise NotebookError(f"{short(source)}: the kernel died, perhaps of memory") from None
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    nbformat.write(tidy(notebook), target)
+
+
+def build_pages(executed: Path, staging: Path) -> Path:
+    """Build the HTML of `book/` with these executed notebooks, in `staging`; its folder.
+
+    Every warning is an error: a `NotebookError` with the warnings as text.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    pages = ROOT / "book"
+    shutil.copytree(pages, staging / "book", ignore=shutil.ignore_patterns("notebooks", "_ext"))
+    shutil.copytree(executed, staging / "book" / "notebooks")
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(staging / "book")]
+    command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(staging)]
+    command += ["--all", "-W", "-n", "--keep-going", "-q"]
+    environment = os.environ | {"PYTHONHASHSEED": "0", "NO_COLOR": "1"}
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    html = staging / "_build" / "html"
+    if ran.returncode or not (html / "index.html").is_file():
+        said = (ran.stdout + ran.stderr).replace(str(staging / "book"), "book")
+        lines = [line for line in said.splitlines() if re.search("WARNING|ERROR|rror:", line)]
+        raise NotebookError("the pages do not build:\n" + ("\n".join(lines) or said))
+    return html
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put `new` where `place` is, keeping the old one until the last moment."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_parameters(source: Path) -> dict[str, Any]:
+    """The names and defaults in the cell tagged `parameters`, which is the first code cell."""
+    first = next((c for c in read_cells(source) if c["cell_type"] == "code"), {"metadata": {}})
+    if "parameters" not in first["metadata"].get("tags", []):
+        raise NotebookError(f"{short(source)}: its first code cell is not tagged 'parameters'")
+    values = assignments("".join(first["source"]))
+    return {name: ast.literal_eval(value) for name, value in values.items()}
+
+
+def read_cells(source: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook file."""
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError):
+        raise NotebookError(f"{short(source)} is not a notebook") from None
+
+
+def assignments(code: str) -> dict[str, ast.expr]:
+    """What the top-level assignments of a cell set.
+
+    >>> sorted(assignments("a = 1\\nb: str = ''"))
+    ['a', 'b']
+    """
+    values: dict[str, ast.expr] = {}
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            values[statement.targets[0].id] = statement.value
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            values[statement.target.id] = statement.value or ast.Constant(None)
+    return values
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` for the parameters that are not known."""
+    unknown, known = sorted(set(given) - set(known)), sorted(known)
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"unknown parameter {names}; known are {', '.join(known)}")
+
+
+def typed(text: Any, default: Any, name: str) -> Any:
+    """A parameter from the command line as the type of its default.
+
+    >>> typed("3", 1, "n"), typed("false", True, "draw"), typed("folder:x", "", "images")
+    (3, False, 'folder:x')
+    """
+    if not isinstance(text, str) or isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+        return type(default)(value) if isinstance(default, (int, float)) else value
+    except (ValueError, SyntaxError, TypeError):
+        kind = type(default).__name__
+        raise ValueError(f"parameter {name}: {text!r} is not of type {kind}") from None
+
+
+def tidy(notebook: Any) -> Any:
+    """Take out of an executed notebook what differs from run to run: times, widget state, stderr,
+    random ids, absolute paths, memory addresses. Changes it in place and returns it."""
+    for name in ("papermill", "widgets"):
+        notebook.metadata.pop(name, None)
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    ids: dict[str, str] = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = settled("".join(output["text"]), ids)
+            for kind, content in output.get("data", {}).items():
+                if kind.startswith("text/"):
+                    output["data"][kind] = settled("".join(content), ids)
+    return notebook
+
+
+RANDOM = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"  # uuid4
+    r"|(?<=T_)[0-9a-f]{5}(?=[_\"' {])"  # a table styled by pandas
+)
+
+
+def settled(text: str, ids: dict[str, str]) -> str:
+    """The text without paths and addresses of this machine, its random ids numbered in order.
+
+    >>> settled("<f at 0x7f10> T_0a1b2_row0 T_0a1b2_row1", {})
+    '<f> T_00000_row0 T_00000_row1'
+    """
+    text = text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return RANDOM.sub(lambda found: ids.setdefault(found[0], f"{len(ids):05d}"), text)
+
+
+def where(source: Path, code: str) -> str:
+    """A cell of a notebook as a person finds it: which of its code cells (1 is the first).
+
+    The cell is found by its text, because papermill's index counts a cell it has added.
+    """
+    codes = ["".join(c["source"]) for c in read_cells(source) if c["cell_type"] == "code"]
+    number = codes.index(code) + 1 if code in codes else "with the parameters"
+    return f"{short(source)}, code cell {number}"
+
+
+def short(path: Path) -> str:
+    """The path as seen from the root of the repository."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

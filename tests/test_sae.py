@@ -1,0 +1,334 @@
+"""The autoencoder: values by hand, and what must hold for every input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+from torch import Tensor
+
+from patchsae_lib.sae import (
+    ACTIVATIONS,
+    SAE,
+    batchtopk,
+    dead_fraction,
+    drop,
+    explained_variance,
+    explained_variance_uncentred,
+    geometric_median,
+    ghost_loss,
+    initial_b_dec,
+    keep,
+    l0,
+    l1_loss,
+    reconstruction_loss,
+    relu,
+    require_finite,
+    topk,
+)
+
+D_VIT, D_SAE = 6, 20
+NAN, INF = float("nan"), float("inf")
+relaxed = settings(deadline=None)  # torch imports some of itself late, in whichever test is first
+
+
+def matrices(low: int = -4, high: int = 4) -> st.SearchStrategy[Tensor]:
+    """Small whole numbers: ties and zeros are frequent."""
+    shapes = stn.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)
+    elements = st.integers(low, high).map(float)
+    return shapes.flatmap(lambda s: stn.arrays("float32", s, elements=elements)).map(torch.tensor)
+
+
+def make(activation: str = "relu", seed: int = 0) -> SAE:
+    """An SAE with every parameter away from 0, and a threshold that drops some latents."""
+    sae = SAE(D_VIT, D_SAE, activation, k=3, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for bias in (sae.b_enc, sae.b_dec):
+            bias.copy_(torch.randn(bias.shape, generator=generator))
+        sae.threshold.fill_(0.4)
+    return sae
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, D_VIT, generator=torch.Generator().manual_seed(seed))
+
+
+# --- activations
+
+
+@relaxed
+@given(matrices(), st.integers(1, 8))
+def test_topk_keeps_the_k_largest_of_each_token(pre: Tensor, k: int) -> None:
+    k = min(k, pre.shape[1])
+    f = topk(pre, k)
+    expected = pre.relu().sort(descending=True).values[:, :k]
+    assert torch.equal(f.sort(descending=True).values[:, :k], expected)
+    assert (f.count_nonzero(dim=1) <= k).all()
+    assert ((f == pre) | (f == 0)).all()
+
+
+@relaxed
+@given(matrices(), st.integers(1, 8))
+def test_batchtopk_keeps_at_most_k_a_token_and_none_below_a_dropped_one(
+    pre: Tensor, k: int
+) -> None:
+    f = batchtopk(pre, k)
+    n_kept, n_positive = int(f.count_nonzero()), int((pre > 0).sum())
+    assert n_kept <= k * len(pre)
+    assert ((f == pre) | (f == 0)).all()
+    dropped = pre[(f == 0) & (pre > 0)]
+    if n_positive <= k * len(pre):
+        assert len(dropped) == 0
+    else:
+        assert (f[f > 0] > dropped.max()).all()
+        assert n_kept + (dropped == dropped.max()).sum() > k * len(pre)  # no room for its equals
+
+
+def test_batchtopk_gives_a_token_what_another_does_not_need() -> None:
+    f = batchtopk(torch.tensor([[4.0, 3.0, 2.0], [1.0, -1.0, -1.0]]), 1)
+    assert f.tolist() == [[4, 3, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values())
+@relaxed
+@given(pre=matrices())
+def test_activations_are_relu_of_what_they_keep(activation, pre: Tensor) -> None:  # type: ignore[no-untyped-def]
+    f = activation(pre, 1)
+    assert f.shape == pre.shape
+    assert (f >= 0).all()
+    assert torch.equal(activation(-pre.abs(), 1), torch.zeros_like(pre))
+    assert torch.equal(activation(pre, pre.shape[1]), relu(pre))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values())
+def test_gradient_reaches_active_latents_only(activation) -> None:  # type: ignore[no-untyped-def]
+    pre = torch.tensor([[3.0, 1.0, 2.0], [-1.0, -2.0, 4.0]], requires_grad=True)
+    f = activation(pre, 1)
+    f.sum().backward()
+    assert pre.grad is not None
+    assert torch.equal(pre.grad, (f > 0).float())
+
+
+# --- the autoencoder
+
+
+def test_encode_and_decode_by_hand() -> None:
+    sae = SAE(2, 3).eval()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]))
+        sae.b_enc.copy_(torch.tensor([0.0, 0.5, 0.0]))
+        sae.W_dec.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
+        sae.b_dec.copy_(torch.tensor([1.0, 1.0]))
+    f = sae.encode(torch.tensor([3.0, 2.0]))  # z - b_dec = (2, 1)
+    assert f.tolist() == [2.0, 1.5, 1.0]
+    assert sae.decode(f).tolist() == [2 + 3 + 1, 3 + 3 + 1]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@relaxed
+@given(order=st.permutations(range(5)), seed=st.integers(0, 5))
+def test_permuting_tokens_permutes_latents(activation: str, order: list[int], seed: int) -> None:
+    z = tokens(5, seed=seed)
+    for sae in (make(activation), make(activation).eval()):
+        torch.testing.assert_close(sae.encode(z[order]), sae.encode(z)[order])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_trained_sae_encodes_a_token_whatever_its_batch(activation: str) -> None:
+    sae, z = make(activation).eval(), tokens(3, 4)
+    assert (sae.encode(z) > 0).any()
+    torch.testing.assert_close(sae.encode(z)[1, 2], sae.encode(z[1, 2]))
+
+
+def test_in_training_batchtopk_does_depend_on_the_batch() -> None:
+    sae, z = make("batchtopk"), tokens(30)
+    assert not torch.equal(sae.encode(z)[0] > 0, sae.encode(z[:1])[0] > 0)
+
+
+def test_gradients_are_those_of_the_formula() -> None:
+    """b_dec's takes another path through `pre_activations`; it must not show."""
+    sae, z = make(), tokens(7)
+    (sae.encode(z).pow(2).sum() + sae(z).pow(3).sum()).backward()
+    W_enc, b_enc, W_dec, b_dec = (p.detach().clone().requires_grad_() for p in sae.parameters())
+    f = ((z - b_dec) @ W_enc + b_enc).relu()
+    (f.pow(2).sum() + (f @ W_dec + b_dec).pow(3).sum()).backward()
+    for ours, plain in zip(sae.parameters(), (W_enc, b_enc, W_dec, b_dec), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_come_from_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = SAE(4, 8, seed=1), SAE(4, 8, seed=1), SAE(4, 8, seed=2)
+    assert torch.equal(first.W_enc, again.W_enc)
+    assert not torch.equal(first.W_enc, other.W_enc)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(first.W_dec.norm(dim=1), torch.ones(8))
+
+
+def test_parallel_gradient_is_removed_and_nothing_else() -> None:
+    sae = make()
+    gradient = torch.randn(D_SAE, D_VIT, generator=torch.Generator().manual_seed(0))
+    sae.W_dec.grad = gradient.clone()
+    sae.remove_parallel_gradient()
+    removed = gradient - sae.W_dec.grad
+    torch.testing.assert_close(
+        (sae.W_dec.grad * sae.W_dec).sum(dim=1), torch.zeros(D_SAE), atol=1e-6, rtol=0
+    )
+    along = (removed * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
+    torch.testing.assert_close(removed, along)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@relaxed
+@given(scale=st.floats(1e-2, 1e3), seed=st.integers(0, 5))
+def test_fold_keeps_latents_and_scales_the_reconstruction(
+    activation: str, scale: float, seed: int
+) -> None:
+    sae, z = make(activation).eval(), tokens(4, seed=seed)
+    folded = sae.fold(scale)
+    torch.testing.assert_close(folded.encode(z * scale), sae.encode(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded(z * scale), sae(z) * scale, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.full((D_SAE,), scale))
+    torch.testing.assert_close(
+        sae.W_dec.norm(dim=1), torch.ones(D_SAE)
+    )  # the old one is left alone
+
+
+def test_threshold_starts_at_the_first_batch_and_then_follows_slowly() -> None:
+    sae = SAE(D_VIT, D_SAE, "batchtopk", k=3)
+    sae.learn_threshold(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+    assert sae.threshold == 2
+    sae.learn_threshold(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    assert sae.threshold == pytest.approx(1.95)
+    sae.learn_threshold(torch.zeros(2, 2))  # nothing active, nothing learnt
+    assert sae.threshold == pytest.approx(1.95)
+
+
+def test_wrong_settings_and_inputs_are_clear_errors() -> None:
+    with pytest.raises(ValueError, match="'gelu' is not one of relu, topk, batchtopk"):
+        SAE(4, 8, "gelu")
+    with pytest.raises(ValueError, match=r"k = 9 .* d_sae = 8"):
+        SAE(4, 8, "topk", k=9)
+    with pytest.raises(ValueError, match=r"reads tokens \(…, 6\)"):
+        make().encode(torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_nan_and_infinity_are_errors_not_latents(value: float) -> None:
+    z = tokens(2, 3)
+    z[1, 2, 4] = value
+    with pytest.raises(ValueError, match=r"1 values are NaN .* the first at \(1, 2, 4\)"):
+        make().encode(z)
+
+
+def test_a_sum_that_overflows_is_no_error() -> None:
+    require_finite(torch.full((8,), 3e38), "large numbers")
+
+
+# --- losses
+
+
+def test_losses_by_hand() -> None:
+    z = torch.tensor([[3.0, 4.0], [0.0, 2.0]])  # norms 5 and 2
+    z_hat = torch.tensor([[3.0, 6.0], [1.0, 2.0]])  # squared errors 0, 4 and 1, 0
+    assert reconstruction_loss(z, z_hat).item() == pytest.approx((4 / 5 + 1 / 2) / 4)
+    assert l1_loss(torch.tensor([[1.0, 0.0, 2.0], [0.0, 5.0, 0.0]])).item() == (3 + 5) / 2
+
+
+def test_ghost_gradients_reach_dead_latents_only() -> None:
+    sae, z = make(), tokens(9)
+    dead = torch.arange(D_SAE) < 4
+    pre = sae.pre_activations(z)
+    z_hat = sae.decode(relu(pre))
+    loss = ghost_loss(z, z_hat, pre, sae.W_dec, dead)
+    loss.backward()
+    assert sae.W_dec.grad is not None
+    assert sae.W_enc.grad is not None
+    assert torch.equal(sae.W_dec.grad.norm(dim=1) > 0, dead)
+    assert torch.equal(sae.W_enc.grad.norm(dim=0) > 0, dead)
+    # It is worth as much as the reconstruction loss, up to the 1e-6 of the rescaling.
+    assert loss.item() == pytest.approx(reconstruction_loss(z, z_hat).item(), rel=0.01)
+
+
+def test_ghost_loss_of_a_perfect_reconstruction_is_0() -> None:
+    sae, z = make(), tokens(3)
+    dead = torch.ones(D_SAE, dtype=torch.bool)
+    assert ghost_loss(z, z, sae.pre_activations(z), sae.W_dec, dead) == 0
+
+
+# --- the start of b_dec
+
+
+def test_geometric_median_of_a_line_is_its_middle_point() -> None:
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [100.0, 100.0]])
+    torch.testing.assert_close(
+        geometric_median(points, max_steps=10_000), points[1], atol=0.02, rtol=0
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 20))
+def test_no_neighbour_of_the_geometric_median_is_nearer_to_all(seed: int) -> None:
+    points = tokens(30, seed=seed).double()
+    median = geometric_median(points)
+    best = (points - median).norm(dim=1).sum()
+    for step in 0.01 * torch.cat([torch.eye(D_VIT), -torch.eye(D_VIT)]):
+        assert (points - median - step).norm(dim=1).sum() > best
+
+
+def test_b_dec_starts() -> None:
+    z = tokens(5, 3) + 2
+    torch.testing.assert_close(initial_b_dec(z, "mean"), z.flatten(0, 1).mean(dim=0))
+    assert initial_b_dec(z, "zeros").tolist() == [0] * D_VIT
+    for shape in ((5, 3), (15,)):
+        assert initial_b_dec(z.reshape(*shape, D_VIT), "geometric_median").shape == (D_VIT,)
+    with pytest.raises(ValueError, match="'median' is not"):
+        initial_b_dec(z, "median")
+    with pytest.raises(ValueError, match="NaN"):
+        initial_b_dec(z * NAN, "mean")
+
+
+# --- masks and measures
+
+
+@relaxed
+@given(st.sets(st.integers(0, 6)), st.integers(0, 5))
+def test_keep_and_drop_are_the_two_parts_of_f(latents: set[int], seed: int) -> None:
+    f = torch.rand(2, 3, 7, generator=torch.Generator().manual_seed(seed)) + 0.1
+    on, off = keep(f, sorted(latents)), drop(f, torch.tensor(sorted(latents)))
+    assert torch.equal(on + off, f)
+    assert {int(i) for i in on.nonzero()[:, -1]} == latents
+
+
+@pytest.mark.parametrize("latents", [[-1], [7], [0, 7]])
+def test_masks_refuse_latents_that_do_not_exist(latents: list[int]) -> None:
+    for mask in (keep, drop):
+        with pytest.raises(ValueError, match="latents must be 0 to 6"):
+            mask(torch.ones(2, 7), latents)
+
+
+def test_explained_variance_is_1_for_perfect_and_0_for_the_mean() -> None:
+    z = tokens(4, 5) + 3
+    assert explained_variance(z, z) == 1
+    mean = z.flatten(0, 1).mean(dim=0).expand_as(z)
+    assert explained_variance(z, mean) == pytest.approx(0, abs=1e-6)
+    assert explained_variance_uncentred(z, mean) > 0.8  # flattered by the mean
+    assert explained_variance_uncentred(z, torch.zeros_like(z)) == pytest.approx(0, abs=1e-6)
+
+
+def test_measures_by_hand() -> None:
+    f = torch.tensor([[[1.0, 0.0, 2.0, 0.0]], [[0.0, 0.0, 3.0, 0.0]]])
+    assert l0(f) == 1.5
+    assert dead_fraction(f) == 0.5
+
+
+def test_measures_of_nothing_meaningful_are_errors() -> None:
+    constant = torch.ones(4, 3)
+    with pytest.raises(ValueError, match="different, finite tokens"):
+        explained_variance(constant, constant)
+    with pytest.raises(ValueError, match="different, finite tokens"):
+        explained_variance(tokens(4), tokens(4) * NAN)
+    for measure in (l0, dead_fraction):
+        with pytest.raises(ValueError, match="NaN"):
+            measure(torch.tensor([[1.0, NAN]]))

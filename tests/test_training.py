@@ -1,0 +1,391 @@
+"""Training: what it learns, that it can be killed at any moment, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from patchsae_lib import training
+from patchsae_lib.activations import TokenCache, token_batches
+from patchsae_lib.profiles import SAEConfig, TrainConfig
+from patchsae_lib.sae import ACTIVATIONS, SAE, explained_variance, l0
+from patchsae_lib.training import Trainer, train
+
+D_VIT = 16
+SAE_CONFIG = SAEConfig(expansion=2, l1=1e-3, k=3)
+CONFIG = TrainConfig(
+    batch_tokens=32, steps=30, lr=1e-3, warmup=10, dead_after=4, checkpoint_every=7
+)
+
+
+def dictionary_tokens(n_images: int = 60, seed: int = 0) -> TokenCache:
+    """Tokens that are sums of a few of 20 directions, around a large mean."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(20, D_VIT, generator=generator)
+    active = torch.rand(n_images, 5, 20, generator=generator) < 0.1
+    z = (active * torch.rand(active.shape, generator=generator)) @ directions + 3
+    return TokenCache(z, torch.arange(n_images))
+
+
+CACHE = dictionary_tokens()
+
+
+def run(
+    sae_config: SAEConfig = SAE_CONFIG, config: TrainConfig = CONFIG, **more: Any
+) -> tuple[SAE, training.History]:
+    return train(more.pop("tokens", CACHE), sae_config, config, progress=False, **more)
+
+
+def assert_equal(ours: SAE, other: SAE) -> None:
+    """Bit for bit."""
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+# --- what it learns
+
+
+@pytest.mark.parametrize(
+    ("activation", "precision"),
+    [("relu", "float32"), ("topk", "float32"), ("batchtopk", "float32"), ("relu", "bfloat16")],
+)
+def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, precision: str) -> None:
+    sae_config = replace(SAE_CONFIG, activation=activation, scale_inputs=True)
+    sae_config = replace(sae_config, l1=1e-3 if activation == "relu" else 0.0)
+    config = replace(CONFIG, batch_tokens=256, steps=300, lr=1e-2, precision=precision)
+    sae, history = run(sae_config, config)
+    z = dictionary_tokens().tokens
+    f = sae.encode(z)
+    assert explained_variance(z, sae.decode(f)) > 0.8
+    assert l0(f) < (8 if activation == "relu" else 3.3)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
+    first, again = run(), run()
+    assert_equal(first[0], again[0])
+    assert first[1] == again[1]
+    other, _ = run(config=replace(CONFIG, seed=1))
+    assert not torch.equal(first[0].W_enc, other.W_enc)
+
+
+@given(steps=st.integers(1, 6), activation=st.sampled_from(list(ACTIVATIONS)))
+@settings(deadline=None, max_examples=12)
+def test_decoder_rows_have_unit_norm_after_any_step(steps: int, activation: str) -> None:
+    sae, _ = run(replace(SAE_CONFIG, activation=activation), replace(CONFIG, steps=steps))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
+
+
+def test_scaled_inputs_make_the_unit_of_the_tokens_irrelevant() -> None:
+    config = replace(SAE_CONFIG, scale_inputs=True)
+    sae, history = run(config)
+    times_8, history_8 = run(config, tokens=TokenCache(8 * CACHE.tokens, CACHE.indices))
+    assert history == history_8  # a power of two: exactly
+    z = CACHE.tokens
+    torch.testing.assert_close(times_8.encode(8 * z), sae.encode(z))
+    torch.testing.assert_close(times_8(8 * z), 8 * sae(z))
+    torch.testing.assert_close(
+        sae.W_dec.norm(dim=1), z.norm(dim=-1).mean().expand(sae.d_sae), rtol=0.02, atol=0
+    )
+
+
+def test_the_result_is_frozen_and_in_eval_mode() -> None:
+    for scale_inputs in (False, True):
+        sae, _ = run(replace(SAE_CONFIG, scale_inputs=scale_inputs))
+        assert not sae.training
+        assert all(not p.requires_grad and p.grad is None for p in sae.parameters())
+
+
+def test_batchtopk_learns_a_threshold_that_keeps_about_k() -> None:
+    config = replace(SAE_CONFIG, activation="batchtopk", l1=0.0)
+    sae, _ = run(config, replace(CONFIG, steps=400, batch_tokens=128))
+    assert sae.threshold > 0
+    assert l0(sae.encode(CACHE.tokens)) == pytest.approx(config.k, rel=0.1)
+
+
+# --- one step
+
+
+def trainer(sae_config: SAEConfig = SAE_CONFIG, config: TrainConfig = CONFIG) -> Trainer:
+    sae = SAE(D_VIT, 2 * D_VIT, sae_config.activation, sae_config.k)
+    made = Trainer(sae, sae_config, config)
+    made.start(CACHE.tokens.flatten(0, 1))
+    return made
+
+
+def batches(start: int = 0, config: TrainConfig = CONFIG) -> Iterator[Tensor]:
+    return token_batches(CACHE, config, config.seed, start)
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    made = trainer(config=replace(CONFIG, warmup=4))
+    rates = []
+    for z, _ in zip(batches(), range(6), strict=False):
+        made.step(z)
+        rates.append(made.adam.param_groups[0]["lr"] / CONFIG.lr)
+    assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+@pytest.mark.parametrize("ghosts", [True, False])
+def test_ghost_gradients_move_a_latent_once_it_is_silent_too_long(ghosts: bool) -> None:
+    made = trainer(replace(SAE_CONFIG, ghost_gradients=ghosts))
+    with torch.no_grad():
+        made.sae.b_enc[5] = -8  # cannot fire by itself
+    before = made.sae.W_dec[5].clone()
+    moved = []
+    for z, _ in zip(batches(), range(7), strict=False):
+        made.step(z)
+        moved.append(not torch.allclose(made.sae.W_dec[5], before, atol=1e-6))
+    assert made.silent[5] == 7
+    assert moved == [False] * 5 + [ghosts] * 2  # more than dead_after = 4 steps of silence
+    assert made.history[-1]["dead"] >= 1 / 32
+
+
+@pytest.mark.parametrize("sae_config", [SAE_CONFIG, replace(SAE_CONFIG, activation="topk")])
+def test_chunks_do_not_show(sae_config: SAEConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, chunked = trainer(sae_config), trainer(sae_config)
+    for z, _ in zip(batches(), range(8), strict=False):
+        monkeypatch.setattr(training, "CHUNK", {"cpu": 4096})
+        expected = whole.step(z)
+        monkeypatch.setattr(training, "CHUNK", {"cpu": 7})
+        assert chunked.step(z) == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(chunked.silent, whole.silent)
+    assert chunked.history[-1] == pytest.approx(whole.history[-1], rel=1e-4, abs=1e-5)
+    for ours, other in zip(chunked.sae.parameters(), whole.sae.parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
+
+
+def test_history_describes_the_batch_before_its_update() -> None:
+    made = trainer()
+    z = next(batches())
+    f = made.sae.encode(z)
+    z_hat = made.sae.decode(f)
+    loss = made.step(z)
+    (row,) = made.history
+    assert row["step"] == 0
+    assert row["loss"] == loss == pytest.approx(row["reconstruction"] + 1e-3 * row["l1"])
+    assert row["l1"] == pytest.approx(float(f.detach().sum()) / len(z))
+    assert row["l0"] == pytest.approx(l0(f))
+    assert row["explained_variance"] == pytest.approx(explained_variance(z, z_hat), abs=1e-5)
+    assert (row["dead"], row["ghost"]) == (0, 0)
+
+
+def test_long_runs_record_about_200_rows_with_the_first_and_the_last() -> None:
+    _, history = run(config=replace(CONFIG, steps=450, batch_tokens=8))
+    steps = [row["step"] for row in history]
+    assert steps == [*range(0, 450, 2), 449]
+
+
+# --- killed and resumed
+
+
+class Pulled(Exception):
+    """The plug."""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("last", [7, 20, 29])
+def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
+    activation: str, precision: str, last: int, tmp_path: Path
+) -> None:
+    sae_config = replace(SAE_CONFIG, activation=activation, scale_inputs=True)
+    config = replace(CONFIG, precision=precision)
+
+    def unplugged(start: int) -> Iterator[Tensor]:
+        for step, z in zip(range(start, last + 1), batches(start, config), strict=False):
+            if step == last:
+                raise Pulled
+            yield z
+
+    path = tmp_path / "checkpoint.safetensors"
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(training, "SAMPLE_TOKENS", 64)  # which `unplugged` has before it fails
+    try:
+        expected, history = run(sae_config, config, tokens=lambda start: batches(start, config))
+        with pytest.raises(Pulled):
+            run(sae_config, config, tokens=unplugged, checkpoint=path)
+        resumed, resumed_history = run(
+            sae_config, config, tokens=lambda start: batches(start, config), checkpoint=path
+        )
+    finally:
+        monkey.undo()
+    assert_equal(resumed, expected)
+    assert resumed_history == history
+
+
+def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    script = f"""
+        import sys, time, torch
+        torch.set_num_threads({torch.get_num_threads()})
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_training import Trainer, run
+        step = Trainer.step
+        Trainer.step = lambda trainer, z: time.sleep(0.05) or step(trainer, z)
+        run(checkpoint={str(path)!r})
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with safe_open(path, "pt") as file:
+        assert 0 < int(file.metadata()["step"]) < CONFIG.steps
+    (tmp_path / ".checkpoint.safetensors.1.tmp").write_bytes(b"killed while writing")
+    expected, history = run()
+    resumed, resumed_history = run(checkpoint=path)
+    assert_equal(resumed, expected)
+    assert resumed_history == history
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, history = run(checkpoint=tmp_path / "c")
+    written = (tmp_path / "c").read_bytes()
+    # How often checkpoints are written changes no result, so it may change.
+    again, history_again = run(
+        checkpoint=tmp_path / "c", config=replace(CONFIG, checkpoint_every=1)
+    )
+    assert_equal(first, again)
+    assert history == history_again
+    assert (tmp_path / "c").read_bytes() == written
+
+
+def test_resuming_does_not_write_into_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    run(config=CONFIG, checkpoint=path)
+    written = path.read_bytes()
+    made = trainer()
+    with safe_open(path, "pt") as file:
+        made.load(path, training.json.loads(file.metadata()["run"]))
+    made.step(next(batches()))
+    assert path.read_bytes() == written
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sae_config": replace(SAE_CONFIG, l1=0.5)}, r"sae.l1: 0.001 there, 0.5 here"),
+        ({"config": replace(CONFIG, steps=31)}, r"train.steps: 30 there, 31 here"),
+        ({"tokens": dictionary_tokens(seed=1)}, "first_batch: "),
+    ],
+)
+def test_another_runs_checkpoint_is_a_clear_error(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run(checkpoint=tmp_path / "c")
+    written = (tmp_path / "c").read_bytes()
+    with pytest.raises(ValueError, match=f"another run's checkpoint .*{message}.*delete it"):
+        run(**change, checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == written
+
+
+def test_a_broken_or_foreign_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    run(checkpoint=path)
+    whole = path.read_bytes()
+    foreign = tmp_path / "foreign"
+    save_file({"W_enc": torch.zeros(2)}, foreign)
+    for content in (whole[: len(whole) // 2], whole[:-1], b"", foreign.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a whole checkpoint .*: delete it"):
+            run(checkpoint=path)
+
+
+def spoilt(value: float) -> TokenCache:
+    tokens = CACHE.tokens.clone()
+    tokens[3, 2, 1] = value
+    tokens[8, 0] = value
+    return TokenCache(tokens, CACHE.indices)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (spoilt(float("nan")), "token cache: 2 of 300 tokens hold NaN .* image 3 token 2"),
+        (spoilt(float("inf")), "token cache: 2 of 300 tokens hold NaN .* image 3 token 2"),
+        (lambda start: iter([]), "the data set is empty"),
+        (lambda start: iter([torch.zeros(0, 16)]), "the data set is empty"),
+        (lambda start: iter([torch.ones(2, 5, 16)]), r"must be tokens \(n, d_vit\), got"),
+        (lambda start: iter([torch.full((4, 16), float("nan"))]), "batch 0: 4 of 4 tokens"),
+    ],
+)
+def test_bad_tokens_are_refused_before_any_step(tokens: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tokens=tokens, config=replace(CONFIG, checkpoint_every=1), checkpoint=tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def later(z: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Batches of which the third is z, or missing."""
+    monkeypatch.setattr(training, "SAMPLE_TOKENS", 32)
+    good = [next(batches()) for _ in range(2)]
+    return lambda start: iter([*good, z][start:] if z is not None else good[start:])
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.ones(4, 17), r"step 2 of 30: expected tokens \(n, 16\), got \(4, 17\)"),
+        (None, "step 2 of 30: .* got the end of the data"),
+        (torch.full((4, 16), float("nan")), "the batch of step 2: 4 of 4 tokens"),
+    ],
+)
+def test_a_bad_batch_later_stops_the_run(
+    z: Tensor | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tokens=later(z, monkeypatch))
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt() -> None:
+    made = trainer(config=replace(CONFIG, lr=1e30, warmup=1))
+    made.step(next(batches()))
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is (nan|inf) at step 1: lower train.lr"
+    ):
+        made.step(next(batches()))
+    assert all(torch.isfinite(parameter).all() for parameter in made.sae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (SAEConfig, {"l1": -1e-5}, "λ must be 0 or more"),
+        (SAEConfig, {"l1": float("nan")}, "λ must be 0 or more"),
+        (TrainConfig, {"lr": 0.0}, "lr must be above 0"),
+        (TrainConfig, {"cls_share": 1.5}, "cls_share"),
+        (TrainConfig, {"precision": "int8"}, "precision"),
+        (TrainConfig, {"checkpoint_every": 0}, "checkpoint_every"),
+    ],
+)
+def test_impossible_settings_are_refused(kind: Any, setting: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**setting)
+
+
+def test_progress_shows_loss_l0_and_rate_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    train(CACHE, SAE_CONFIG, CONFIG)
+    shown = capsys.readouterr()
+    assert "loss=" in shown.err
+    assert "L0=" in shown.err
+    assert "tokens/s" in shown.err
+    assert shown.out == ""
