@@ -1,6 +1,6 @@
 """The model card of the small CLIP: what it was trained on and how well it sees, measured anew.
 
-    python -m patchsae_lib card
+python -m patchsae_lib card
 """
 
 from __future__ import annotations

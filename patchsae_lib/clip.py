@@ -46,6 +46,11 @@ WORLD_TEMPLATES: tuple[Template, ...] = (
 )
 
 
+def templates_for(config: ModelConfig) -> tuple[Template, ...]:
+    """The prompts of the zero-shot classifier: the world's for the small CLIP, else OpenAI's."""
+    return WORLD_TEMPLATES if config.name == "small" else OPENAI_TEMPLATES
+
+
 class SplitCLIP(nn.Module):
     """An open_clip CLIP with a ViT image tower, cut after block `block` (paper section 3.1).
 

@@ -20,9 +20,6 @@ from torchvision import datasets
 
 from patchsae_lib.world import World
 
-#: data sets of torchvision without a labelled test split: the validation split is taken for it
-NO_TEST = ("ImageNet", "Imagenette", "Places365")
-
 
 class Pictures(Protocol):
     """Labelled pictures with random access."""
@@ -36,6 +33,19 @@ class Pictures(Protocol):
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         """(len(indices), 3, h, w) uint8."""
+
+
+def labels_of(pictures: Pictures) -> torch.Tensor:
+    """(pictures,) int64: the class of each."""
+    return torch.tensor([pictures.label(i) for i in range(len(pictures))])
+
+
+def captions_of(pictures: Pictures) -> list[str]:
+    """One text a picture: its caption if it has one, else the name of its class."""
+    if isinstance(pictures, World):
+        return [pictures.caption(i) for i in range(len(pictures))]
+    names = pictures.class_names
+    return [f"a photo of a {names[pictures.label(i)]}." for i in range(len(pictures))]
 
 
 class Files:
@@ -53,7 +63,7 @@ class Files:
         n_test = max(1, len(order) // 5)
         order = {"": order, "test": order[:n_test], "train": order[n_test:]}[part]
         if not order:
-            raise ValueError(f"too few pictures to hold a fifth out: {len(keys)}")
+            raise ValueError(f"{data.root} has too few pictures to hold some out: {len(keys)}")
         self.order = order[: n or None]
 
     def __len__(self) -> int:
@@ -65,9 +75,9 @@ class Files:
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         """(len(indices), 3, size, size) uint8, cut from the middle of the pictures."""
+        size, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
         images = (self.data[self.order[int(i)]][0].convert("RGB") for i in indices)
-        box = (self.size, self.size)
-        squares = [np.array(ImageOps.fit(i, box, Image.Resampling.BICUBIC)) for i in images]
+        squares = [np.array(ImageOps.fit(image, size, bicubic)) for image in images]
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
 
@@ -99,8 +109,9 @@ def open_pictures(spec: str, split: str = "train", n: int = 0, size: int = 224) 
     try:  # sorted by the names of classes and files
         data = datasets.ImageFolder(str(Path(name).expanduser()), loader=read_image)
     except OSError as error:
-        wanted = "give a folder with one sub-folder of pictures a class"
-        raise FileNotFoundError(f"{spec}: {wanted}: {error}") from error
+        raise FileNotFoundError(
+            f"{spec} wants one sub-folder of pictures a class: {error}"
+        ) from error
     return Files(data, split, n, size)
 
 
@@ -126,8 +137,9 @@ def _torchvision(name: str, split: str) -> tuple[Any, str]:
         options["loader"] = read_image
     if "train" in takes:
         options["train"] = split == "train"
-    elif "split" in takes and split == "test":  # by default it is train, or trainval, ...
-        options["split"] = "val" if name in NO_TEST else "test"
+    elif "split" in takes and split == "test":  # the default is train, or trainval, or ...
+        no_test_labels = ("ImageNet", "Imagenette", "Places365")
+        options["split"] = "val" if name in no_test_labels else "test"
     try:
         return make(root, **options), "" if {"train", "split"} & set(takes) else split
     except (RuntimeError, OSError, ImportError, TypeError, ValueError) as error:
@@ -149,6 +161,6 @@ def _class_names(data: Any, labels: list[int]) -> tuple[str, ...]:
     """The names a data set has for its classes, or else their numbers."""
     names = getattr(data, "classes", None) or getattr(data, "categories", None)
     if isinstance(data, datasets.ImageNet) and len(data.classes) == 1000:
-        names = open_clip.IMAGENET_CLASSNAMES  # WordNet's own are hard to tell apart
+        names = open_clip.IMAGENET_CLASSNAMES  # CLIP's, which tell WordNet's two cranes apart
     names = names or [str(i) for i in range(max(labels, default=-1) + 1)]
     return tuple((n if isinstance(n, str) else n[0]).replace("_", " ") for n in names)

@@ -118,7 +118,7 @@ def auroc(score: Tensor, truth: Tensor) -> Tensor:
     >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([False, False, True, True])).item()
     0.75
     """
-    values, inverse, counts = score.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = score.unique(return_inverse=True, return_counts=True)
     upper = counts.cumsum(0)
     rank = (upper - (counts - 1) / 2)[inverse].double()  # mean rank of ties, from 1
     n_pos = truth.sum()

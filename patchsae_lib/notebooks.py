@@ -25,6 +25,7 @@ from patchsae_lib.artefacts import ROOT, run_dir, write_json
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
 
 NOTEBOOKS = ROOT / "notebooks"
+PAGES = ROOT / "book"
 BUILD = ROOT / "_build"
 
 # What a kernel needs so that two runs leave the same bytes behind: figures as plain data instead
@@ -58,8 +59,12 @@ def begin(profile: str, images: str = "") -> tuple[Profile, Path]:
     return (with_pictures(loaded, images) if images else loaded), run_dir(loaded.name)
 
 
-def make_book(profile_name: str, given: Mapping[str, str], build: Path = BUILD) -> Path:
-    """Run every notebook, build the pages and put them in place; the path of their index."""
+def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = None) -> Path:
+    """Run every notebook, build the pages and put them in place; the path of their index.
+
+    With a `build` folder of the caller's the repository is left as it is.
+    """
+    place, build = build, build or BUILD
     profile = load_profile(profile_name)
     sources = sorted(NOTEBOOKS.glob("*.ipynb"))
     executed = run_notebooks(sources, {"profile": profile_name, **given}, build / "notebooks")
@@ -68,10 +73,11 @@ def make_book(profile_name: str, given: Mapping[str, str], build: Path = BUILD) 
         write_json(claims, [])
     shutil.copy(claims, executed / "claims.json")
     write_json(executed / "profile.json", asdict(profile))
-    pages = build_pages(executed, build / "staging")
-    if build == BUILD:
-        replace_folder(shutil.copytree(executed, build / "staging" / "copy"), ROOT / "book/notebooks")
-    replace_folder(pages, build / "html")
+    html = build_pages(executed, build / "staging")
+    if place is None:
+        copy = shutil.copytree(executed, build / "staging" / "executed")
+        replace_folder(copy, PAGES / "notebooks")
+    replace_folder(html, build / "html")
     shutil.rmtree(build / "staging")
     return build / "html" / "index.html"
 
@@ -145,8 +151,7 @@ def build_pages(executed: Path, staging: Path) -> Path:
     Every warning is an error: a `NotebookError` with the warnings as text.
     """
     shutil.rmtree(staging, ignore_errors=True)
-    pages = ROOT / "book"
-    shutil.copytree(pages, staging / "book", ignore=shutil.ignore_patterns("notebooks", "_ext"))
+    shutil.copytree(PAGES, staging / "book", ignore=shutil.ignore_patterns("notebooks", "_ext"))
     shutil.copytree(executed, staging / "book" / "notebooks")
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(staging / "book")]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(staging)]
@@ -155,7 +160,7 @@ def build_pages(executed: Path, staging: Path) -> Path:
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     html = staging / "_build" / "html"
     if ran.returncode or not (html / "index.html").is_file():
-        said = (ran.stdout + ran.stderr).replace(str(staging / "book"), "book")
+        said = (ran.stdout + ran.stderr).replace(str(staging / "book"), PAGES.name)
         lines = [line for line in said.splitlines() if re.search("WARNING|ERROR|rror:", line)]
         raise NotebookError("the pages do not build:\n" + ("\n".join(lines) or said))
     return html
@@ -173,10 +178,10 @@ def replace_folder(new: Path, place: Path) -> None:
 
 def read_parameters(source: Path) -> dict[str, Any]:
     """The names and defaults in the cell tagged `parameters`, which is the first code cell."""
-    first = next((c for c in read_cells(source) if c["cell_type"] == "code"), {"metadata": {}})
-    if "parameters" not in first["metadata"].get("tags", []):
+    codes = [cell for cell in read_cells(source) if cell["cell_type"] == "code"]
+    if not codes or "parameters" not in codes[0]["metadata"].get("tags", []):
         raise NotebookError(f"{short(source)}: its first code cell is not tagged 'parameters'")
-    values = assignments("".join(first["source"]))
+    values = assignments("".join(codes[0]["source"]))
     return {name: ast.literal_eval(value) for name, value in values.items()}
 
 

@@ -42,6 +42,7 @@ from patchsae_lib.world.render import render
 from patchsae_lib.world.scene import Mix, Scene, caption, sample
 from patchsae_lib.world.vocabulary import STYLES
 
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """`scenes_*` is the share of scenes in a batch and `drop_*` the share of patches left out, at
@@ -78,6 +79,7 @@ POOLS = {
 
 
 def pool_scene(pool: str, index: int, seed: int) -> Scene:
+    """What is in a picture of a pool: always the same."""
     rng = random.Random(f"{seed}/{pool}/{index}")
     return sample(rng, POOLS[pool])
 
@@ -99,7 +101,7 @@ def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.n
     if not path.exists():
         with atomic_path(path) as temporary, ProcessPoolExecutor() as workers:
             shape = (n, 112, 112, 3)
-            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)  # type: ignore[no-untyped-call]
+            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             starts = range(0, n, 500)
             stops = [min(n, s + 500) for s in starts]
             work = workers.map(partial(_render_some, pool, config.seed), starts, stops)
@@ -110,7 +112,7 @@ def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.n
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; pictures with the very same caption are all right answers."""
+    """CLIP's symmetric cross-entropy; pictures with the same caption are all right answers."""
     logits = scale * image @ text.T
     same = (ids[:, None] == ids[None]).all(-1).float()
     target = same / same.sum(1, keepdim=True)
@@ -133,9 +135,13 @@ def draw_batch(
 
 
 def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
+    """Parameter groups of the optimizer: matrices decay, gains and biases do not."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
 
 
 def evaluate(clip: SplitCLIP, n: int, tasks: tuple[str, ...] = tuple(TASKS)) -> dict[str, float]:
@@ -152,10 +158,12 @@ class StyleWorld(World):
         self.style = style
 
     def scene(self, index: int) -> Scene:
+        """The scene of `objects` at this index, in this style."""
         return replace(super().scene(index), style=self.style)
 
 
 def zero_shot(clip: SplitCLIP, world: World) -> float:
+    """Share of pictures whose class name fits them best, 0 to 1."""
     device = next(clip.parameters()).device
     text = clip.text_features(world.class_names, world.task.templates)
     labels = torch.tensor([world.label(i) for i in range(len(world))])
@@ -167,7 +175,9 @@ def zero_shot(clip: SplitCLIP, world: World) -> float:
     return sum(right) / len(world)
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict) -> None:
+def save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict
+) -> None:
     """Weights and moments in one safetensors file: a kill leaves the last whole one."""
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, s in optimizer.state_dict()["state"].items():
@@ -180,13 +190,17 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, a
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: PretrainConfig
 ) -> dict:
-    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    """Put a saved state into model and optimizer; returns how far it had come.
+
+    Raises `ValueError` if it belongs to another configuration.
+    """
+    with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
         if about["config"] != asdict(config):
             raise ValueError(
                 f"{path} belongs to another configuration: give --fresh to start again"
             )
-        state = {k: file.get_tensor(k) for k in file.keys()}
+        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     )
@@ -207,13 +221,20 @@ def pretrain(config: PretrainConfig, out: Path, work: Path, fresh: bool = False)
     architecture = small_clip_config(words)
     model = create_small_clip(architecture).to(device)
     tokenizer = WordTokenizer(words)
-    optimizer = torch.optim.AdamW(groups_of(model, config), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        groups_of(model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
+    )
     path = work / "checkpoint.safetensors"
     about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
     if path.exists() and not fresh:
         about = load_state(path, model, optimizer, config)
     pools = {p: render_pool(p, getattr(config, p), config, work) for p in POOLS}
-    bar = tqdm(range(about["step"], config.steps), initial=about["step"], total=config.steps, desc="pretraining")
+    bar = tqdm(
+        range(about["step"], config.steps),
+        initial=about["step"],
+        total=config.steps,
+        desc="pretraining",
+    )
     start, before, losses = time.monotonic(), about["seconds"], []
     for step in bar:
         _, drop, lr = config.at(step)
@@ -227,7 +248,11 @@ def pretrain(config: PretrainConfig, out: Path, work: Path, fresh: bool = False)
         # The CPU's fused bf16 attention has a slow backward: plain matrix products are faster.
         with (
             torch.autocast(device.type, torch.bfloat16),
-            sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
+            sdpa_kernel(
+                [SDPBackend.MATH]
+                if device.type == "cpu"
+                else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+            ),
         ):
             image = model.encode_image(x, normalize=True)
             text = model.encode_text(ids, normalize=True)

@@ -30,9 +30,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class PicturesConfig:
-    """Which pictures, and how many of them a step may use (0: all)."""
+    """Which pictures, and how many of them a step may use (0: all). `test` names those that
+    classification is measured on, where they are others than `spec`'s test split."""
 
     spec: str = "world"
+    test: str = ""
     n_train: int = 0
     n_test: int = 0
 
@@ -97,7 +99,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything a run needs to be repeated; `seeds` is the number of seeds of the main setting."""
+    """Everything a run needs to be repeated.
+
+    `seeds` of the main setting, at least 2; the sweep's settings are trained for `sweep_steps` (0:
+    as many as the main one) on `sweep_batch` tokens each (0: likewise); a concept counts that has
+    `min_patches` in both halves of the pictures.
+    """
 
     name: str
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -105,7 +112,9 @@ class Profile:
     sae: SAEConfig = field(default_factory=SAEConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     seeds: int = 3
-    sweep_steps: int = 0  # steps of the sweep's other settings (0: as many as the main one)
+    sweep_steps: int = 0
+    sweep_batch: int = 0
+    min_patches: int = 50
 
 
 T = TypeVar("T")
@@ -155,4 +164,4 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 def with_pictures(profile: Profile, spec: str) -> Profile:
     """The same profile over other pictures, e.g. `folder:/my/photos`."""
-    return replace(profile, pictures=replace(profile.pictures, spec=spec))
+    return replace(profile, pictures=replace(profile.pictures, spec=spec, test=""))

@@ -165,8 +165,7 @@ class Trainer:
         try:
             with safe_open(path, framework="pt", device=str(self.silent.device)) as file:
                 state = {key: json.loads(v) for key, v in (file.metadata() or {}).items()}
-                # Copies: Adam writes into its moments, which must not reach the file.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             theirs = state["run"]
         except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a whole checkpoint ({error!r}): {advice}") from error
@@ -195,7 +194,7 @@ def _sample(batches: Batches) -> tuple[Tensor, str]:
             break
     if not sum(map(len, parts)):
         raise ValueError("no tokens to learn from: the data set is empty")
-    digest = hashlib.sha256(parts[0].contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(parts[0].cpu().contiguous().numpy().tobytes()).hexdigest()
     return torch.cat(parts)[:SAMPLE_TOKENS], digest[:16]
 
 

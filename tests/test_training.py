@@ -155,8 +155,9 @@ def test_ghost_gradients_move_a_latent_once_it_is_silent_too_long(ghosts: bool) 
     assert made.history[-1]["dead"] >= 1 / 32
 
 
-@pytest.mark.parametrize("sae_config", [SAE_CONFIG, replace(SAE_CONFIG, activation="topk")])
-def test_chunks_do_not_show(sae_config: SAEConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_chunks_do_not_show(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae_config = replace(SAE_CONFIG, activation=activation)
     whole, chunked = trainer(sae_config), trainer(sae_config)
     for z, _ in zip(batches(), range(8), strict=False):
         monkeypatch.setattr(training, "CHUNK", {"cpu": 4096})

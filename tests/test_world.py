@@ -38,6 +38,7 @@ from patchsae_lib.world.vocabulary import (
 # SHA-256 over pixels, ids, regions, caption and label of the first 40 pictures, seed 0.
 DIGESTS = {
     "world/test": "4c9d1355bc3e88bdca83978363e66ce56dd05e0f82f484f4c19dad2f2d5f8312",
+    "styles/test": "163db313cde68ecd245d2f60627fb6f300158c3d7f9d435db88ecece70467a5c",
     "objects/test": "000c1816b38d2df70595135bdde3b16bcb8855f028a63a68eb550af1af5af411",
     "colours/test": "5ac33066be9f955fa1427c90392587e7eb7e0dacbdeb4a2acb0ed252622ecc43",
     "scenes/test": "63dc01b7a70059f8ceeab855e98e423bca0732934c4b76112f95bb9e0826a281",
@@ -434,6 +435,7 @@ def test_classes_of_a_task_are_balanced_and_halved(name: str) -> None:
 
 SHOWN: dict[str, Callable[[Scene, Picture, str], object]] = {
     "world": lambda scene, _, name: scene.things[0].cls == name,
+    "styles": lambda _, picture, name: picture.mask("cls", name).any(),
     "objects": lambda _, picture, name: picture.mask("cls", name).any(),
     "colours": lambda _, picture, name: picture.mask("colour", name).any(),
     "scenes": lambda scene, _, name: BACKGROUNDS[scene.background] == name,

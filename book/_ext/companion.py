@@ -75,10 +75,16 @@ def number(value: str | float) -> str:
 
 
 def library() -> str:
-    """One section of MyST markdown for each module there is."""
-    found = pkgutil.walk_packages(patchsae_lib.__path__, "patchsae_lib.")
-    names = [m.name for m in found if not m.name.rsplit(".", 1)[-1].startswith("_")]
-    return "\n\n".join(f"## {n}\n\n```{{automodule}} {n}\n:members:\n```" for n in names)
+    """One section of MyST markdown for each module there is, those of a package below it."""
+    found = [m.name for m in pkgutil.walk_packages(patchsae_lib.__path__, "patchsae_lib.")]
+    return "\n\n".join(module_section(name) for name in found if "._" not in name)
+
+
+def module_section(name: str) -> str:
+    """The documentation of one module from its docstrings."""
+    heading = "#" * (name.count(".") + 1)
+    automodule = f".. automodule:: {name}\n   :members:"
+    return f"{heading} {name.partition('.')[2]}\n\n```{{eval-rst}}\n{automodule}\n```"
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -89,13 +95,13 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
             claims, profile = (json.loads((folder / n).read_text("utf-8")) for n in RUN_FILES)
             text = scoreboard(claims, profile)
         except OSError:
-            LOGGER.warning("there is no run to make the scoreboard from: make book", location=docname)
+            LOGGER.warning(
+                "there is no run to make the scoreboard from: make book", location=docname
+            )
             text = ""
         source[0] = source[0].replace("<!-- scoreboard -->", text)
     if "<!-- library -->" in source[0]:
         source[0] = source[0].replace("<!-- library -->", library())
-
-
 
 
 def plain_docstring(
@@ -147,14 +153,18 @@ def name_the_run(app: Sphinx, config: Any) -> None:
     path = Path(app.srcdir) / "notebooks" / "profile.json"
     if path.is_file():
         name = json.loads(path.read_text("utf-8"))["name"]
-        config.html_theme_options["extra_footer"] = f"<p>Built with the profile <em>{name}</em></p>"
+        config.html_theme_options["extra_footer"] = (
+            f"<p>Built with the profile <em>{name}</em></p>"
+        )
 
 
 def remove_thebe(app: Sphinx) -> None:
     """jupyter-book always loads sphinx-thebe, which puts scripts into every page that are of no
     use without a server: take its handlers out again."""
     for listeners in app.events.listeners.values():
-        listeners[:] = [x for x in listeners if not x.handler.__module__.startswith("sphinx_thebe")]
+        listeners[:] = [
+            x for x in listeners if not x.handler.__module__.startswith("sphinx_thebe")
+        ]
     app.registry.css_files = [x for x in app.registry.css_files if x[0] != "sphinx-thebe.css"]
 
 

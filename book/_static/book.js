@@ -15,9 +15,8 @@
         const drawn = document.createElement("span");
         katex.render(found[2], drawn, { displayMode: found[1] === "[", throwOnError: false });
         node.replaceWith(drawn);
+        if (drawn.scrollWidth > drawn.clientWidth + 1) drawn.tabIndex = 0; /* a keyboard can scroll it, too */
       }
-      /* A display equation may scroll; a keyboard must be able to do so too. */
-      if (element.tagName === "DIV") element.tabIndex = element.scrollWidth > element.clientWidth ? 0 : -1;
     }
   }
 
@@ -47,8 +46,12 @@
     return value;
   }
 
-  function themed(figure) {
+  function themed(figure, width) {
     const layout = recolour(figure.layout);
+    const inherited = layout.template?.layout ?? {};
+    const margin = { l: 48, r: 16, b: 40, ...inherited.margin, ...layout.margin };
+    const legend = { ...inherited.legend, ...layout.legend };
+    if (width < 560 && !legend.orientation) Object.assign(legend, { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" });
     const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--reported") };
     for (const key of Object.keys({ xaxis: 0, yaxis: 0, ...layout })) {
       if (!/^[xy]axis\d*$/.test(key)) continue;
@@ -64,7 +67,8 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { size: 13, ...layout.font, color: style("--ink"), family: getComputedStyle(document.body).fontFamily },
-      margin: { ...layout.margin, t: Math.min(layout.margin?.t ?? 100, layout.annotations?.length ? 40 : 16) },
+      margin: { ...margin, t: Math.min(margin.t ?? 100, layout.annotations?.length ? 40 : 16) },
+      legend,
       hoverlabel: { ...hover, ...layout.hoverlabel },
       ...(matchMedia("(pointer: coarse)").matches && { dragmode: false }), /* a finger scrolls the page */
     };
@@ -78,7 +82,7 @@
   };
   const figures = new Map(); /* canvas → figure */
   const draw = (canvas) =>
-    Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas)), config);
+    Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas), canvas.clientWidth), config);
 
   let plotly;
   const loadPlotly = () => (plotly ??= new Promise((done, failed) => {

@@ -80,6 +80,10 @@ def _in_style(style: str) -> Callable[[random.Random, int], Scene]:
     return make
 
 
+def _styles(rng: random.Random, label: int) -> Scene:
+    return sample(rng, replace(SINGLE, styles=(1.0,) * len(STYLES), word=0.0), CLASSES[label])
+
+
 def _photo(rng: random.Random, cls: str = "") -> Scene:
     return sample(rng, replace(SINGLE, styles=PHOTO, word=0.0), cls)
 
@@ -135,6 +139,7 @@ TASKS: dict[str, Task] = {
     t.name: t
     for t in (
         Task("world", "Everything, in all styles", "none", CLASSES, STYLE_TEMPLATES, _world),
+        Task("styles", "Objects, in all styles", "none", CLASSES, STYLE_TEMPLATES, _styles),
         Task("objects", "Objects", "none", CLASSES, A_PHOTO, _in_style("photo")),
         Task("colours", "Colours", "none", tuple(COLOURS), ("a photo of a {} thing",), _colours),
         Task(

@@ -1,0 +1,160 @@
+"""Every page of the book in a real browser, from a file and from a server, with the network cut."""
+
+import os
+import re
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("book")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(build):
+    handler = partial(Quiet, directory=str(build / "html"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if not found:
+        pytest.skip(f"no browser: install one of {', '.join(NAMES)}, or set CHROMIUM to its path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page whose `trouble` gathers errors, failed loads, and requests that leave the book."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page = context.new_page()
+    page.trouble = []
+    outside = re.compile(r"^(?!file:|data:|blob:|http://127\.0\.0\.1:)")
+
+    def cut(route):
+        page.trouble.append(f"asked for {route.request.url}")
+        route.abort()
+
+    context.route(outside, cut)
+    page.on("pageerror", lambda error: page.trouble.append(f"error {error}"))
+    page.on("requestfailed", lambda request: page.trouble.append(f"failed {request.url}"))
+    page.on("console", lambda m: m.type == "error" and page.trouble.append(f"console {m.text}"))
+    yield page
+    context.close()
+
+
+def names(build: Path) -> list[str]:
+    html = build / "html"
+    return sorted(str(path.relative_to(html)) for path in html.rglob("*.html") if not_part(path))
+
+
+def not_part(path: Path) -> bool:
+    return "_static" not in path.parts
+
+
+def drawn(page) -> None:
+    """Bring every figure on the screen and wait until it is there."""
+    for canvas in page.locator(".plotly-canvas").all():
+        canvas.scroll_into_view_if_needed()
+        canvas.locator(".main-svg").first.wait_for(state="attached")
+
+
+def check(page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=3000)
+    math = page.locator(".math").count()
+    assert page.locator(".math .katex").count() >= math
+    assert page.locator(".katex-error").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_every_page_is_whole_wide_and_narrow_light_and_dark(build, server, page, scheme):
+    base = f"file://{build}/html" if scheme == "file" else server
+    for name in names(build):
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(f"{base}/{name}")
+        drawn(page)
+        check(page, 1280)
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(color_scheme="dark")
+        page.locator("html[data-theme=dark]").wait_for(state="attached")
+        check(page, 375)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+        assert page.trouble == [], name
+
+
+def test_figures_take_the_colours_of_the_theme_and_the_width_of_the_page(build, page):
+    with_figures = [n for n in names(build) if "plotly-canvas" in (build / "html" / n).read_text()]
+    assert with_figures
+    page.goto(f"file://{build}/html/{with_figures[0]}")
+    drawn(page)
+    tick = ".plotly-figure .xtick text, .plotly-figure .ytick text"
+    colour = f"getComputedStyle(document.querySelector('{tick}')).fill"
+    assert page.evaluate(colour) == "rgb(31, 42, 55)"
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{colour} == 'rgb(229, 233, 238)'")
+    page.set_viewport_size({"width": 375, "height": 900})
+    page.wait_for_function(
+        "document.querySelector('.main-svg').getBoundingClientRect().width < 375"
+    )
+    assert page.locator(".plotly-figure[aria-label]:not([aria-label=''])").count()
+
+
+def test_plotly_is_loaded_only_where_a_figure_is(build, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{build}/html/glossary.html")
+    page.wait_for_load_state("networkidle")
+    assert not [url for url in asked if "plotly" in url]
+
+
+def test_equations_are_numbered_as_in_the_paper(build, page):
+    page.goto(f"file://{build}/html/method.html")
+    assert page.locator("div.math .eqno").all_text_contents()[:5] == [
+        f"({i})#" for i in range(1, 6)
+    ]
+
+
+def test_search_finds_a_latent(server, page):
+    page.goto(f"{server}/search.html?q=latent")
+    page.locator("#search-results li").first.wait_for()
+    assert page.trouble == []
+
+
+def test_every_link_within_the_book_leads_somewhere(build):
+    html = build / "html"
+    broken = []
+    for name in names(build):
+        text = (html / name).read_text("utf-8")
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            target = unquote(urldefrag(link.partition("?")[0])[0])
+            if not target or re.match(r"[a-z]+:", target):
+                continue
+            if not (html / name).parent.joinpath(target).exists():
+                broken.append(f"{name}: {link}")
+    assert broken == []

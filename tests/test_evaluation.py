@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from patchsae_lib.activations import TokenCache
+from patchsae_lib.clip import SplitCLIP, WordTokenizer, create_small_clip, small_clip_config
+from patchsae_lib.evaluation import bootstrap_mean, contrastive_loss, evaluate_sae, mean_interval
+from patchsae_lib.latents import activation_statistics
+from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
+
+
+@pytest.fixture(scope="module")
+def clip() -> SplitCLIP:
+    torch.manual_seed(0)
+    model = create_small_clip(small_clip_config(["a", "cat"])).eval().requires_grad_(False)
+    return SplitCLIP(model, WordTokenizer(["a", "cat"]))
+
+
+@pytest.fixture(scope="module")
+def cache(clip: SplitCLIP) -> TokenCache:
+    images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    return TokenCache(clip.tokens(images), torch.arange(6))
+
+
+def perfect(d: int) -> SAE:
+    """An autoencoder that loses nothing: one latent for each sign of each dimension."""
+    sae = SAE(d, 2 * d).eval()
+    eye = torch.eye(d)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], 1))
+        sae.W_dec.copy_(torch.cat([eye, -eye], 0))
+    return sae.requires_grad_(False)
+
+
+def unit(n: int, d: int, seed: int) -> torch.Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_a_perfect_autoencoder_changes_nothing(clip, cache, cls_only) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    r = evaluate_sae(
+        clip, perfect(clip.d_vit), cache, labels, unit(3, 128, 0), unit(6, 128, 1), cls_only, 4
+    )
+    assert r.mse == pytest.approx(0, abs=1e-12)
+    assert r.explained_variance == pytest.approx(1)
+    assert r.l0 == clip.d_vit  # of each pair one
+    assert r.contrastive == pytest.approx(r.contrastive_original, abs=1e-4)
+    assert r.accuracy == r.accuracy_original
+    assert r.recovered in (1.0, 0.0)
+
+
+def test_measures_are_those_of_all_tokens_at_once(clip, cache) -> None:
+    sae = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False)
+    args = torch.zeros(6, dtype=torch.long), unit(3, 128, 0), unit(6, 128, 1)
+    r = evaluate_sae(clip, sae, cache, *args, batch=4)
+    f = sae.encode(cache.tokens)
+    assert r.l0 == pytest.approx(l0(f))
+    assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
+    assert r.mse == pytest.approx(
+        float(reconstruction_loss(cache.tokens, sae.decode(f))), rel=1e-5
+    )
+    ev = explained_variance(cache.tokens, sae.decode(f))
+    assert r.explained_variance == pytest.approx(ev, rel=1e-4)
+    assert r.dead == pytest.approx(float((f.amax((0, 1)) == 0).float().mean()))
+
+
+def test_cls_only_leaves_the_patches_alone(clip, cache) -> None:
+    nothing = SAE(clip.d_vit, 8).eval().requires_grad_(False)
+    with torch.no_grad():
+        nothing.b_enc.fill_(-1e9)
+    args = torch.zeros(6, dtype=torch.long), unit(3, 128, 0), unit(6, 128, 1)
+    all_gone, cls_gone = (evaluate_sae(clip, nothing, cache, *args, c) for c in (False, True))
+    assert cls_gone.l0 == all_gone.l0 == 0
+    assert cls_gone.contrastive != pytest.approx(all_gone.contrastive, abs=1e-6)
+
+
+def test_contrastive_loss_by_hand() -> None:
+    x = torch.eye(2)
+    expected = math.log(1 + math.exp(-3))
+    assert contrastive_loss(x, x, 3.0) == pytest.approx(expected, rel=1e-5)
+    # whole batches only: the fifth pair does not count
+    assert contrastive_loss(torch.cat([x, x, x[:1]]), torch.cat([x, x, x[1:]]), 3.0, 2) == (
+        pytest.approx(expected, rel=1e-5)
+    )
+
+
+def test_the_interval_is_students() -> None:
+    x = [1.0, 4.0, 2.5, 3.0]
+    low, high = stats.t.interval(0.95, 3, np.mean(x), stats.sem(x))
+    assert mean_interval(x) == pytest.approx((np.mean(x), low, high))
+
+
+def test_the_bootstrap_covers_the_mean_and_ignores_what_is_missing() -> None:
+    x = np.random.default_rng(0).normal(5, 1, 200)
+    mean, low, high = bootstrap_mean([*x, float("nan")])
+    assert mean == pytest.approx(x.mean())
+    assert high - low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(200), rel=0.15)
+    assert low < mean < high
+
+
+def test_statistics_of_latents_by_hand() -> None:
+    sae = perfect(2)
+    tokens = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, -2.0], [0.0, 0.0]]])
+    table = activation_statistics(sae, tokens, batch=1)
+    assert table["frequency"].tolist() == [0.5, 0.0, 0.0, 0.25]
+    assert table["mean"].tolist() == [2.0, 0.0, 0.0, 2.0]

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from patchsae_lib.profiles import load_profile, profile_names, with_pictures
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_profile_loads(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.seeds >= 2  # an interval needs two
+
+
+def test_the_paper_profile_has_the_papers_values() -> None:
+    p = load_profile("paper")
+    assert (p.model.name, p.model.block) == ("ViT-B-16-quickgelu", -2)
+    assert (p.sae.expansion, p.sae.l1, p.sae.b_dec_init) == (64, 8e-5, "geometric_median")
+    assert p.sae.ghost_gradients
+    assert not p.sae.scale_inputs
+    assert (p.train.lr, p.train.warmup, p.train.dead_after) == (4e-4, 500, 64)
+    # 2,621,440 images of 197 tokens
+    assert p.train.batch_tokens * p.train.steps == 2_621_440 * 197
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_the_users(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.toml", "seeds = 5\n[sae]\nexpansion = 8\n")
+    p = load_profile(path)
+    assert (p.name, p.seeds, p.sae.expansion, p.sae.l1) == ("mine", 5, 8, 8e-5)
+
+
+def test_an_unknown_profile_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no profile 'wrold'.*clip, paper, smoke, world"):
+        load_profile("wrold")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sae]\nexpanssion = 8\n", r"mine.toml \[sae\]: unknown key 'expanssion'; known are"),
+        ("sead = 1\n", r"mine.toml: unknown key 'sead'"),
+        ("[sae]\nl1 = -1.0\n", r"λ must be 0 or more, got -1.0"),
+        ("[sae]\nl1 = nan\n", r"λ must be 0 or more, got nan"),
+        ("[sae]\nactivation = 'gelu'\n", r"'gelu' is not relu, topk or batchtopk"),
+        ("[train]\ntokens = 'patches'\n", r"'patches' is not all or cls"),
+        ("[train]\nsteps = 0\n", r"steps.*must be 1 or more"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_profile(write(tmp_path / "mine.toml", text))
+
+
+def test_other_pictures_leave_the_rest_alone() -> None:
+    p = with_pictures(load_profile("clip"), "folder:/my/photos")
+    assert p.pictures.spec == "folder:/my/photos"
+    assert p.pictures.test == ""
+    assert p.sae == load_profile("clip").sae
