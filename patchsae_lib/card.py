@@ -39,7 +39,8 @@ from the seed; captions are drawn anew at each visit, and nothing but captions s
 
 {table}
 
-Intervals are 95 % (Wilson). The floor we set ourselves: photo .97; sketch, painting and silhouette .95.
+Intervals are 95 % (Wilson). The floor we set ourselves: photo .97; sketch, painting and
+silhouette .95.
 
 ## What single patches carry
 

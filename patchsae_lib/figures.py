@@ -6,7 +6,6 @@ Teal is what we measured, orange what it is compared with, grey what the paper r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd

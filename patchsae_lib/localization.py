@@ -54,7 +54,10 @@ def thresholds(units: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
 
 
 def iou_table(units: Tensor, labels: Tensor, n_concepts: int, cut: Tensor) -> Tensor:
-    """IoU (n_concepts, d) of `units > cut` with each concept; units (n, d), labels (n,), cut (d,)."""
+    """IoU (n_concepts, d) of `units > cut` with each concept.
+
+    Units (n, d), labels (n,) with -1 for none, cut (d,).
+    """
     fires = (units > cut).float()
     truth = torch.zeros(len(labels), n_concepts + 1).scatter_(1, labels[:, None] + 1, 1.0)[:, 1:]
     both = truth.T @ fires
@@ -113,7 +116,9 @@ def probe_auroc(
 
 
 def auroc(score: Tensor, truth: Tensor) -> Tensor:
-    """The chance that a positive scores above a negative, ties counting half; NaN if one is absent.
+    """The chance that a positive scores above a negative, ties counting half.
+
+    NaN where there are no positives or no negatives.
 
     >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([False, False, True, True])).item()
     0.75

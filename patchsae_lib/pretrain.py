@@ -13,7 +13,7 @@ import random
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,12 @@ from patchsae_lib.world.vocabulary import STYLES
 @dataclass(frozen=True)
 class PretrainConfig:
     """`scenes_*` is the share of scenes in a batch and `drop_*` the share of patches left out, at
-    the start and at the end; both move linearly between `turn` and the end of training."""
+    the start and at the end; both move linearly between `turn` and the end of training.
+
+    Colours and backgrounds are learnt first and then hide the classes: between the steps
+    `focus_from` and `focus_until` the captions of single objects seldom mention them, and those of
+    a batch share one style, so that little but the class tells its pictures apart.
+    """
 
     singles: int = 80_000
     scenes: int = 40_000
@@ -55,6 +60,8 @@ class PretrainConfig:
     lr: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.1
+    focus_from: int = 1_500
+    focus_until: int = 4_200
     turn: float = 0.55
     scenes_start: float = 0.1
     scenes_end: float = 0.5
@@ -76,6 +83,10 @@ POOLS = {
                    mention_background=0.25),
     "scenes": Mix(several=0.7, counted=0.2, word=0.2),
 }  # fmt: skip
+FOCUS = replace(
+    POOLS["singles"], mention_colour=0.1, mention_texture=0.15, mention_background=0.05,
+    mention_word=0.2, styles=(0.4, 0.2, 0.2, 0.2),
+)  # fmt: skip
 
 
 def pool_scene(pool: str, index: int, seed: int) -> Scene:
@@ -84,10 +95,19 @@ def pool_scene(pool: str, index: int, seed: int) -> Scene:
     return sample(rng, POOLS[pool])
 
 
-def pool_caption(pool: str, index: int, seed: int, visit: int) -> str:
+def pool_caption(pool: str, index: int, seed: int, visit: int, mix: Mix | None = None) -> str:
     """What is written under a picture of a pool, in other words at each visit."""
     rng = random.Random(f"{seed}/{pool}/{index}/{visit}")
-    return caption(pool_scene(pool, index, seed), rng, POOLS[pool])
+    return caption(pool_scene(pool, index, seed), rng, mix or POOLS[pool])
+
+
+@cache
+def singles_by_style(n: int, seed: int) -> dict[str, list[int]]:
+    """The pictures of the pool of single objects, by style."""
+    out: dict[str, list[int]] = {style: [] for style in STYLES}
+    for index in range(n):
+        out[pool_scene("singles", index, seed).style].append(index)
+    return out
 
 
 def _render_some(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
@@ -125,12 +145,18 @@ def draw_batch(
     """The pictures (batch, 3, 112, 112) uint8 and captions of a step: of (seed, step) alone."""
     rng = random.Random(f"{config.seed}/batch/{step}")
     scenes, _, _ = config.at(step)
+    focus = config.focus_from <= step < config.focus_until
+    style = rng.choices(STYLES, FOCUS.styles)[0]
     pictures, captions = [], []
     for _ in range(config.batch):
         pool = "scenes" if rng.random() < scenes else "singles"
         index = rng.randrange(len(pools[pool]))
+        mix = FOCUS if focus and pool == "singles" else None
+        if mix:
+            same = singles_by_style(config.singles, config.seed)[style]
+            index = same[index % len(same)]
         pictures.append(pools[pool][index])
-        captions.append(pool_caption(pool, index, config.seed, rng.getrandbits(32)))
+        captions.append(pool_caption(pool, index, config.seed, rng.getrandbits(32), mix))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), captions
 
 

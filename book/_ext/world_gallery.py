@@ -1,6 +1,6 @@
 """The page about the embedded world: its gallery, its table of tasks and its numbers.
 
-`{world-gallery}` and `{world-tasks}` are directives, `` {world}`classes` `` is a number of
+`{world-gallery}`, `{world-tasks}` and `{world-strip}` are directives, `` {world}`classes` `` is a number of
 `NUMBERS`. Pictures are drawn while the book is built, into `_static/world`.
 """
 
@@ -44,6 +44,10 @@ NUMBERS = {
     "patches": (SIZE // PATCH) ** 2,
 }
 FRONT = ("world_gallery.js", "world_gallery.css")
+TABLE = '<table class="world-tasks">'
+STRIP = (
+    "Small drawn pictures of animals, vehicles, plants and houses in several styles and colours"
+)
 
 
 def choices() -> dict[str, Any]:
@@ -73,12 +77,21 @@ class WorldTasks(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Emit the table."""
+        columns = ("Task", "Shift", "Classes", "Base classes, then novel ones")
+        head = "".join(f'<th scope="col">{title}</th>' for title in columns)
         rows = "".join(task_row(name, assets(self.env.docname)) for name in TASKS)
-        head = "".join(
-            f'<th scope="col">{t}</th>' for t in ("Task", "Shift", "Classes", "Pictures")
-        )
-        html = f'<table class="world-tasks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        return [nodes.raw("", html, format="html")]
+        return [
+            nodes.raw("", f"{TABLE}<thead><tr>{head}</tr></thead>{rows}</table>", format="html")
+        ]
+
+
+class WorldStrip(SphinxDirective):
+    """Two rows of pictures, for the front page."""
+
+    def run(self) -> list[nodes.Node]:
+        """Emit them."""
+        image = f'<img src="{assets(self.env.docname)}world-strip.webp" alt="{STRIP}">'
+        return [nodes.raw("", f'<div class="world-strip">{image}</div>', format="html")]
 
 
 def task_row(name: str, base: str) -> str:
@@ -147,6 +160,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the above."""
     app.add_directive("world-gallery", WorldGallery)
     app.add_directive("world-tasks", WorldTasks)
+    app.add_directive("world-strip", WorldStrip)
     app.add_role("world", WorldNumber())
     app.connect("builder-inited", write_assets)
     app.connect("html-page-context", page_assets)
