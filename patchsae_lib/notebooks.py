@@ -130,6 +130,7 @@ def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> None:
             target,
             parameters=dict(parameters),
             kernel_name="python3",
+            language="python",
             cwd=ROOT,
             stderr_file=sys.stderr,
             progress_bar={"desc": source.stem, "leave": False} if interactive else False,
@@ -156,11 +157,12 @@ def build_pages(executed: Path, staging: Path) -> Path:
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(staging / "book")]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(staging)]
     command += ["--all", "-W", "-n", "--keep-going", "-q"]
-    environment = os.environ | {"PYTHONHASHSEED": "0", "NO_COLOR": "1"}
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     html = staging / "_build" / "html"
     if ran.returncode or not (html / "index.html").is_file():
-        said = (ran.stdout + ran.stderr).replace(str(staging / "book"), PAGES.name)
+        said = re.sub(r"\x1b\[[\d;]*m", "", ran.stdout + ran.stderr)  # colours
+        said = said.replace(str(staging / "book"), PAGES.name)
         lines = [line for line in said.splitlines() if re.search("WARNING|ERROR|rror:", line)]
         raise NotebookError("the pages do not build:\n" + ("\n".join(lines) or said))
     return html

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.artefacts import atomic_path, write_json
 from patchsae_lib.clip import (
     DATA,
     SplitCLIP,
@@ -239,77 +239,101 @@ def load_state(
     return about
 
 
-def pretrain(config: PretrainConfig, out: Path, work: Path, fresh: bool = False) -> Path:
-    """Train, resume from `work` if a run of the same configuration was cut off, save to `out`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    words = all_words()
-    architecture = small_clip_config(words)
-    model = create_small_clip(architecture).to(device)
-    tokenizer = WordTokenizer(words)
-    optimizer = torch.optim.AdamW(
-        groups_of(model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
-    )
-    path = work / "checkpoint.safetensors"
-    about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
-    if path.exists() and not fresh:
-        about = load_state(path, model, optimizer, config)
-    pools = {p: render_pool(p, getattr(config, p), config, work) for p in POOLS}
-    bar = tqdm(
-        range(about["step"], config.steps),
-        initial=about["step"],
-        total=config.steps,
-        desc="pretraining",
-    )
-    start, before, losses = time.monotonic(), about["seconds"], []
-    for step in bar:
-        _, drop, lr = config.at(step)
-        for group in optimizer.param_groups:
+class Pretraining:
+    """The small CLIP in training: weights, AdamW's moments, and the curve so far."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(config.seed)
+        self.words = all_words()
+        self.architecture = small_clip_config(self.words)
+        self.model = create_small_clip(self.architecture).to(self.device)
+        self.tokenizer = WordTokenizer(self.words)
+        self.optimizer = torch.optim.AdamW(
+            groups_of(self.model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
+        )
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
+        self.about |= {"parameters": parameters, "device": device_name(self.device)}
+
+    def step(self, pictures: Tensor, captions: list[str]) -> float:
+        """One step on pictures (batch, 3, 112, 112) uint8 and their captions; its loss."""
+        step, model = self.about["step"], self.model
+        _, drop, lr = self.config.at(step)
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(config.seed * 1_000_003 + step)  # for the patches that are left out
+        torch.manual_seed(self.config.seed * 1_000_003 + step)  # for the patches left out
         model.visual.patch_dropout = PatchDropout(drop)
-        pictures, captions = draw_batch(pools, step, config)
-        ids = tokenizer(captions).to(device)
-        x = (pictures.to(device).float() - 127.5) / 127.5
+        ids = self.tokenizer(captions).to(self.device)
+        x = (pictures.to(self.device).float() - 127.5) / 127.5
         # The CPU's fused bf16 attention has a slow backward: plain matrix products are faster.
-        with (
-            torch.autocast(device.type, torch.bfloat16),
-            sdpa_kernel(
-                [SDPBackend.MATH]
-                if device.type == "cpu"
-                else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-            ),
-        ):
+        backends = [SDPBackend.MATH]
+        if self.device.type == "cuda":
+            backends.insert(0, SDPBackend.FLASH_ATTENTION)
+        with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(backends):
             image = model.encode_image(x, normalize=True)
             text = model.encode_text(ids, normalize=True)
         loss = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), ids)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        self.optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
-        losses.append(float(loss))
+        model.visual.patch_dropout = nn.Identity()
+        self.about["step"] = step + 1
+        return float(loss.detach())
+
+    def accuracy(self, n: int) -> dict[str, float]:
+        """Held-out zero-shot accuracy in every style so far, on `n` pictures each."""
+        with torch.no_grad():
+            scores = evaluate(SplitCLIP(self.model.eval(), self.tokenizer), n, ())
+        self.model.train()
+        return {style: round(score, 3) for style, score in scores.items()}
+
+    def export(self, directory: Path) -> None:
+        """Write the model as the library reads it."""
+        save_small_clip(directory, self.model, self.architecture, self.words)
+        write_json(directory / "training.json", self.about)
+
+
+def device_name(device: torch.device) -> str:
+    """Said in the card: what it was trained on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU cores"
+
+
+def pretrain(
+    config: PretrainConfig, out: Path, work: Path, fresh: bool = False, every: int = 250
+) -> Path:
+    """Train and write to `out`, resuming from `work` what was cut off of the same configuration.
+
+    A checkpoint is written each `every` steps, accuracy measured at every second one.
+    """
+    run, path = Pretraining(config), work / "checkpoint.safetensors"
+    if path.exists() and not fresh:
+        run.about = load_state(path, run.model, run.optimizer, config)
+    pools = {p: render_pool(p, getattr(config, p), config, work) for p in POOLS}
+    start, before = time.monotonic(), run.about["seconds"]
+    losses: list[float] = []
+    first = run.about["step"]
+    bar = tqdm(range(first, config.steps), "pretraining", config.steps, initial=first)
+    for step in bar:
+        losses.append(run.step(*draw_batch(pools, step, config)))
+        bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
         done = step + 1
-        if done % 20 == 0:
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
-        if done % 250 == 0 or done == config.steps:
-            model.visual.patch_dropout = nn.Identity()
-            row = {"step": done, "loss": round(float(np.mean(losses[-250:])), 4)}
-            if done % 500 == 0 or done == config.steps:
-                clip = SplitCLIP(model.eval(), tokenizer)
-                with torch.no_grad():
-                    row |= {k: round(v, 3) for k, v in evaluate(clip, 140, ()).items()}
-                model.train()
-            about["curve"].append(row)
-            about |= {"step": done, "seconds": before + time.monotonic() - start}
-            save_state(path, model, optimizer, about)
+        if done % every == 0 or done == config.steps:
+            row = {"step": done, "loss": round(float(np.mean(losses)), 4)}
+            losses = []
+            if done % (2 * every) == 0 or done == config.steps:
+                row |= run.accuracy(140)
+            run.about["curve"].append(row)
+            run.about["seconds"] = before + time.monotonic() - start
+            save_state(path, run.model, run.optimizer, run.about)
             tqdm.write(json.dumps(row))
-            if done % 500 == 0 or done == config.steps:
-                save_small_clip(work / "latest", model, architecture, words)
-    save_small_clip(out, model, architecture, words)
-    with atomic_path(out / "training.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    run.export(out)
     return out
 
 

@@ -90,6 +90,7 @@ def test_a_file_holds_what_memory_would(dtype: torch.dtype, tmp_path: Path) -> N
     assert file.tokens.dtype == dtype
     for name, tensor in load_file(path).items():  # an ordinary safetensors file
         assert torch.equal(tensor, getattr(memory, name))
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # its data are aligned
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -275,6 +276,12 @@ def test_a_stream_passes_over_all_pictures() -> None:
     ]
     images = [image for buffer in buffers for image in buffer]
     assert sorted(images) == sorted([*range(N_IMAGES)] * 4)
+
+
+def test_a_stream_does_not_always_leave_out_the_same_tokens() -> None:
+    # Buffers of 4 pictures have 20 tokens, of which one batch takes 12.
+    batches = take(streamed(TrainConfig(batch_tokens=12), 0, 0), 10)
+    assert len({tuple(sorted(token for _, token in names(z))) for z in batches}) > 5
 
 
 def test_a_buffer_smaller_than_a_batch_is_a_clear_error() -> None:

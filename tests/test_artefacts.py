@@ -88,9 +88,14 @@ def test_an_artefact_older_than_its_input_is_refused(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with atomic_path(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

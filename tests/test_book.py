@@ -1,4 +1,4 @@
-"""Every page of the book in a real browser, from a file and from a server, with the network cut."""
+"""Every page of the book in a real browser, from a file and a server, with the network cut."""
 
 import os
 import re
@@ -14,10 +14,15 @@ import pytest
 pytestmark = pytest.mark.xdist_group("book")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -69,11 +74,8 @@ def page(browser):
 
 def names(build: Path) -> list[str]:
     html = build / "html"
-    return sorted(str(path.relative_to(html)) for path in html.rglob("*.html") if not_part(path))
-
-
-def not_part(path: Path) -> bool:
-    return "_static" not in path.parts
+    found = (path.relative_to(html) for path in html.rglob("*.html"))
+    return sorted(str(path) for path in found if path.parts[0] != "_static")
 
 
 def drawn(page) -> None:

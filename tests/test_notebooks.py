@@ -1,4 +1,4 @@
-"""The notebooks run, small, through what `make book` uses; a failure never looks like a success."""
+"""The notebooks run, small, as `make book` runs them; a failure never looks like a success."""
 
 import json
 import shutil
@@ -152,14 +152,12 @@ def test_the_pages_of_one_run_are_the_same_bytes_twice(build, tmp_path):
     assert [n for n in names if (once / n).read_bytes() != (again / n).read_bytes()] == []
 
 
-def test_a_warning_of_the_pages_is_an_error_with_its_text(tmp_path, monkeypatch):
-    executed = tmp_path / "executed"
-    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("notebooks"))
-    (tmp_path / "book/api.md").write_text("# Nothing\n\n[gone](nowhere.md)\n")
-    for name in ("claims.json", "profile.json"):
-        executed.mkdir(exist_ok=True)
-        (executed / name).write_text("[]" if name[0] == "c" else '{"name": "x"}')
-    write(executed / "1_training.ipynb")
-    monkeypatch.setattr(notebooks, "PAGES", tmp_path / "book")
-    with pytest.raises(NotebookError, match=r"book/api.md:3: WARNING: .*nowhere.md"):
-        build_pages(executed, tmp_path / "staging")
+def test_a_warning_of_the_pages_is_an_error_with_its_text(build, tmp_path, monkeypatch):
+    pages = tmp_path / "book"
+    shutil.copytree(ROOT / "book/_static", pages / "_static")
+    (pages / "references.bib").touch()
+    (pages / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
+    (pages / "intro.md").write_text("# A page\n\n[gone](nowhere.md)\n")
+    monkeypatch.setattr(notebooks, "PAGES", pages)
+    with pytest.raises(NotebookError, match=r"book/intro.md:3: WARNING: .*nowhere.md"):
+        build_pages(build / "notebooks/smoke", tmp_path / "staging")

@@ -157,11 +157,15 @@ def test_ghost_gradients_move_a_latent_once_it_is_silent_too_long(ghosts: bool) 
 
 def test_silent_counts_the_steps_since_a_latent_fired() -> None:
     made = trainer(replace(SAE_CONFIG, activation="topk", k=1))
-    expected = torch.zeros(2 * D_VIT, dtype=torch.int64)
+    expected = [0] * 2 * D_VIT
     for z, _ in zip(batches(), range(5), strict=False):
-        fired = (made.sae.encode(z) > 0).any(dim=0)
-        made.step(z[:4])  # few tokens: many latents are silent
-        fired = (made.sae.activate(made.sae.pre_activations(z[:4])) > 0).any(dim=0)
+        fired = (made.sae.encode(z) > 0).any(dim=0).tolist()
+        made.step(z)
+        expected = [0 if f else n + 1 for f, n in zip(fired, expected, strict=True)]
+        assert made.silent.tolist() == expected
+    assert {0, 5} <= set(expected) != {0, 5}  # some always, never and now and then
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_chunks_do_not_show(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sae_config = replace(SAE_CONFIG, activation=activation)

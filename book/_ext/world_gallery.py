@@ -1,7 +1,7 @@
 """The page about the embedded world: its gallery, its table of tasks and its numbers.
 
-`{world-gallery}`, `{world-tasks}` and `{world-strip}` are directives, `` {world}`classes` `` is a number of
-`NUMBERS`. Pictures are drawn while the book is built, into `_static/world`.
+`{world-gallery}`, `{world-tasks}` and `{world-strip}` are directives, `` {world}`classes` `` is a
+number of `NUMBERS`. Pictures are drawn while the book is built, into `_static/world`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import patchsae_lib.world
 from patchsae_lib.clip import small_clip_config
-from patchsae_lib.world import CLASSES, GROUP_OF, TASKS, gallery
+from patchsae_lib.world import CLASSES, GROUP_OF, TASKS
 from patchsae_lib.world.canvas import SIZE
+from patchsae_lib.world.gallery import write_gallery
 from patchsae_lib.world.objects import GROUPS
 from patchsae_lib.world.scene import SPECIES
+from patchsae_lib.world.sheets import task_examples
 from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, STYLES, TEXTURES, WORDS
 
 PATCH = small_clip_config([])["model_cfg"]["vision_cfg"]["patch_size"]
@@ -80,9 +82,8 @@ class WorldTasks(SphinxDirective):
         columns = ("Task", "Shift", "Classes", "Base classes, then novel ones")
         head = "".join(f'<th scope="col">{title}</th>' for title in columns)
         rows = "".join(task_row(name, assets(self.env.docname)) for name in TASKS)
-        return [
-            nodes.raw("", f"{TABLE}<thead><tr>{head}</tr></thead>{rows}</table>", format="html")
-        ]
+        html = f"{TABLE}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return [nodes.raw("", html, format="html")]
 
 
 class WorldStrip(SphinxDirective):
@@ -97,14 +98,14 @@ class WorldStrip(SphinxDirective):
 def task_row(name: str, base: str) -> str:
     """A task as a row of the table."""
     task = TASKS[name]
-    world, indices = gallery.task_examples(name)
+    world, indices = task_examples(name)
     shown = ", ".join(world.class_names[world.label(i)] for i in indices)
     alt = escape(f"Eight test pictures: {shown}")
     return (
         f'<tr><th scope="row"><strong>{task.title}</strong>'
         f"<small>“{escape(task.templates[0].format('…'))}”</small></th><td>{task.shift}</td>"
         f"<td>{len(task.base)} + {len(task.novel)}</td>"
-        f'<td><img src="{base}task-{name}.webp" alt="{alt}" loading="lazy" width="938" '
+        f'<td><img src="{base}task-{name}.webp" alt="{alt}" loading="lazy" width="950" '
         f'height="{SIZE}"></td></tr>'
     )
 
@@ -141,7 +142,7 @@ def write_assets(app: Sphinx) -> None:
     stamp = folder / "fingerprint.txt"
     if not stamp.is_file() or stamp.read_text() != fingerprint():
         shutil.rmtree(folder, ignore_errors=True)
-        gallery.write_gallery(folder)
+        write_gallery(folder)
         stamp.write_text(fingerprint())
     for name in FRONT:
         shutil.copy(Path(__file__).with_name(name), folder)

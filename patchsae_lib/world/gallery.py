@@ -1,30 +1,28 @@
-"""Files for the book's page about the world: each class in every style and colour, task by task.
+"""Files for the book's page about the world: each class in every style and colour.
 
-A class is one classic script, because pages opened from a disk may load neither modules nor JSON:
-`patchsaeWorld[cls]` lists scenes, each `{style: {captions, regions, ids, picture, colours}}`.
-`picture` is the scene in the colour `BASE`; `colours` stacks what differs from it in each other
-colour; `ids` is base64 of bytes id, length, id, length, ... row by row. `{colour}` in a caption
-or a region stands for the colour chosen.
+A class is one WebP picture, 112 pixels wide, whose squares lie below each other, and one classic
+script, because pages opened from a disk may load neither modules nor JSON: `patchsaeWorld[cls]`
+lists scenes, each `{style: {captions, regions, ids, square, colours}}`. `square` counts down to
+the scene in the colour `BASE`; below it is what differs in each other colour. `ids` is base64 of
+bytes id, length, id, length, ... row by row. `{colour}` stands for the colour chosen.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from patchsae_lib.world import CLASSES, TASKS, Picture, World
+from patchsae_lib.world import CLASSES, TASKS, Picture
 from patchsae_lib.world.canvas import Region
 from patchsae_lib.world.render import render
 from patchsae_lib.world.scene import Flower, Mix, Scene, Thing, caption, pick
+from patchsae_lib.world.sheets import task_sheet, webp, world_strip
 from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, STYLES, WORDS
 
 BASE = next(iter(COLOURS))
@@ -34,7 +32,6 @@ PETALS_OF = ((5, "round"), (8, "long"), (6, "pointed"))  # of flowers, which hav
 SIGN_IN = 2  # the scene with a word
 EVERYTHING = Mix(mention_colour=1, mention_texture=1, mention_background=1, mention_word=1)
 WORDINGS = 5  # draws of a caption as training makes them
-PER_TASK = 8
 
 
 def scenes(cls: str) -> list[Scene]:
@@ -92,64 +89,37 @@ def run_lengths(ids: np.ndarray) -> str:
     return base64.b64encode(np.array(pairs, np.uint8).tobytes()).decode()
 
 
-def webp(pixels: np.ndarray, quality: int) -> bytes:
-    """Bytes of a WebP file of (height, width, 3 or 4) uint8."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=5)
-    return file.getvalue()
-
-
-def styled(scene: Scene) -> dict[str, Any]:
-    """What the page needs of a scene in its style."""
+def styled(scene: Scene) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What the page says of a scene in its style, and its squares (112, 112, 4)."""
     colours = COLOURS if scene.shows_colour else (BASE,)
-    first, *others = (render(painted(scene, colour)) for colour in colours)
-    layers = [np.dstack([p.pixels, 255 * (p.pixels != first.pixels).any(2)]) for p in others]
-    ids, regions = visible(first)
+    pictures = [render(painted(scene, colour)) for colour in colours]
+    first = pictures[0].pixels
+    changed = [np.any(p.pixels != first, 2) | (p is pictures[0]) for p in pictures]
+    ids, regions = visible(pictures[0])
     data = {"captions": captions(scene), "regions": regions, "ids": run_lengths(ids)}
-    for name, images in (("picture", [first.pixels]), ("colours", layers)):
-        if images:
-            file = webp(np.concatenate(images).astype(np.uint8), 68)
-            data[name] = f"data:image/webp;base64,{base64.b64encode(file).decode()}"
-    return data
+    shown = zip(pictures, changed, strict=True)
+    return data, [np.dstack([p.pixels, np.uint8(255) * alpha]) for p, alpha in shown]
 
 
-def class_script(cls: str) -> str:
-    """The script that registers a class."""
-    data = [{s: styled(replace(scene, style=s)) for s in STYLES} for scene in scenes(cls)]
+def class_files(cls: str) -> dict[str, bytes]:
+    """`<class>.js` and `<class>.webp`."""
+    data: list[dict[str, Any]] = []
+    squares: list[np.ndarray] = []
+    for scene in scenes(cls):
+        data.append({})
+        for style in STYLES:
+            said, drawn = styled(replace(scene, style=style))
+            data[-1][style] = {**said, "square": len(squares), "colours": len(drawn)}
+            squares += drawn
     text = json.dumps(data, separators=(",", ":"))
-    return f'(window.patchsaeWorld ??= {{}})["{cls}"] = {text};\n'
-
-
-def task_examples(name: str) -> tuple[World, list[int]]:
-    """A task's test pictures and the indices of eight: four of base classes, four of novel ones,
-    evenly spaced, each from another round through the classes."""
-    n, split, half = len(TASKS[name].classes), len(TASKS[name].base), PER_TASK // 2
-    labels = [split * k // half for k in range(half)]
-    labels += [split + (n - split) * k // half for k in range(half)]
-    return World(name, "test", PER_TASK * n), [k * n + label for k, label in enumerate(labels)]
-
-
-def sheet(world: World, indices: Sequence[int], columns: int, gap: int = 6) -> np.ndarray:
-    """(height, width, 4): pictures in rows, with nothing between them."""
-    cells = []
-    for i in indices:
-        opaque = np.pad(world.picture(i).pixels, ((0, 0), (0, 0), (0, 1)), constant_values=255)
-        cells.append(np.pad(opaque, ((0, gap), (0, gap), (0, 0))))
-    rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
-    return np.concatenate(rows)[:-gap, :-gap]
-
-
-def world_strip() -> bytes:
-    """Two rows of test pictures, every sixteenth of them, as WebP."""
-    world = World("world", "test", n=24 * 16)
-    return webp(sheet(world, range(0, len(world), 16), columns=12), 84)
+    script = f'(window.patchsaeWorld ??= {{}})["{cls}"] = {text};\n'
+    return {f"{cls}.js": script.encode(), f"{cls}.webp": webp(np.concatenate(squares))}
 
 
 def write_gallery(folder: Path) -> None:
-    """Write `<class>.js`, `task-<name>.webp` and `world-strip.webp`: about 5 MB in 10 seconds."""
-    files = {f"{cls}.js": class_script(cls).encode() for cls in CLASSES}
-    for name in TASKS:
-        files[f"task-{name}.webp"] = webp(sheet(*task_examples(name), PER_TASK), 80)
+    """Write the files of all classes, `task-<name>.webp` and `world-strip.webp`: about 5 MB."""
+    files = {name: data for cls in CLASSES for name, data in class_files(cls).items()}
+    files |= {f"task-{name}.webp": task_sheet(name) for name in TASKS}
     files["world-strip.webp"] = world_strip()
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

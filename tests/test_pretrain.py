@@ -1,0 +1,109 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from patchsae_lib import pretrain as module
+from patchsae_lib.card import patch_probe, wilson, write_card
+from patchsae_lib.clip import CONFIG_FILE, DATA, WEIGHTS_FILE, load_small_clip
+from patchsae_lib.pretrain import PretrainConfig, contrastive_loss, draw_batch, pretrain
+from patchsae_lib.world.vocabulary import COLOURS, STYLES
+
+TINY = PretrainConfig(
+    singles=40, scenes=20, steps=4, batch=8, warmup=2, focus_from=2, focus_until=3
+)
+
+
+@pytest.fixture(autouse=True)
+def few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "evaluate", lambda *_: dict.fromkeys(STYLES, 0.5))
+
+
+@pytest.fixture(scope="module")
+def pools() -> dict:
+    sizes = {"singles": TINY.singles, "scenes": TINY.scenes}
+    return {pool: list(range(n)) for pool, n in sizes.items()}  # the number stands for the picture
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, monkeypatch) -> None:
+    whole = pretrain(TINY, tmp_path / "whole", tmp_path / "work", every=2)
+
+    def cut(pools: dict, step: int, config: PretrainConfig) -> tuple:
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw_batch(pools, step, config)
+
+    monkeypatch.setattr(module, "draw_batch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(TINY, tmp_path / "cut", tmp_path / "work2", every=2)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(module, "draw_batch", draw_batch)
+    resumed = pretrain(TINY, tmp_path / "cut", tmp_path / "work2", every=2)
+    a, b = (load_file(d / WEIGHTS_FILE) for d in (whole, resumed))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    about = json.loads((resumed / "training.json").read_text())
+    assert [row["step"] for row in about["curve"]] == [2, 4]
+    with pytest.raises(ValueError, match="another configuration: give --fresh"):
+        pretrain(replace(TINY, lr=1.0), tmp_path / "x", tmp_path / "work2")
+
+
+def test_a_batch_depends_on_its_step_alone(pools, monkeypatch) -> None:
+    monkeypatch.setattr(module.np, "stack", lambda x: torch.tensor(x)[:, None, None, None].numpy())
+    first, captions = draw_batch(pools, 1, TINY)
+    draw_batch(pools, 0, TINY)
+    again, same = draw_batch(pools, 1, TINY)
+    assert first.equal(again)
+    assert captions == same
+    assert captions != draw_batch(pools, 0, TINY)[1]
+
+
+def test_while_it_focuses_single_objects_share_a_style_and_hardly_a_colour_is_named() -> None:
+    config = replace(TINY, singles=400, batch=200, scenes_start=0.0, scenes_end=0.0)
+    pools = {"singles": torch.zeros(400, 1, 1, 1).numpy(), "scenes": []}
+    _, captions = draw_batch(pools, 2, config)
+    assert len({c.split()[1] for c in captions}) == 1
+    _, usual = draw_batch(pools, 1, config)
+    assert {c.split()[1] for c in usual} == set(STYLES)
+    named = [sum(any(w in COLOURS for w in c.split()) for c in x) for x in (captions, usual)]
+    assert named[0] < named[1] / 2
+
+
+def test_the_schedule_moves_from_start_to_end() -> None:
+    c = PretrainConfig()
+    assert c.at(int(c.steps * c.turn))[:2] == pytest.approx((c.scenes_start, c.drop_start))
+    assert c.at(c.steps)[:2] == pytest.approx((c.scenes_end, c.drop_end))
+    assert c.at(0)[2] == pytest.approx(c.lr / c.warmup)
+    assert c.at(c.steps)[2] == pytest.approx(0, abs=1e-9)
+
+
+def test_pictures_with_the_same_caption_are_all_right_answers() -> None:
+    x = torch.eye(3)
+    image = text = x[[0, 0, 1]]
+    same = torch.tensor([[1, 2], [1, 2], [3, 2]])
+    loss = contrastive_loss(image, text, torch.tensor(50.0), same)
+    # the two equal pairs cannot be told apart: log 2 each, and 0 for the third
+    assert float(loss) == pytest.approx(2 / 3 * math.log(2), rel=1e-4)
+
+
+def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
+    directory = pretrain(TINY, tmp_path / "clip", tmp_path / "work")
+    assert patch_probe(load_small_clip(directory), 70, 35).shape == (35,)
+    scores = {**dict.fromkeys(STYLES, 0.97), "land": 0.31}
+    measured = {"n": 100, "accuracy": scores, "patch_auroc": 0.913}
+    write_card(directory, {**measured, "worst_class": "pear", "worst_auroc": 0.8})
+    text = (directory / "README.md").read_text()
+    low, high = wilson(0.31, 100)
+    assert f"| land cover from above | 8 | strong | 0.310 | {low:.3f} – {high:.3f} |" in text
+    assert "**0.913**" in text
+    assert "- Land cover from above: 0.31 zero-shot." in text
+
+
+def test_what_ships_is_small_and_whole() -> None:
+    directory = DATA / "small_clip"
+    assert (directory / WEIGHTS_FILE).stat().st_size <= 8_000_000
+    assert (directory / CONFIG_FILE).is_file()
+    assert load_small_clip(directory).n_blocks == 6
