@@ -85,7 +85,7 @@ POOLS = {
 }  # fmt: skip
 FOCUS = replace(
     POOLS["singles"], mention_colour=0.1, mention_texture=0.15, mention_background=0.05,
-    mention_word=0.2, styles=(0.4, 0.2, 0.2, 0.2),
+    mention_word=0.2, styles=(0.25, 0.3, 0.15, 0.3),  # drawings and silhouettes are the hardest
 )  # fmt: skip
 
 

@@ -142,6 +142,14 @@ def test_eight_pictures_of_a_task_are_half_base_half_novel(name):
     assert set(shown[PER_TASK // 2 :]) <= set(TASKS[name].novel)
 
 
+def test_the_code_on_the_page_does_what_it_says():
+    code = (BOOK / "world.md").read_text("utf-8").partition("```python\n")[2].partition("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["picture"].mask("part", "tusk").any()
+    assert names["world"].caption(3).startswith(code.partition('# "')[2].partition(" …")[0])
+
+
 # In a browser ------------------------------------------------------------------------------------
 
 
@@ -196,7 +204,7 @@ def test_style_colour_class_and_scene_change_picture_and_caption(page):
     page.get_by_role("button", name="next class").click()
     says(page, f"a painting of a blue {CLASSES[1]}")
     seen.add(pixels(page, 0))
-    page.get_by_label("class", exact=True).select_option("bus")
+    page.get_by_role("combobox", name="class").select_option("bus")
     says(page, "a painting of a blue bus")
     seen.add(pixels(page, 0))
     page.locator(".wg-scene label").nth(1).click()
@@ -213,11 +221,11 @@ def test_style_colour_class_and_scene_change_picture_and_caption(page):
 def test_a_style_without_colours_says_why(page):
     page.locator(".wg-style label", has_text="sketch").click()
     says(page, "a sketch of a cat")
-    assert page.locator(".wg-colour").is_disabled()
+    assert page.locator(".wg-colour input").first.is_disabled()
     assert "a sketch shows no colour" in page.locator(".wg-why").inner_text().lower()
     page.locator(".wg-style label", has_text="photo").click()
     says(page, "a photo of a red cat")
-    assert page.locator(".wg-colour").is_enabled()
+    assert page.locator(".wg-colour input").first.is_enabled()
 
 
 def test_the_place_pointed_at_is_named_with_the_mouse_and_with_the_keys(page):
