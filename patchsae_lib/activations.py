@@ -104,8 +104,8 @@ def collect_tokens(
 ) -> TokenCache:
     """The residual tokens of `images[indices]`: in memory or, given `path`, in a file.
 
-    A file that exists is used as it is if it holds the same pictures and `clip` gives the same
-    tokens for the first and the last of them: it is never another CLIP's or another block's.
+    A file that exists is used as it is if it is of the same indices and `clip` gives the same
+    tokens for the first and the last of them, which another CLIP or block does not.
 
     Raises `ValueError` for no or unknown indices, NaN in the tokens, and a file that does not fit.
     """

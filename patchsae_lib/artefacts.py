@@ -148,6 +148,15 @@ def record_claim(
     write_json(path, sorted([*others, claim], key=lambda c: c["id"]))
 
 
+def verdict(reproduced: bool, partly: bool = False) -> str:
+    """The word for a claim: `reproduced` if its rule is met, else `partly` if a weaker one is.
+
+    >>> verdict(0.93 > 0.9), verdict(0.85 > 0.9, partly=0.85 > 0.8)
+    ('reproduced', 'partly')
+    """
+    return VERDICTS[0] if reproduced else VERDICTS[1] if partly else VERDICTS[2]
+
+
 def _plain(config: object) -> dict[str, Any]:
     """The config as JSON would hold it (tuples become lists)."""
     if is_dataclass(config) and not isinstance(config, type):

@@ -90,9 +90,7 @@ def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
     return figure.update_layout(template=TEMPLATE, height=400, showlegend=False)
 
 
-def dots(
-    table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str, x_title: str
-) -> go.Figure:
+def dots(table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str) -> go.Figure:
     """A measure with its interval, one row a setting: `y` names the column of labels."""
     figure = go.Figure(
         go.Scatter(
@@ -112,5 +110,5 @@ def dots(
         )
     )
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text=x_title)
+    figure.update_xaxes(rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, height=120 + 42 * len(table), title=title)

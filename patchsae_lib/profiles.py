@@ -69,7 +69,8 @@ class SAEConfig:
 class TrainConfig:
     """How it is trained. `cls_share` is the share of CLS tokens in a batch (negative: as in the
     data, one in 197 for ViT-B/16); `dead_after` counts steps without activation; `precision` is
-    that of matrix products (bfloat16 doubles the speed where there is hardware for it)."""
+    that of matrix products: bfloat16 doubles the speed where there is hardware for it and is very
+    slow where there is none, so `auto` asks the hardware."""
 
     tokens: str = "all"  # all | cls
     cls_share: float = -1.0
@@ -78,15 +79,17 @@ class TrainConfig:
     lr: float = 4e-4
     warmup: int = 500
     dead_after: int = 64
-    precision: str = "float32"  # float32 | bfloat16
+    precision: str = "float32"  # float32 | bfloat16 | auto
     seed: int = 0
     checkpoint_every: int = 1_000
 
     def __post_init__(self) -> None:
         if self.tokens not in ("all", "cls"):
             raise ValueError(f"train.tokens: {self.tokens!r} is not all or cls")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"train.precision: {self.precision!r} is not float32 or bfloat16")
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(
+                f"train.precision: {self.precision!r} is not float32, bfloat16 or auto"
+            )
         if self.cls_share > 1:
             raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")
         if not self.lr > 0:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ HISTORY_ROWS = 200  # as many points as a learning curve can show
 # Tokens that pass the autoencoder together. On a CPU the (…, d_sae) tensors then stay in its
 # cache, which is a quarter faster than 4,096 at once; a GPU has room for those at d_sae = 49,152.
 CHUNK = {"cpu": 512, "cuda": 4096}
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """`float32` or `bfloat16`: what `auto` means on a device."""
+    if wanted != "auto":
+        return wanted
+    has = torch.cpu.get_capabilities()
+    fast = device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
 
 
 def objective(
@@ -226,6 +235,8 @@ def train(
         check_tokens(tokens.tokens, "the token cache")
         tokens = partial(token_batches, tokens, train_config, train_config.seed)
     batches: Batches = tokens
+    resolved = precision(train_config.precision, torch.device(device))
+    train_config = replace(train_config, precision=resolved)
     sample, digest = _sample(batches)
     d_vit = sample.shape[1]
     settings = {**asdict(train_config), "checkpoint_every": None}  # which changes no result

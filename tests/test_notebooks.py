@@ -119,11 +119,12 @@ pd.DataFrame({"a": [1]}).style.format("{:.1f}")"""
 
 def test_two_runs_leave_the_same_bytes_and_stderr_goes_to_the_terminal(tmp_path, capfd):
     source = write(tmp_path / "a.ipynb", NOISY)
-    for name in ("one", "two"):
-        execute(source, {"n": 3}, tmp_path / name)
+    one, two = tmp_path / "one.ipynb", tmp_path / "two.ipynb"
+    for target in (one, two):
+        execute(source, {"n": 3}, target)
     assert "seen on the terminal" in capfd.readouterr().err
-    text = (tmp_path / "one").read_text("utf-8")
-    assert text == (tmp_path / "two").read_text("utf-8")
+    text = one.read_text("utf-8")
+    assert text == two.read_text("utf-8")
     assert "n = 3" in text
     assert str(ROOT) not in text
     assert "seen on the terminal" not in json.dumps(json.loads(text)["cells"][-1]["outputs"])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ NUMBERS = {
     "grid": SIZE // PATCH,
     "patches": (SIZE // PATCH) ** 2,
 }
+BUILD = Path(__file__).resolve().parents[2] / "_build"
 FRONT = ("world_gallery.js", "world_gallery.css")
 TABLE = '<table class="world-tasks">'
 STRIP = (
@@ -127,25 +130,28 @@ def assets(docname: str) -> str:
     return "../" * docname.count("/") + "_static/world/"
 
 
-def fingerprint() -> str:
-    """Changes when the pictures may."""
+def drawn() -> Path:
+    """A folder with the pictures, which are drawn once for every version of what draws them."""
     sources = sorted(Path(patchsae_lib.world.__path__[0]).glob("*.py"))
-    code = b"".join(path.read_bytes() for path in sources)
-    return hashlib.sha256(code + f"{np.__version__} {PIL.__version__}".encode()).hexdigest()
+    versions = f"{np.__version__} {PIL.__version__} {sys.version}".encode()
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + versions)
+    place = BUILD / f"world-{version.hexdigest()[:12]}"
+    if not place.is_dir():
+        new = place.with_name(f"drawing-{os.getpid()}")
+        write_gallery(new)
+        for old in BUILD.glob("world-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        new.rename(place)
+    return place
 
 
 def write_assets(app: Sphinx) -> None:
-    """Draw the pictures, unless those of the last build are still right."""
-    if app.builder.format != "html":
-        return
-    folder = Path(app.outdir) / "_static" / "world"
-    stamp = folder / "fingerprint.txt"
-    if not stamp.is_file() or stamp.read_text() != fingerprint():
-        shutil.rmtree(folder, ignore_errors=True)
-        write_gallery(folder)
-        stamp.write_text(fingerprint())
-    for name in FRONT:
-        shutil.copy(Path(__file__).with_name(name), folder)
+    """Put the gallery's pictures, script and styles beside the pages."""
+    if app.builder.format == "html":
+        folder = Path(app.outdir) / "_static" / "world"
+        shutil.copytree(drawn(), folder, dirs_exist_ok=True)
+        for name in FRONT:
+            shutil.copy(Path(__file__).with_name(name), folder)
 
 
 def page_assets(
