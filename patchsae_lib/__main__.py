@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from patchsae_lib.notebooks import NotebookError, make_book, short
+
+# Loaded when asked for: torch takes seconds.
+SCRIPTS = {
+    "pretrain": ("patchsae_lib.pretrain", "train the small CLIP again"),
+    "card": ("patchsae_lib.card", "measure the small CLIP and write its card"),
+    "sae": ("patchsae_lib.shipped", "train the autoencoder that ships, and write its card"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,12 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
         help="a parameter of the notebooks, e.g. -p images folder:/my/photos",
     )  # fmt: skip
-    commands.add_parser("pretrain", help="train the small CLIP again", add_help=False)
+    for name, (_, what) in SCRIPTS.items():
+        commands.add_parser(name, help=what, add_help=False)
     options, rest = parser.parse_known_args(argv)
-    if options.command == "pretrain":
-        from patchsae_lib import pretrain
-
-        pretrain.main(rest)
+    if options.command in SCRIPTS:
+        module = importlib.import_module(SCRIPTS[options.command][0])
+        try:
+            module.main(rest)
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     if rest:
         book.error(f"unknown: {' '.join(rest)}")

@@ -148,14 +148,10 @@ def write_card(directory: Path, measured: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the small CLIP and write its card: `python -m patchsae_lib card`."""
-    parser = argparse.ArgumentParser(prog="patchsae_lib card", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m patchsae_lib card", description=__doc__)
     parser.add_argument("--directory", type=Path, default=DATA / "small_clip")
     parser.add_argument("--n", type=int, default=1400, help="pictures a row")
     given = parser.parse_args(argv)
     measured = measure(load_small_clip(given.directory), given.n)
     write_json(given.directory / "measured.json", measured)
     write_card(given.directory, measured)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -109,7 +109,7 @@ def evaluate_sae(
     )
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
     """(mean, low, high): the 95 % interval of Student's t for the mean of two or more values.
 
     >>> [round(v, 2) for v in mean_interval([1.0, 2.0, 3.0])]
@@ -120,7 +120,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
-def bootstrap_mean(values: Sequence[float], n: int = 2000, seed: int = 0) -> tuple[float, ...]:
+def bootstrap_mean(values: npt.ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, ...]:
     """(mean, low, high): the 95 % percentile interval of the mean over `n` resamples."""
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]

@@ -29,27 +29,29 @@ class PlotlyRenderer:
         """Turn the output of a cell into a raw HTML node; None for every other type."""
         if inline or data.mime_type != PLOTLY:
             return None
-        image = data.cell_metadata.get("mystnb", {}).get("image", {})
-        figure, label = dict(data.content), accessible_label(data.content, image.get("alt", ""))
+        cell = data.cell_metadata.get("mystnb", {})
+        in_cell = cell.get("image", {}).get("alt") or cell.get("figure", {}).get("caption", "")
+        label = accessible_label(data.content, in_cell)
         if not label:
             renderer.logger.warning(
-                "a plotly figure without a title: readers who cannot see it need "
-                "fig.update_layout(title=...) or fig.update_layout(meta={'alt': ...})",
+                "a plotly figure without words: readers who cannot see it need a title, a caption "
+                "(mystnb.figure.caption of the cell) or fig.update_layout(meta={'alt': ...})",
                 subtype="plotly",
                 line=data.line,
             )
-        return [nodes.raw("", figure_html(figure, label), format="html")]
+        return [nodes.raw("", figure_html(data.content, label), format="html")]
 
 
-def accessible_label(figure: Mapping[str, Any], alt: str = "") -> str:
-    """What the figure shows, in words: `layout.meta["alt"]`, else the cell's alt, else the title.
+def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:
+    """What the figure shows, in words: `layout.meta["alt"]`, else what the cell's metadata says
+    (its image's alt, its figure's caption), else the title.
 
     >>> accessible_label({"layout": {"title": {"text": "Loss<br>by <i>step</i>"}}})
     'Loss by step'
     """
     meta = figure.get("layout", {}).get("meta")
     described = meta.get("alt", "") if isinstance(meta, Mapping) else ""
-    return described or alt or re.sub(r"\s*<[^>]*>\s*", " ", _title(figure)).strip()
+    return described or in_cell or re.sub(r"\s*<[^>]*>\s*", " ", _title(figure)).strip()
 
 
 def figure_html(figure: Mapping[str, Any], label: str) -> str:

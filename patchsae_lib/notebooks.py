@@ -154,6 +154,7 @@ def build_pages(executed: Path, staging: Path) -> Path:
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(PAGES, staging / "book", ignore=shutil.ignore_patterns("notebooks", "_ext"))
     shutil.copytree(executed, staging / "book" / "notebooks")
+    (staging / "data").symlink_to(ROOT / "data")  # pages include ../data/...
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(staging / "book")]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(staging)]
     command += ["--all", "-W", "-n", "--keep-going", "-q"]
@@ -163,7 +164,8 @@ def build_pages(executed: Path, staging: Path) -> Path:
     if ran.returncode or not (html / "index.html").is_file():
         said = re.sub(r"\x1b\[[\d;]*m", "", ran.stdout + ran.stderr)  # colours
         said = said.replace(str(staging / "book"), PAGES.name)
-        lines = [line for line in said.splitlines() if re.search("WARNING|ERROR|rror:", line)]
+        found = re.findall("^.*(?:WARNING|ERROR|CRITICAL|rror:).*$", said, flags=re.MULTILINE)
+        lines = dict.fromkeys(found)  # each once
         raise NotebookError("the pages do not build:\n" + ("\n".join(lines) or said))
     return html
 

@@ -339,7 +339,7 @@ def pretrain(
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of `python -m patchsae_lib pretrain`."""
-    parser = argparse.ArgumentParser(prog="patchsae_lib pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m patchsae_lib pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "small_clip")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--fresh", action="store_true", help="start again, even if resumable")
@@ -349,7 +349,3 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))
     paths = {k: given.pop(k) for k in ("out", "work", "fresh")}
     pretrain(PretrainConfig(**given), **paths)
-
-
-if __name__ == "__main__":
-    main()

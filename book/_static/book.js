@@ -49,7 +49,8 @@
   function themed(figure, width) {
     const layout = recolour(figure.layout);
     const inherited = layout.template?.layout ?? {};
-    const margin = { l: 48, r: 16, b: 40, ...inherited.margin, ...layout.margin };
+    const margin = { l: 48, r: 16, b: 40, t: 40, ...inherited.margin, ...layout.margin };
+    if (!layout.annotations?.length) margin.t = Math.min(margin.t, 16); /* the title is not in the figure */
     const legend = { ...inherited.legend, ...layout.legend };
     if (width < 560 && !legend.orientation) Object.assign(legend, { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" });
     const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--reported") };
@@ -67,7 +68,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { size: 13, ...layout.font, color: style("--ink"), family: getComputedStyle(document.body).fontFamily },
-      margin: { ...margin, t: Math.min(margin.t ?? 100, layout.annotations?.length ? 40 : 16) },
+      margin,
       legend,
       hoverlabel: { ...hover, ...layout.hoverlabel },
       ...(matchMedia("(pointer: coarse)").matches && { dragmode: false }), /* a finger scrolls the page */

@@ -1,0 +1,147 @@
+"""The autoencoder that ships: trained longer than a notebook can afford.
+
+    python -m patchsae_lib sae
+
+Written to `data/sae.safetensors` with a card. Notebook 1 trains its own before the reader's eyes
+and shows both; later notebooks take this one unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from patchsae_lib.activations import TokenCache, collect_tokens
+from patchsae_lib.artefacts import ROOT, atomic_path, write_json
+from patchsae_lib.checkpoints import save_sae
+from patchsae_lib.clip import DATA, SplitCLIP, load_clip, templates_for
+from patchsae_lib.evaluation import as_row, bootstrap_mean, evaluate_sae
+from patchsae_lib.images import captions_of, labels_of
+from patchsae_lib.localization import best_units, world_labels
+from patchsae_lib.profiles import Profile, load_profile
+from patchsae_lib.sae import SAE
+from patchsae_lib.training import train
+from patchsae_lib.world import CLASSES, World
+from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS
+
+SHIPPED = DATA / "sae.safetensors"
+#: kinds of concept the card scores, with the concepts of each
+KINDS = {"cls": CLASSES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS)}
+
+CARD = """# The autoencoder of the small CLIP
+
+{d_sae:,} latents on the residual stream (width {d_vit}) after block {block} of the small CLIP,
+float16. Made by
+
+    python -m patchsae_lib sae
+
+from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
+λ = {l1:g}, {minutes:.0f} minutes on two CPU cores; the rest as in the profile `world`.
+
+## Held out ({n_test:,} single objects in all styles)
+
+{report}
+
+## Do single units find what is in a patch?
+
+Mean intersection over union of the best unit of a concept, chosen on one half of the pictures and
+scored on the other; 95 % bootstrap intervals over concepts.
+
+{truth}
+"""
+
+
+def concept_table(sae: SAE, cache: TokenCache, world: World, minimum: int = 50) -> pd.DataFrame:
+    """IoU of latents and of raw neurons (±), by kind of concept: one row a concept."""
+    z = cache.tokens[:, 1:].float()
+    halves = slice(0, None, 2), slice(1, None, 2)
+    tables = []
+    for kind, names in KINDS.items():
+        truth = world_labels(world, range(len(world)), kind, names)
+        for unit, act in {"latents": sae.encode, "raw neurons (±)": both_signs}.items():
+            pairs = [(act(z[h]).flatten(0, 1), truth[h].flatten()) for h in halves]
+            table = best_units(pairs[0], pairs[1], names, minimum)
+            tables.append(table.assign(kind=kind, units=unit))
+    return pd.concat(tables, ignore_index=True)
+
+
+def both_signs(z: torch.Tensor) -> torch.Tensor:
+    """(…, 2 d): each dimension and its negative, since a neuron may mean something either way."""
+    return torch.cat([z, -z], -1)
+
+
+def make(profile: Profile, out: Path, work: Path) -> None:
+    """Train, measure, and write the autoencoder with its card."""
+    clip = load_clip(profile.model)
+    world = World("world", "train", profile.pictures.n_train)
+    path = work / f"tokens-{len(world)}.safetensors"
+    cache = collect_tokens(clip, world, range(len(world)), path)
+    start = time.monotonic()
+    sae, _ = train(cache, profile.sae, profile.train, work / "sae-checkpoint.safetensors")
+    minutes = (time.monotonic() - start) / 60
+    save_sae(out, sae, {"profile": asdict(profile)}, half=True)
+    card(profile, clip, sae, out, minutes)
+
+
+def card(profile: Profile, clip: SplitCLIP, sae: SAE, out: Path, minutes: float) -> None:
+    """Measure on held-out pictures and write the card beside the weights."""
+    test = World("styles", "test", profile.pictures.n_test)
+    held_out = collect_tokens(clip, test, range(len(test)))
+    text = clip.text_features(test.class_names, templates_for(profile.model))
+    captions = clip.text_features(captions_of(test), ("{}",))
+    report = as_row(evaluate_sae(clip, sae, held_out, labels_of(test), text, captions))
+    table = concept_table(sae, held_out, test)
+    rows = [
+        f"| {kind} | {units} | {mean:.3f} | {low:.3f} – {high:.3f} | {len(part)} |"
+        for (kind, units), part in table.groupby(["kind", "units"], sort=False)
+        for mean, low, high in [bootstrap_mean(part["iou"])]
+    ]
+    head = ["| kind | units | mean IoU | 95 % interval | concepts |", "|---|---|---|---|---|"]
+    measures = [
+        "| measure | value |",
+        "|---|---|",
+        *(f"| {k} | {v:.4f} |" for k, v in report.items()),
+    ]
+    text_of_card = CARD.format(
+        d_sae=sae.d_sae,
+        d_vit=sae.d_vit,
+        block=clip.block + 1,
+        n_train=profile.pictures.n_train,
+        steps=profile.train.steps,
+        batch=profile.train.batch_tokens,
+        l1=profile.sae.l1,
+        minutes=minutes,
+        n_test=len(test),
+        report="\n".join(measures),
+        truth="\n".join([*head, *rows]),
+    )
+    with atomic_path(out.with_suffix(".md")) as path:
+        path.write_text(text_of_card, encoding="utf-8")
+    write_json(
+        out.with_suffix(".json"),
+        {**report, "minutes": minutes, "concepts": table.to_dict("records")},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line of `python -m patchsae_lib sae`."""
+    parser = argparse.ArgumentParser(prog="python -m patchsae_lib sae", description=__doc__)
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sae")
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--l1", type=float, default=8e-4)
+    given = parser.parse_args(argv)
+    world = load_profile("world")
+    profile = replace(
+        world,
+        pictures=replace(world.pictures, n_train=given.pictures),
+        sae=replace(world.sae, l1=given.l1),
+        train=replace(world.train, steps=given.steps, checkpoint_every=250),
+    )
+    make(profile, given.out, given.work)
