@@ -119,7 +119,7 @@ def collect_tokens(
         _collect(clip, images, chosen, batch, dtype),
         total=-(-len(chosen) // batch),
         desc=f"tokens of {len(chosen)} pictures",
-        disable=not progress,
+        **({} if progress else {"disable": True}),  # else TQDM_DISABLE decides
     )
     if path is None:
         return TokenCache(torch.cat(list(parts)), torch.tensor(chosen))

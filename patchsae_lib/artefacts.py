@@ -72,7 +72,7 @@ def save(
     *,
     inputs: Iterable[str | Path] = (),
     seed: int | None = None,
-) -> Path:
+) -> None:
     """Write an artefact and its sidecar.
 
     `obj` is a dict of tensors (`.safetensors`), a DataFrame (`.parquet`) or what JSON can hold
@@ -88,7 +88,6 @@ def save(
     meta |= {"versions": _versions(), "git_commit": _git_commit()}
     meta |= {"inputs": made_from, "sha256": digest}
     write_json(_sidecar(path), meta)
-    return path
 
 
 def load(path: str | Path, config: object, *, made_by: str) -> Any:

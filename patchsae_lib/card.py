@@ -51,6 +51,7 @@ A linear probe for the class of a patch, on residual tokens after the second-las
 ## Curve
 
 {curve}
+{notes}
 
 ## Known weaknesses
 
@@ -141,6 +142,7 @@ def write_card(directory: Path, measured: dict) -> None:
         worst_auroc=measured["worst_auroc"],
         curve="\n".join(curve),
         weaknesses="\n".join(weak),
+        notes="".join(f"\n{note}\n" for note in training.get("notes", [])),
     )
     with atomic_path(directory / "README.md") as path:
         path.write_text(text, encoding="utf-8")

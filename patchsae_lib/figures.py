@@ -55,14 +55,14 @@ def learning_curves(
                 y=table[key],
                 name=name,
                 legendgroup=name,
-                showlegend=i == 0,
+                showlegend=i == 0 and len(histories) > 1,
                 mode="lines",
                 line={"color": c, "width": 2},
                 row=i // 2 + 1,
                 col=i % 2 + 1,
             )
     figure.update_yaxes(type="log", row=1)
-    figure.update_yaxes(tickformat=".0%", row=2)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1], row=2)
     figure.update_xaxes(title_text="step", row=2)
     return figure.update_layout(template=TEMPLATE, height=520, legend_y=1.08)
 

@@ -63,6 +63,8 @@ def figure_html(figure: Mapping[str, Any], label: str) -> str:
     room = f"height:{int(layout.get('height') or DEFAULT_HEIGHT)}px"
     if layout.get("width"):
         room += f";max-width:{int(layout['width'])}px"
+    if panel_share(layout) < 0.7:  # panels side by side: a narrow screen scrolls instead
+        room += f";min-width:{min(640, round(240 / panel_share(layout)))}px"
     drawn = {k: v for k, v in layout.items() if k not in ("title", "width", "height")}
     drawn_figure = {"data": figure.get("data", []), "layout": drawn}
     data = json.dumps(drawn_figure, separators=(",", ":")).replace("<", "\\u003c")
@@ -71,6 +73,17 @@ def figure_html(figure: Mapping[str, Any], label: str) -> str:
         f'<script type="application/json">{data}</script>'
         f'<div class="plotly-canvas" style="{room}"></div></div>\n'
     )
+
+
+def panel_share(layout: Mapping[str, Any]) -> float:
+    """The share of the width that the narrowest panel takes.
+
+    >>> panel_share({"xaxis": {"domain": [0.0, 0.25]}, "xaxis2": {}})
+    0.25
+    """
+    axes = [value for name, value in layout.items() if name.startswith("xaxis")]
+    domains = [axis.get("domain") or (0, 1) for axis in axes]
+    return min((end - start for start, end in domains), default=1.0)
 
 
 def _title(figure: Mapping[str, Any]) -> str:

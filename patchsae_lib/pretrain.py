@@ -177,11 +177,12 @@ def evaluate(clip: SplitCLIP, n: int, tasks: tuple[str, ...] = tuple(TASKS)) -> 
 
 
 class StyleWorld(World):
-    """The `objects` task drawn in another style of the pretraining."""
+    """The `objects` task drawn in a style of the pretraining, and prompted with its name."""
 
     def __init__(self, style: str, n: int) -> None:
         super().__init__("objects", "test", n)
         self.style = style
+        self.task = replace(self.task, templates=(f"a {style} of a {{}}",))
 
     def scene(self, index: int) -> Scene:
         """The scene of `objects` at this index, in this style."""

@@ -254,7 +254,7 @@ def train(
         initial=trainer.n_steps * train_config.batch_tokens,
         unit=" tokens",
         unit_scale=True,
-        disable=not progress,
+        **({} if progress else {"disable": True}),  # else TQDM_DISABLE decides
     ) as bar:
         source = batches(trainer.n_steps)
         while trainer.n_steps < train_config.steps:

@@ -40,7 +40,8 @@ def test_tensors_tables_and_json_come_back(tmp_path):
 
 
 def test_the_sidecar_says_what_made_it(tmp_path):
-    source = save(tmp_path / "a.json", [1], Config())
+    source = tmp_path / "a.json"
+    save(source, [1], Config())
     save(tmp_path / "b.json", [2], Config(), inputs=[source], seed=7)
     meta = json.loads((tmp_path / "b.json.meta.json").read_text())
     assert meta["config"] == {"steps": 800, "sizes": [1, 2]}
@@ -71,15 +72,17 @@ def test_another_config_is_named_with_ours_and_the_notebook(tmp_path):
     ],
 )
 def test_a_broken_artefact_says_what_to_run(tmp_path, harm, message):
-    path = save(tmp_path / "a.safetensors", {"x": torch.ones(3)}, Config())
+    path = tmp_path / "a.safetensors"
+    save(path, {"x": torch.ones(3)}, Config())
     harm(path)
     with pytest.raises(ArtefactError, match=message):
         load(path, Config(), made_by="1_training")
 
 
 def test_an_artefact_older_than_its_input_is_refused(tmp_path):
-    source = save(tmp_path / "sae.json", [1], Config())
-    path = save(tmp_path / "table.json", [2], Config(), inputs=[source])
+    source, path = tmp_path / "sae.json", tmp_path / "table.json"
+    save(source, [1], Config())
+    save(path, [2], Config(), inputs=[source])
     save(source, [3], Config())
     with pytest.raises(ArtefactError, match=r"made from another sae.json: run 2_stat"):
         load(path, Config(), made_by="2_statistics")

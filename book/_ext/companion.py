@@ -71,7 +71,7 @@ def measured(claim: dict[str, Any]) -> str:
 
 def number(value: str | float) -> str:
     """A number to three digits, text as it is."""
-    return value if isinstance(value, str) else f"{value:.3g}"
+    return value if isinstance(value, str) else f"{value:.3g}".replace("-", "−")
 
 
 def library() -> str:
