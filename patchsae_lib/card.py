@@ -31,7 +31,7 @@ patches of 8, a text transformer of {text_layers} blocks and width {text_width} 
 
 **Data.** {singles:,} pictures of single large objects and {scenes:,} scenes of several, rendered
 from the seed; captions are drawn anew at each visit, and nothing but captions supervises.
-**Training.** {steps:,} steps of {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours on
+**Training.** {done:,} steps of {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours on
 {device}; AdamW, learning rate {lr:g}, cosine; patches left out: {drop_start:.0%} falling to
 {drop_end:.0%}; scenes: {scenes_start:.0%} of a batch rising to {scenes_end:.0%}.
 
@@ -130,7 +130,8 @@ def write_card(directory: Path, measured: dict) -> None:
         text_layers=config["text_cfg"]["layers"],
         text_width=config["text_cfg"]["width"],
         parameters=training.get("parameters", 0) / 1e6,
-        seen=about["steps"] * about["batch"],
+        done=training["step"],
+        seen=training["step"] * about["batch"],
         hours=training["seconds"] / 3600,
         device=training.get("device", "two CPU cores"),
         n=n,

@@ -51,7 +51,7 @@ def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:
     """
     meta = figure.get("layout", {}).get("meta")
     described = meta.get("alt", "") if isinstance(meta, Mapping) else ""
-    return described or in_cell or re.sub(r"\s*<[^>]*>\s*", " ", _title(figure)).strip()
+    return described or in_cell or " ".join(re.sub(r"<[^>]*>", " ", _title(figure)).split())
 
 
 def figure_html(figure: Mapping[str, Any], label: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
@@ -64,7 +65,8 @@ def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = 
 
     With a `build` folder of the caller's the repository is left as it is.
     """
-    place, build = build, build or BUILD
+    ours = build is None
+    build = build or BUILD
     profile = load_profile(profile_name)
     sources = sorted(NOTEBOOKS.glob("*.ipynb"))
     executed = run_notebooks(sources, {"profile": profile_name, **given}, build / "notebooks")
@@ -73,8 +75,9 @@ def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = 
         write_json(claims, [])
     shutil.copy(claims, executed / "claims.json")
     write_json(executed / "profile.json", asdict(profile))
+    print("pages ...", file=sys.stderr, flush=True)
     html = build_pages(executed, build / "staging")
-    if place is None:
+    if ours:
         copy = shutil.copytree(executed, build / "staging" / "executed")
         replace_folder(copy, PAGES / "notebooks")
     replace_folder(html, build / "html")
@@ -122,27 +125,24 @@ def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> None:
 
     interactive = sys.stderr.isatty()
     environment = KERNEL_ENVIRONMENT | ({} if interactive else {"TQDM_DISABLE": "1"})
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     try:
-        notebook = papermill.execute_notebook(
-            source,
-            target,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=ROOT,
-            stderr_file=sys.stderr,
-            progress_bar={"desc": source.stem, "leave": False} if interactive else False,
-        )
+        with mock.patch.dict(os.environ, environment):
+            notebook = papermill.execute_notebook(
+                source,
+                target,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                language="python",
+                cwd=ROOT,
+                stderr_file=sys.stderr,
+                progress_bar={"desc": source.stem, "leave": False} if interactive else False,
+            )
     except PapermillExecutionError as error:
-        message = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise NotebookError(f"{where(source, error.source)}: {message}") from None
+        message = f"{error.ename}: {error.evalue}".replace(f"{ROOT}{os.sep}", "")
+        cell = where(source, error.source)
+        raise NotebookError(f"{cell}: {' '.join(message.split())}") from None
     except DeadKernelError:
         raise NotebookError(f"{short(source)}: the kernel died, perhaps of memory") from None
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
     nbformat.write(tidy(notebook), target)
 
 

@@ -47,9 +47,7 @@ def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
     ]
     for claim in claims:
         verdict = claim["verdict"]
-        badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.split()[0]}}}"
-        if verdict == "not testable here":
-            badge = badge.replace("verdict-not", "verdict-untestable")
+        badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"
         if claim["notebook"]:
             badge += f" [evidence](notebooks/{claim['notebook']})"
         cells = [claim["where"], number(claim["paper"]), measured(claim), badge, claim["note"]]
@@ -109,21 +107,23 @@ def plain_docstring(
 ) -> None:
     """Let docstrings be plain text with `code`, paragraphs, lists and doctests: what else
     reStructuredText would read into them (`*`, `|`, a trailing `_`) is escaped."""
+    doctest = False
     for i, line in enumerate(lines):
-        parts = re.split(r"(``?[^`]+``?)", line)
-        if not line.lstrip().startswith(">>>"):
+        doctest = bool(line.strip()) and (doctest or line.lstrip().startswith(">>>"))
+        if not doctest:
+            parts = re.split(r"(``?[^`]+``?)", line)
             lines[i] = "".join(p if p.startswith("`") else escaped(p) for p in parts)
 
 
 def escaped(text: str) -> str:
     r"""Text without the characters that reStructuredText would take for markup.
 
-    >>> escaped("* b_ = |x|*2")
-    '* b\\_ = \\|x\\|\\*2'
+    >>> print(escaped("* b_ = |x|*2"))
+    * b\_ = \|x\|\*2
     """
     bullet = re.match(r"\s*(\* )?", text)
     head = bullet[0] if bullet else ""
-    return head + re.sub(r"([*|\\]|_\b(?!\w)|_(?=\W|$))", r"\\\1", text[len(head) :])
+    return head + re.sub(r"([*|\\]|_(?=\W|$))", r"\\\1", text[len(head) :])
 
 
 def page_assets(
