@@ -42,7 +42,7 @@ SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
 HISTORY_ROWS = 200  # as many points as a learning curve can show
 # Tokens that pass the autoencoder together. On a CPU the (…, d_sae) tensors then stay in its
 # cache, which is a quarter faster than 4,096 at once; a GPU has room for those at d_sae = 49,152.
-CHUNK = {"cpu": 512, "cuda": 4096}
+CHUNK = {"cpu": 1024, "cuda": 4096}
 
 
 def precision(wanted: str, device: torch.device) -> str:
