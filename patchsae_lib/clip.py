@@ -28,6 +28,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from patchsae_lib.artefacts import atomic_path
 from patchsae_lib.profiles import ModelConfig
+from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
 DATA = Path(__file__).parents[1] / "data"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
@@ -38,12 +39,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 # The 80 prompts of the paper's zero-shot classifier (section 4.1).
 OPENAI_TEMPLATES: tuple[Template, ...] = open_clip.OPENAI_IMAGENET_TEMPLATES
 # The media that the embedded world draws in; its captions say "a" before every noun.
-WORLD_TEMPLATES: tuple[Template, ...] = (
-    "a photo of a {}",
-    "a sketch of a {}",
-    "a painting of a {}",
-    "a silhouette of a {}",
-)
+WORLD_TEMPLATES: tuple[Template, ...] = STYLE_TEMPLATES
 
 
 def templates_for(config: ModelConfig) -> tuple[Template, ...]:

@@ -41,7 +41,8 @@ History = list[dict[str, float]]
 SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
 HISTORY_ROWS = 200  # as many points as a learning curve can show
 # Tokens that pass the autoencoder together. On a CPU the (…, d_sae) tensors then stay in its
-# cache, which is a quarter faster than 4,096 at once; a GPU has room for those at d_sae = 49,152.
+# cache: 1,024 were 1.8 times as fast as 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room
+# for 4,096 at d_sae = 49,152.
 CHUNK = {"cpu": 1024, "cuda": 4096}
 
 
