@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from patchsae_lib.activations import collect_tokens
 from patchsae_lib.artefacts import atomic_path, write_json
 from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
 from patchsae_lib.localization import probe_auroc, world_labels
-from patchsae_lib.pretrain import evaluate
+from patchsae_lib.pretrain import PretrainConfig, evaluate
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.vocabulary import STYLES
 
@@ -27,13 +28,14 @@ open_clip's CLIP: a vision transformer of {layers} blocks and width {width} on 1
 patches of 8, a text transformer of {text_layers} blocks and width {text_width} over whole words;
 {parameters:.1f} M parameters, float16 safetensors. Made by
 
-    python -m patchsae_lib pretrain
+    python -m patchsae_lib pretrain{options}
 
 **Data.** {singles:,} pictures of single large objects and {scenes:,} scenes of several, rendered
 from the seed; captions are drawn anew at each visit, and nothing but captions supervises.
 **Training.** {done:,} steps of {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours on
 {device}; AdamW, learning rate {lr:g}, cosine; patches left out: {drop_start:.0%} falling to
-{drop_end:.0%}; scenes: {scenes_start:.0%} of a batch rising to {scenes_end:.0%}.
+{drop_end:.0%}. Of the batches {share_classes:.0%} teach classes and {share_words:.0%} words in
+writing; the rest show everything.
 
 ## Held-out accuracy (zero-shot, {n:,} pictures a row)
 
@@ -123,8 +125,11 @@ def write_card(directory: Path, measured: dict) -> None:
     ]
     weak.append("- It knows the words of its vocabulary and no others.")
     about = training["config"]
+    default = asdict(PretrainConfig())
+    options = [f" --{k.replace('_', '-')} {v}" for k, v in about.items() if v != default[k]]
     text = TEMPLATE.format(
         **about,
+        options="".join(options),
         layers=config["vision_cfg"]["layers"],
         width=config["vision_cfg"]["width"],
         text_layers=config["text_cfg"]["layers"],

@@ -1,8 +1,8 @@
 """The small CLIP, trained from captions alone: `python -m patchsae_lib pretrain`.
 
 Contrastive training on pictures of the embedded world. Two pools are rendered once: single large
-objects, from which classes are learnt first, and scenes of several objects that are all named,
-which move what is learnt from CLS into the patches. Captions are drawn anew at each visit.
+objects, from which classes are learnt, and scenes of several objects that are all named, which
+move what is learnt from CLS into the patches. Captions are drawn anew at each visit.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from patchsae_lib.clip import (
     WordTokenizer,
     accuracy,
     create_small_clip,
+    load_small_clip,
     predict,
     save_small_clip,
     small_clip_config,
@@ -45,47 +46,49 @@ from patchsae_lib.world.vocabulary import STYLES
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """`scenes_*` is the share of scenes in a batch and `drop_*` the share of patches left out, at
-    the start and at the end; both move linearly between `turn` and the end of training.
+    """Every batch is one of three lessons.
 
-    Colours and backgrounds are learnt first and then hide the classes: between the steps
-    `focus_from` and `focus_until` the captions of single objects seldom mention them, and those of
-    a batch share one style, so that little but the class tells its pictures apart.
+    - classes: single objects in one style; captions seldom name a colour or a background, so that
+      little but the class tells them apart. (Colours are learnt first, and then hide the class.)
+    - words: pictures in one style with a word on them; captions name nothing but the word.
+    - everything: scenes and single objects in all styles, under whole captions.
+
+    The share of patches left out moves linearly from `drop_start` to `drop_end`: most of the
+    learning is as good with few patches and much cheaper (Li et al. 2023, FLIP), the last of it,
+    and reading, is not. `init`: a folder whose weights to start from instead of random ones.
     """
 
-    singles: int = 80_000
-    scenes: int = 40_000
-    steps: int = 5_600
+    singles: int = 60_000
+    scenes: int = 30_000
+    steps: int = 6_000
     batch: int = 128
     lr: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.1
-    focus_from: int = 1_500
-    focus_until: int = 4_200
-    turn: float = 0.55
-    scenes_start: float = 0.1
-    scenes_end: float = 0.5
+    share_classes: float = 0.4
+    share_words: float = 0.15
+    share_scenes: float = 0.5  # of the pictures in a lesson of everything
     drop_start: float = 0.7
-    drop_end: float = 0.55
+    drop_end: float = 0.3
     seed: int = 0
+    init: str = ""
 
-    def at(self, step: int) -> tuple[float, float, float]:
-        """Share of scenes, patch dropout and learning rate at a step."""
-        t = max(0.0, (step / self.steps - self.turn) / (1 - self.turn))
-        scenes = self.scenes_start + t * (self.scenes_end - self.scenes_start)
+    def at(self, step: int) -> tuple[float, float]:
+        """Patch dropout and learning rate at a step."""
+        t = step / self.steps
         drop = self.drop_start + t * (self.drop_end - self.drop_start)
-        cosine = 0.5 * (1 + np.cos(np.pi * step / self.steps))
-        return scenes, drop, self.lr * min(1.0, (step + 1) / self.warmup) * cosine
+        cosine = 0.5 * (1 + np.cos(np.pi * t))
+        return drop, self.lr * min(1.0, (step + 1) / self.warmup) * cosine
 
 
 POOLS = {
-    "singles": Mix(several=0.05, counted=0.05, word=0.15, mention_colour=0.5,
+    "singles": Mix(several=0.05, counted=0.05, word=0.25, mention_colour=0.5,
                    mention_background=0.25),
     "scenes": Mix(several=0.7, counted=0.2, word=0.2),
 }  # fmt: skip
-FOCUS = replace(
+CLASSES_ONLY = replace(
     POOLS["singles"], mention_colour=0.1, mention_texture=0.15, mention_background=0.05,
-    mention_word=0.2, styles=(0.25, 0.3, 0.15, 0.3),  # drawings and silhouettes are the hardest
+    mention_word=0.2, styles=(0.35, 0.2, 0.3, 0.15),  # more of what has most to be told apart
 )  # fmt: skip
 
 
@@ -102,12 +105,10 @@ def pool_caption(pool: str, index: int, seed: int, visit: int, mix: Mix | None =
 
 
 @cache
-def singles_by_style(n: int, seed: int) -> dict[str, list[int]]:
-    """The pictures of the pool of single objects, by style."""
-    out: dict[str, list[int]] = {style: [] for style in STYLES}
-    for index in range(n):
-        out[pool_scene("singles", index, seed).style].append(index)
-    return out
+def singles_of(style: str, worded: bool, n: int, seed: int) -> list[int]:
+    """The pictures of the pool of single objects in a style; `worded`: only those with a word."""
+    scenes = ((i, pool_scene("singles", i, seed)) for i in range(n))
+    return [i for i, s in scenes if s.style == style and (s.word or not worded)]
 
 
 def _render_some(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
@@ -144,19 +145,23 @@ def draw_batch(
 ) -> tuple[Tensor, list[str]]:
     """The pictures (batch, 3, 112, 112) uint8 and captions of a step: of (seed, step) alone."""
     rng = random.Random(f"{config.seed}/batch/{step}")
-    scenes, _, _ = config.at(step)
-    focus = config.focus_from <= step < config.focus_until
-    style = rng.choices(STYLES, FOCUS.styles)[0]
+    lesson, style = rng.random(), rng.choices(STYLES, CLASSES_ONLY.styles)[0]
+    words = lesson < config.share_words
+    classes = not words and lesson < config.share_words + config.share_classes
+    some = singles_of(style, words, config.singles, config.seed) if words or classes else []
     pictures, captions = [], []
     for _ in range(config.batch):
-        pool = "scenes" if rng.random() < scenes else "singles"
-        index = rng.randrange(len(pools[pool]))
-        mix = FOCUS if focus and pool == "singles" else None
-        if mix:
-            same = singles_by_style(config.singles, config.seed)[style]
-            index = same[index % len(same)]
+        scenes = not some and rng.random() < config.share_scenes
+        pool = "scenes" if scenes else "singles"
+        index = some[rng.randrange(len(some))] if some else rng.randrange(len(pools[pool]))
         pictures.append(pools[pool][index])
-        captions.append(pool_caption(pool, index, config.seed, rng.getrandbits(32), mix))
+        visit = rng.getrandbits(32)
+        if words:
+            word = pool_scene(pool, index, config.seed).word
+            captions.append(f"a {style} of a thing with the word {word}")
+        else:
+            mix = CLASSES_ONLY if classes else None
+            captions.append(pool_caption(pool, index, config.seed, visit, mix))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), captions
 
 
@@ -250,6 +255,9 @@ class Pretraining:
         self.words = all_words()
         self.architecture = small_clip_config(self.words)
         self.model = create_small_clip(self.architecture).to(self.device)
+        if config.init:
+            weights = load_small_clip(Path(config.init)).model.state_dict()
+            self.model.load_state_dict({k: v.float() for k, v in weights.items()})
         self.tokenizer = WordTokenizer(self.words)
         self.optimizer = torch.optim.AdamW(
             groups_of(self.model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
@@ -261,7 +269,7 @@ class Pretraining:
     def step(self, pictures: Tensor, captions: list[str]) -> float:
         """One step on pictures (batch, 3, 112, 112) uint8 and their captions; its loss."""
         step, model = self.about["step"], self.model
-        _, drop, lr = self.config.at(step)
+        drop, lr = self.config.at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # for the patches left out

@@ -6,8 +6,21 @@ import torch
 from scipy import stats
 
 from patchsae_lib.activations import TokenCache
-from patchsae_lib.clip import SplitCLIP, WordTokenizer, create_small_clip, small_clip_config
-from patchsae_lib.evaluation import bootstrap_mean, contrastive_loss, evaluate_sae, mean_interval
+from patchsae_lib.clip import (
+    SplitCLIP,
+    WordTokenizer,
+    accuracy,
+    create_small_clip,
+    small_clip_config,
+)
+from patchsae_lib.evaluation import (
+    BATCH,
+    HeldOut,
+    bootstrap_mean,
+    contrastive_loss,
+    evaluate_sae,
+    mean_interval,
+)
 from patchsae_lib.latents import activation_statistics
 from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
 
@@ -19,10 +32,14 @@ def clip() -> SplitCLIP:
     return SplitCLIP(model, WordTokenizer(["a", "cat"]))
 
 
+N = BATCH + 2  # a whole batch and a part of one
+
+
 @pytest.fixture(scope="module")
-def cache(clip: SplitCLIP) -> TokenCache:
-    images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(1))
-    return TokenCache(clip.tokens(images), torch.arange(6))
+def held_out(clip: SplitCLIP) -> HeldOut:
+    images = torch.randn(N, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    cache = TokenCache(clip.tokens(images), torch.arange(N))
+    return HeldOut(clip, cache, torch.arange(N) % 3, unit(3, 128, 0), unit(N, 128, 1))
 
 
 def perfect(d: int) -> SAE:
@@ -41,11 +58,8 @@ def unit(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cls_only", [False, True])
-def test_a_perfect_autoencoder_changes_nothing(clip, cache, cls_only) -> None:
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    r = evaluate_sae(
-        clip, perfect(clip.d_vit), cache, labels, unit(3, 128, 0), unit(6, 128, 1), cls_only, 4
-    )
+def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None:
+    r = evaluate_sae(perfect(clip.d_vit), held_out, cls_only)
     assert r.mse == pytest.approx(0, abs=1e-12)
     assert r.explained_variance == pytest.approx(1)
     assert r.l0 == clip.d_vit  # of each pair one
@@ -54,27 +68,28 @@ def test_a_perfect_autoencoder_changes_nothing(clip, cache, cls_only) -> None:
     assert r.recovered in (1.0, 0.0)
 
 
-def test_measures_are_those_of_all_tokens_at_once(clip, cache) -> None:
+def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
     sae = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False)
-    args = torch.zeros(6, dtype=torch.long), unit(3, 128, 0), unit(6, 128, 1)
-    r = evaluate_sae(clip, sae, cache, *args, batch=4)
-    f = sae.encode(cache.tokens)
+    r, z = evaluate_sae(sae, held_out), held_out.cache.tokens
+    f = sae.encode(z)
     assert r.l0 == pytest.approx(l0(f))
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
-    assert r.mse == pytest.approx(
-        float(reconstruction_loss(cache.tokens, sae.decode(f))), rel=1e-5
-    )
-    ev = explained_variance(cache.tokens, sae.decode(f))
+    assert r.mse == pytest.approx(float(reconstruction_loss(z, sae.decode(f))), rel=1e-5)
+    ev = explained_variance(z, sae.decode(f))
     assert r.explained_variance == pytest.approx(ev, rel=1e-4)
     assert r.dead == pytest.approx(float((f.amax((0, 1)) == 0).float().mean()))
+    changed = accuracy(clip.features(sae.decode(f)) @ held_out.text.T, held_out.labels)
+    assert r.accuracy == pytest.approx(changed)
+    assert r.accuracy_original == pytest.approx(
+        accuracy(clip.features(z) @ held_out.text.T, held_out.labels)
+    )
 
 
-def test_cls_only_leaves_the_patches_alone(clip, cache) -> None:
+def test_cls_only_leaves_the_patches_alone(clip, held_out) -> None:
     nothing = SAE(clip.d_vit, 8).eval().requires_grad_(False)
     with torch.no_grad():
         nothing.b_enc.fill_(-1e9)
-    args = torch.zeros(6, dtype=torch.long), unit(3, 128, 0), unit(6, 128, 1)
-    all_gone, cls_gone = (evaluate_sae(clip, nothing, cache, *args, c) for c in (False, True))
+    all_gone, cls_gone = (evaluate_sae(nothing, held_out, c) for c in (False, True))
     assert cls_gone.l0 == all_gone.l0 == 0
     assert cls_gone.contrastive != pytest.approx(all_gone.contrastive, abs=1e-6)
 

@@ -11,11 +11,9 @@ from patchsae_lib import pretrain as module
 from patchsae_lib.card import patch_probe, wilson, write_card
 from patchsae_lib.clip import CONFIG_FILE, DATA, WEIGHTS_FILE, load_small_clip
 from patchsae_lib.pretrain import PretrainConfig, contrastive_loss, draw_batch, pretrain
-from patchsae_lib.world.vocabulary import COLOURS, STYLES
+from patchsae_lib.world.vocabulary import COLOURS, STYLES, WORDS
 
-TINY = PretrainConfig(
-    singles=40, scenes=20, steps=4, batch=8, warmup=2, focus_from=2, focus_until=3
-)
+TINY = PretrainConfig(singles=100, scenes=20, steps=4, batch=8, warmup=2)
 
 
 @pytest.fixture(autouse=True)
@@ -61,23 +59,41 @@ def test_a_batch_depends_on_its_step_alone(pools, monkeypatch) -> None:
     assert captions != draw_batch(pools, 0, TINY)[1]
 
 
-def test_while_it_focuses_single_objects_share_a_style_and_hardly_a_colour_is_named() -> None:
-    config = replace(TINY, singles=400, batch=200, scenes_start=0.0, scenes_end=0.0)
-    pools = {"singles": torch.zeros(400, 1, 1, 1).numpy(), "scenes": []}
-    _, captions = draw_batch(pools, 2, config)
-    assert len({c.split()[1] for c in captions}) == 1
-    _, usual = draw_batch(pools, 1, config)
+def captions_of(lesson: dict[str, float]) -> list[str]:
+    shares = dict.fromkeys(("share_classes", "share_words", "share_scenes"), 0.0) | lesson
+    config = replace(TINY, singles=2000, scenes=400, batch=400, **shares)
+    pools = {"singles": torch.zeros(2000, 1, 1, 1).numpy(), "scenes": torch.zeros(400).numpy()}
+    return draw_batch(pools, 3, config)[1]
+
+
+def test_a_lesson_of_classes_has_one_style_and_hardly_names_a_colour() -> None:
+    lesson, usual = captions_of({"share_classes": 1.0}), captions_of({})
+    assert len({c.split()[1] for c in lesson}) == 1
     assert {c.split()[1] for c in usual} == set(STYLES)
-    named = [sum(any(w in COLOURS for w in c.split()) for c in x) for x in (captions, usual)]
+    named = [sum(any(w in COLOURS for w in c.split()) for c in x) for x in (lesson, usual)]
     assert named[0] < named[1] / 2
+
+
+def test_a_lesson_of_words_names_nothing_else() -> None:
+    lesson = captions_of({"share_words": 1.0})
+    head, words = {c.rsplit(" ", 1)[0] for c in lesson}, {c.rsplit(" ", 1)[1] for c in lesson}
+    assert len(head) == 1
+    assert head.pop().endswith(" of a thing with the word")
+    assert words == set(WORDS)
 
 
 def test_the_schedule_moves_from_start_to_end() -> None:
     c = PretrainConfig()
-    assert c.at(int(c.steps * c.turn))[:2] == pytest.approx((c.scenes_start, c.drop_start))
-    assert c.at(c.steps)[:2] == pytest.approx((c.scenes_end, c.drop_end))
-    assert c.at(0)[2] == pytest.approx(c.lr / c.warmup)
-    assert c.at(c.steps)[2] == pytest.approx(0, abs=1e-9)
+    assert c.at(0) == pytest.approx((c.drop_start, c.lr / c.warmup))
+    assert c.at(c.steps) == pytest.approx((c.drop_end, 0), abs=1e-9)
+
+
+def test_training_can_start_from_weights(tmp_path: Path) -> None:
+    first = pretrain(TINY, tmp_path / "first", tmp_path / "work")
+    config = replace(TINY, init=str(first), lr=0.0)  # nothing is learnt, so nothing moves
+    second = pretrain(config, tmp_path / "second", tmp_path / "work2")
+    a, b = (load_file(d / WEIGHTS_FILE) for d in (first, second))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_pictures_with_the_same_caption_are_all_right_answers() -> None:
@@ -100,6 +116,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     assert f"| land cover from above | 8 | strong | 0.310 | {low:.3f} – {high:.3f} |" in text
     assert "**0.913**" in text
     assert "- Land cover from above: 0.31 zero-shot." in text
+    assert "pretrain --singles 100 --scenes 20 --steps 4 --batch 8 --warmup 2\n" in text
 
 
 def test_what_ships_is_small_and_whole() -> None:

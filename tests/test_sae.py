@@ -85,6 +85,15 @@ def test_batchtopk_keeps_at_most_k_a_token_and_none_below_a_dropped_one(
         assert n_kept + (dropped == dropped.max()).sum() > k * len(pre)  # no room for its equals
 
 
+@pytest.mark.parametrize("misled", [False, True])
+def test_batchtopk_of_many_tokens_is_exact_whatever_its_sample_says(misled: bool) -> None:
+    pre = torch.randn(300, 400, generator=torch.Generator().manual_seed(0))
+    if misled:  # the sample sees nothing but the largest
+        pre.view(-1)[::61] += 10
+    cut = pre.flatten().sort(descending=True).values[300 * 20 - 1]
+    assert torch.equal(batchtopk(pre, 20), pre * (pre >= cut))
+
+
 def test_batchtopk_gives_a_token_what_another_does_not_need() -> None:
     f = batchtopk(torch.tensor([[4.0, 3.0, 2.0], [1.0, -1.0, -1.0]]), 1)
     assert f.tolist() == [[4, 3, 0], [0, 0, 0]]

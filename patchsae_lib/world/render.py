@@ -213,7 +213,8 @@ def photo(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndar
     tilt = rng.randrange(-40, 41)
     light = 262 + (slope[None] * tilt >> 7) - (slope[:, None] * 36 >> 7)
     light = light + (window(tiles("cloud")[rng.randrange(3)], rng) * 20 >> 7)
-    light = light - (edges * 56 >> 8) - (shadow * (255 - cover) >> 8) * 90 // 255
+    ground = shadow.astype(np.int32) * (255 - cover) >> 8  # no shadow on what casts it
+    light = light - (edges * 56 >> 8) - ground * 90 // 255
     light += relief(things) * cover // 255 * 3 // 4
     rgb = rgb.astype(np.int32) * light.astype(np.int32)[..., None] >> 8
     return finish(rgb, 18, rng)

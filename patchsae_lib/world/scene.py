@@ -209,7 +209,8 @@ def describe(
     after: list[str] = []
     if t.flower is not None:
         f = t.flower
-        if f.name and number == "a" and rng.random() < 0.5:
+        # a species is told by its colours: a daisy and an aster are one in a sketch
+        if f.name and coloured and number == "a" and rng.random() < 0.5:
             noun = f.name
             if rng.random() < 0.5:
                 return f"a {f.name} flower"
