@@ -10,6 +10,7 @@ Batch number i depends on (seed, i) only, so training goes on at any step withou
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,16 +106,21 @@ def collect_tokens(
     """The residual tokens of `images[indices]`: in memory or, given `path`, in a file.
 
     A file that exists is used as it is if it is of the same indices and `clip` gives the same
-    tokens for the first and the last of them, which another CLIP or block does not.
+    tokens for the first and the last of them; of another CLIP, block or set of pictures it is
+    collected again, with a warning.
 
-    Raises `ValueError` for no or unknown indices, NaN in the tokens, and a file that does not fit.
+    Raises `ValueError` for no or unknown indices, NaN in the tokens, and a path whose file is no
+    token cache.
     """
     chosen = [int(i) for i in indices]
     if not chosen or min(chosen) < 0 or max(chosen) >= len(images):
         given = f"{min(chosen)} … {max(chosen)}" if chosen else "none"
         raise ValueError(f"indices: one or more of 0 … {len(images) - 1} expected, got {given}")
     if path is not None and Path(path).exists():
-        return _reuse(Path(path), clip, images, chosen)
+        cache = open_cache(path)
+        if _fits(cache, clip, images, chosen):
+            return cache
+        warnings.warn(f"{path} is of another CLIP, block or set: collecting again", stacklevel=2)
     parts = tqdm(
         _collect(clip, images, chosen, batch, dtype),
         total=-(-len(chosen) // batch),
@@ -161,19 +167,12 @@ def open_cache(path: str | Path) -> TokenCache:
         ) from error
 
 
-def _reuse(path: Path, clip: _Clip, images: _Pictures, chosen: list[int]) -> TokenCache:
-    cache = open_cache(path)
-    advice = "delete it to collect again, or give another path"
+def _fits(cache: TokenCache, clip: _Clip, images: _Pictures, chosen: list[int]) -> bool:
     if cache.indices.tolist() != chosen:
-        raise ValueError(
-            f"{path} holds {len(cache.indices)} other pictures than the {len(chosen)} asked for: "
-            + advice
-        )
+        return False
     kept = cache.tokens[[0, -1]].float()
     (again,) = _collect(clip, images, [chosen[0], chosen[-1]], 2, torch.float32)
-    if kept.shape != again.shape or (kept - again).norm() > 0.01 * again.norm():
-        raise ValueError(f"{path} was made with another CLIP, block or set of pictures: {advice}")
-    return cache
+    return kept.shape == again.shape and bool((kept - again).norm() <= 0.01 * again.norm())
 
 
 # --- batches -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor
 from patchsae_lib.activations import collect_tokens
 from patchsae_lib.artefacts import atomic_path, write_json
 from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
-from patchsae_lib.localization import probe_auroc, world_labels
+from patchsae_lib.localization import probe_auroc, world_truth
 from patchsae_lib.pretrain import PretrainConfig, evaluate
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.vocabulary import STYLES
@@ -78,9 +78,9 @@ def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tens
     for split, n in (("train", n_train), ("test", n_test)):
         world = World("objects", split, n)
         tokens = collect_tokens(clip, world, range(n), progress=False).tokens[:, 1:]
-        labels = world_labels(world, range(n), "cls", CLASSES)
-        pairs.append((tokens.flatten(0, 1).float(), labels.flatten()))
-    return probe_auroc(pairs[0], pairs[1], len(CLASSES))
+        truth = world_truth(world, range(n), [("cls", cls) for cls in CLASSES])
+        pairs.append((tokens.flatten(0, 1).float(), truth.flatten(0, 1)))
+    return probe_auroc(pairs[0], pairs[1])
 
 
 def measure(clip: SplitCLIP, n: int) -> dict:

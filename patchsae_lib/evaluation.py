@@ -41,6 +41,21 @@ class Report:
     recovered: float
 
 
+#: what a reader sees above a column of the measures
+TITLES = {
+    "mse": "MSE",
+    "explained_variance": "explained variance",
+    "l0": "L0",
+    "l1": "L1",
+    "dead": "dead latents",
+    "contrastive": "loss with SAE",
+    "contrastive_original": "loss without",
+    "accuracy": "accuracy with SAE",
+    "accuracy_original": "accuracy without",
+    "recovered": "accuracy kept",
+}
+
+
 def contrastive_loss(image: Tensor, text: Tensor, scale: float, batch: int = 128) -> float:
     """CLIP's symmetric cross-entropy (nats) of n unit-norm pairs (n, d_embed), in batches.
 

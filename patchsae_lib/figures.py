@@ -90,25 +90,36 @@ def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
     return figure.update_layout(template=TEMPLATE, height=400, showlegend=False)
 
 
-def dots(table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str) -> go.Figure:
-    """A measure with its interval, one row a setting: `y` names the column of labels."""
-    figure = go.Figure(
-        go.Scatter(
-            x=table[x],
-            y=table[y],
+def dots(
+    table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str, by: str = ""
+) -> go.Figure:
+    """A measure with its interval: a row for each value of column `y`, a colour for each of `by`.
+
+    The first value of `by` is what the figure is about; what it is compared with follows.
+    """
+    groups = {n: table[table[by] == n] for n in table[by].unique()} if by else {"": table}
+    figure = go.Figure()
+    for colour, (name, rows) in zip(CYCLE, groups.items(), strict=False):
+        figure.add_scatter(
+            x=rows[x],
+            y=rows[y],
+            name=name,
             mode="markers",
-            marker={"size": 10, "color": TEAL},
+            orientation="h",
+            marker={"size": 10, "color": colour},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": table[high] - table[x],
-                "arrayminus": table[x] - table[low],
-                "color": TEAL,
+                "array": rows[high] - rows[x],
+                "arrayminus": rows[x] - rows[low],
+                "color": colour,
                 "thickness": 2,
+                "width": 0,
             },
-            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            hovertemplate="%{y}: %{x:.3f}<extra>" + name + "</extra>",
         )
-    )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(rangemode="tozero")
-    return figure.update_layout(template=TEMPLATE, height=120 + 42 * len(table), title=title)
+    figure.update_layout(scattermode="group", scattergap=0.5, legend_traceorder="normal")
+    height = 140 + 30 * len(table)
+    return figure.update_layout(template=TEMPLATE, height=height, title=title, showlegend=bool(by))

@@ -6,113 +6,142 @@ patch shows, so here it is a number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from patchsae_lib.world import Picture, World
+from patchsae_lib.world import CLASSES, Picture, World
+from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS
 
 #: a unit may fire on at most this share of the patches, at the threshold chosen for it
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
+#: tokens (…, d_vit) → (…, n) numbers, of which each may or may not stand for a concept
+Units = Callable[[Tensor], Tensor]
+#: a concept of the world: its kind, as `Region` calls it, and its name
+Concept = tuple[str, str]
 
-def patch_labels(picture: Picture, kind: str, names: Sequence[str], patch: int = 8) -> np.ndarray:
-    """(n_patches,) int16: the concept that at least half of a patch shows, -1 for none.
-
-    `names` are the concepts of a `kind` ("class", "part", "colour", "texture", "background",
-    "word"; "cls" is the world's word for class).
-    """
-    number = {name: i for i, name in enumerate(names)}
-    of_region = np.array([number.get(getattr(r, kind), -1) for r in picture.regions], np.int16)
-    side = picture.ids.shape[0] // patch
-    blocks = of_region[picture.ids].reshape(side, patch, side, patch).swapaxes(1, 2)
-    blocks = np.sort(blocks.reshape(side * side, patch * patch), axis=1)
-    # Of sorted values, one that fills half of them is at the 1st or the 3rd quarter mark.
-    half = patch * patch // 2
-    out = np.full(len(blocks), -1, np.int16)
-    for at in (0, half - 1, half):
-        value = blocks[:, at]
-        out = np.where((blocks == value[:, None]).sum(1) >= half, value, out)
-    return out
+KINDS = {"cls": CLASSES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS)}
+CONCEPTS: tuple[Concept, ...] = tuple((kind, x) for kind, names in KINDS.items() for x in names)
 
 
-def world_labels(world: World, indices: Sequence[int], kind: str, names: Sequence[str]) -> Tensor:
-    """(images, n_patches) int64: `patch_labels` of many pictures of the world."""
-    rows = [patch_labels(world.picture(int(i)), kind, names) for i in indices]
-    return torch.from_numpy(np.stack(rows)).long()
+# --- the truth ---------------------------------------------------------------------------------
+
+
+def patch_truth(picture: Picture, concepts: Sequence[Concept], patch: int = 8) -> np.ndarray:
+    """(n_patches, n_concepts) bool: does a concept fill at least half of a patch?"""
+    side, n_regions = len(picture.ids) // patch, len(picture.regions)
+    regions = np.array([[getattr(r, k) == x for k, x in concepts] for r in picture.regions])
+    number = np.arange(side).repeat(patch)
+    number = number[:, None] * side + number  # of the patch at each pixel
+    counts = np.bincount((number * n_regions + picture.ids).ravel(), minlength=side**2 * n_regions)
+    return counts.reshape(-1, n_regions) @ regions.astype(int) * 2 >= patch**2
+
+
+def world_truth(
+    world: World, indices: Iterable[int], concepts: Sequence[Concept] = CONCEPTS
+) -> Tensor:
+    """(images, n_patches, n_concepts) bool: `patch_truth` of many pictures of the world."""
+    rows = [patch_truth(world.picture(int(i)), concepts) for i in indices]
+    return torch.from_numpy(np.stack(rows))
+
+
+# --- scores ------------------------------------------------------------------------------------
 
 
 def thresholds(units: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
     """(len(shares), d): above which each of d units fires on at most that share of (n, d) rows."""
-    n = len(units)
-    rank = [max(1, round(share * n)) for share in shares]
-    top = units.topk(max(rank) + 1, dim=0).values
-    return torch.stack([top[r] for r in rank])
+    rank = [max(1, round(share * len(units))) for share in shares]
+    top = units.T.contiguous().topk(max(rank) + 1).values
+    return top[:, rank].T
 
 
-def iou_table(units: Tensor, labels: Tensor, n_concepts: int, cut: Tensor) -> Tensor:
-    """IoU (n_concepts, d) of `units > cut` with each concept.
-
-    Units (n, d), labels (n,) with -1 for none, cut (d,).
-    """
-    fires = (units > cut).float()
-    truth = torch.zeros(len(labels), n_concepts + 1).scatter_(1, labels[:, None] + 1, 1.0)[:, 1:]
+def iou_table(units: Tensor, truth: Tensor, cut: Tensor) -> Tensor:
+    """IoU (c, d) of `units > cut` with each concept: units (n, d), truth (n, c) bool, cut (d,)."""
+    fires, truth = (units > cut).float(), truth.float()
     both = truth.T @ fires
-    return both / (truth.sum(0)[:, None] + fires.sum(0)[None] - both).clamp_min(1)
+    return both / (truth.sum(0)[:, None] + fires.sum(0) - both).clamp_min(1)
 
 
 def best_units(
     choose: tuple[Tensor, Tensor],
     score: tuple[Tensor, Tensor],
-    names: Sequence[str],
+    concepts: Sequence[Concept] = CONCEPTS,
     minimum: int = 50,
     shares: Sequence[float] = SHARES,
 ) -> pd.DataFrame:
     """The unit and threshold that find each concept best, chosen on one half of the pictures.
 
-    `choose` and `score` are (units (n, d), labels (n,)) of different pictures. One row a concept
-    with at least `minimum` positive patches in both halves: `concept`, `unit`, `n` (positives
-    in the scoring half), `iou` (0..1, on the scoring half), `chosen_iou` (on the choosing one).
+    `choose` and `score` are (units (n, d), truth (n, c) bool) of different pictures. One row a
+    concept with at least `minimum` positive patches in both halves: `kind`, `concept`, `unit`, `n`
+    (positives in the scoring half), `iou` (0..1, there), `chosen_iou` (in the other half).
     """
-    (units, labels), (test_units, test_labels) = choose, score
+    (units, truth), (test_units, test_truth) = choose, score
     cuts = thresholds(units, shares)
-    tables = torch.stack([iou_table(units, labels, len(names), cut) for cut in cuts])
-    flat = tables.permute(1, 0, 2).flatten(1)  # (n_concepts, shares × d)
-    best = flat.argmax(1)
+    tables = torch.stack([iou_table(units, truth, cut) for cut in cuts], 1)
+    best = tables.flatten(1).max(1)
+    positives = test_truth.sum(0)
+    enough = torch.minimum(positives, truth.sum(0)) >= minimum
     rows = []
-    for i, name in enumerate(names):
-        positives = int((test_labels == i).sum())
-        if min(positives, int((labels == i).sum())) < minimum:
-            continue
-        which, unit = divmod(int(best[i]), units.shape[1])
-        fires, truth = test_units[:, unit] > cuts[which, unit], test_labels == i
-        iou = float((fires & truth).sum() / max(1, int((fires | truth).sum())))
-        row = {"concept": name, "unit": unit, "n": positives, "iou": iou}
-        rows.append({**row, "chosen_iou": float(flat[i, best[i]])})
-    return pd.DataFrame(rows)
+    for i in enough.nonzero().flatten().tolist():
+        which, unit = divmod(int(best.indices[i]), units.shape[1])
+        iou = iou_table(test_units[:, unit, None], test_truth[:, i, None], cuts[which, unit, None])
+        kind, name = concepts[i]
+        row = {"kind": kind, "concept": name, "unit": unit, "n": int(positives[i])}
+        rows.append({**row, "iou": float(iou), "chosen_iou": float(best.values[i])})
+    columns = ["kind", "concept", "unit", "n", "iou", "chosen_iou"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
+    """What latents are compared with: raw neurons (±), and `n` random directions from the mean of
+    the tokens z (…, d_vit)."""
+    d = z.shape[-1]
+    directions = torch.randn(d, n, generator=torch.Generator().manual_seed(seed))
+    mean = z.reshape(-1, d).mean(0)
+    return {
+        "raw neurons (±)": lambda z: torch.cat([z, -z], -1),
+        "random directions": lambda z: (z - mean) @ directions,
+    }
+
+
+def compare_units(
+    sets: Mapping[str, Units], z: Tensor, truth: Tensor, minimum: int = 50
+) -> pd.DataFrame:
+    """`best_units` of several sets of units, named in a column `units`.
+
+    z (images, patches, d_vit) and truth (images, patches, c): chosen on the pictures at even
+    places, scored on those at odd ones.
+    """
+    halves = slice(0, None, 2), slice(1, None, 2)
+    tables = []
+    for name, units in sets.items():
+        choose, score = ((units(z[h]).flatten(0, 1), truth[h].flatten(0, 1)) for h in halves)
+        table = best_units(choose, score, minimum=minimum)
+        table.insert(0, "units", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def probe_auroc(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], n_concepts: int, ridge: float = 1e-2
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], ridge: float = 1e-2
 ) -> Tensor:
-    """AUROC (n_concepts,) of a linear probe for the concept of a patch; NaN without positives.
+    """AUROC (c,) of a linear probe for each concept in a patch; NaN without positives.
 
-    A ridge regression to one-hot labels of tokens (n, d) and labels (n,): the upper bound of what
-    a single direction can tell. `ridge` is relative to the mean variance of a dimension.
+    A ridge regression from tokens (n, d) to truth (n, c) bool: the upper bound of what a single
+    direction can tell. `ridge` is relative to the mean variance of a dimension.
     """
-    (z, labels), (test_z, test_labels) = train, test
+    (z, truth), (test_z, test_truth) = train, test
     mean = z.mean(0)
-    centred = (z - mean).double()
-    truth = torch.zeros(len(z), n_concepts + 1, dtype=torch.double)
-    truth = truth.scatter_(1, labels[:, None] + 1, 1.0)[:, 1:]
+    centred, target = (z - mean).double(), truth.double()
     gram = centred.T @ centred
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, centred.T @ (truth - truth.mean(0)))
+    weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
     scores = (test_z - mean).double() @ weights
-    return torch.stack([auroc(scores[:, i], test_labels == i) for i in range(n_concepts)])
+    return torch.stack([auroc(s, t) for s, t in zip(scores.T, test_truth.T, strict=True)])
 
 
 def auroc(score: Tensor, truth: Tensor) -> Tensor:

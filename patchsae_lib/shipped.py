@@ -13,25 +13,19 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pandas as pd
-import torch
-
-from patchsae_lib.activations import TokenCache, collect_tokens
+from patchsae_lib.activations import collect_tokens
 from patchsae_lib.artefacts import ROOT, atomic_path, write_json
 from patchsae_lib.checkpoints import save_sae
 from patchsae_lib.clip import DATA, SplitCLIP, load_clip, templates_for
-from patchsae_lib.evaluation import as_row, bootstrap_mean, evaluate_sae
+from patchsae_lib.evaluation import HeldOut, as_row, bootstrap_mean, evaluate_sae
 from patchsae_lib.images import captions_of, labels_of
-from patchsae_lib.localization import best_units, world_labels
+from patchsae_lib.localization import baselines, compare_units, world_truth
 from patchsae_lib.profiles import Profile, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.training import train
-from patchsae_lib.world import CLASSES, World
-from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS
+from patchsae_lib.world import World
 
 SHIPPED = DATA / "sae.safetensors"
-#: kinds of concept the card scores, with the concepts of each
-KINDS = {"cls": CLASSES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS)}
 
 CARD = """# The autoencoder of the small CLIP
 
@@ -56,25 +50,6 @@ scored on the other; 95 % bootstrap intervals over concepts.
 """
 
 
-def concept_table(sae: SAE, cache: TokenCache, world: World, minimum: int = 50) -> pd.DataFrame:
-    """IoU of latents and of raw neurons (±), by kind of concept: one row a concept."""
-    z = cache.tokens[:, 1:].float()
-    halves = slice(0, None, 2), slice(1, None, 2)
-    tables = []
-    for kind, names in KINDS.items():
-        truth = world_labels(world, range(len(world)), kind, names)
-        for unit, act in {"latents": sae.encode, "raw neurons (±)": both_signs}.items():
-            pairs = [(act(z[h]).flatten(0, 1), truth[h].flatten()) for h in halves]
-            table = best_units(pairs[0], pairs[1], names, minimum)
-            tables.append(table.assign(kind=kind, units=unit))
-    return pd.concat(tables, ignore_index=True)
-
-
-def both_signs(z: torch.Tensor) -> torch.Tensor:
-    """(…, 2 d): each dimension and its negative, since a neuron may mean something either way."""
-    return torch.cat([z, -z], -1)
-
-
 def make(profile: Profile, out: Path, work: Path) -> None:
     """Train, measure, and write the autoencoder with its card."""
     clip = load_clip(profile.model)
@@ -91,11 +66,14 @@ def make(profile: Profile, out: Path, work: Path) -> None:
 def card(profile: Profile, clip: SplitCLIP, sae: SAE, out: Path, minutes: float) -> None:
     """Measure on held-out pictures and write the card beside the weights."""
     test = World("styles", "test", profile.pictures.n_test)
-    held_out = collect_tokens(clip, test, range(len(test)))
+    cache = collect_tokens(clip, test, range(len(test)))
     text = clip.text_features(test.class_names, templates_for(profile.model))
     captions = clip.text_features(captions_of(test), ("{}",))
-    report = as_row(evaluate_sae(clip, sae, held_out, labels_of(test), text, captions))
-    table = concept_table(sae, held_out, test)
+    held_out = HeldOut(clip, cache, labels_of(test), text, captions)
+    report = as_row(evaluate_sae(sae, held_out))
+    z = cache.tokens[:, 1:].float()
+    sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
+    table = compare_units(sets, z, world_truth(test, range(len(test))), profile.min_patches)
     rows = [
         f"| {kind} | {units} | {mean:.3f} | {low:.3f} – {high:.3f} | {len(part)} |"
         for (kind, units), part in table.groupby(["kind", "units"], sort=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -74,6 +75,10 @@ def objective(
             parts["ghost"] = ghost_loss(z, z_hat, pre, sae.W_dec, dead)
             loss = loss + parts["ghost"]
     return {"loss": loss, **parts}, f, z_hat
+
+
+class AnotherRun(ValueError):
+    """A checkpoint that is whole, but not of this run."""
 
 
 class Trainer:
@@ -180,9 +185,7 @@ class Trainer:
         except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a whole checkpoint ({error!r}): {advice}") from error
         if theirs != run:
-            raise ValueError(
-                f"{path} is another run's checkpoint ({_difference(theirs, run)}): {advice}"
-            )
+            raise AnotherRun(f"{path} is another run's checkpoint ({_difference(theirs, run)})")
         names = self.sae.state_dict()
         self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in names})
         for name, parameter in self.sae.named_parameters():
@@ -219,17 +222,18 @@ def train(
     """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on.
 
     It is resumed from `checkpoint` if that file exists, and written there every
-    `checkpoint_every` steps and at the end. The SAE returned is frozen, in eval mode, and works on
-    raw residual tokens (`SAE.fold`). Deviation: its decoder rows are set to unit norm (times the
-    input scale) once more after the last step.
+    `checkpoint_every` steps and at the end; another run's file is set aside with a warning. The
+    SAE returned is frozen, in eval mode, and works on raw residual tokens (`SAE.fold`).
+    Deviation: its decoder rows are set to unit norm (times the input scale) once more after the
+    last step.
 
     History, about 200 rows over the run: `step`; of that step's batch, before its update, `loss`
     and its parts `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a
     token) and `explained_variance` (centred); `dead`, the share of latents silent for more than
     `dead_after` steps. With `scale_inputs` all are in units of scaled tokens.
 
-    Raises `ValueError` before the first step for NaN, infinity or no tokens, and for a checkpoint
-    that is not this run's; later for a batch of another width or the end of the batches.
+    Raises `ValueError` before the first step for NaN, infinity or no tokens, and for a file that
+    is no checkpoint; later for a batch of another width or the end of the batches.
     `FloatingPointError` when the loss stops being a number.
     """
     if isinstance(tokens, TokenCache):
@@ -247,8 +251,12 @@ def train(
     trainer = Trainer(sae.to(device), sae_config, train_config)
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
-        trainer.load(path, run)
-    else:
+        try:
+            trainer.load(path, run)
+        except AnotherRun as error:
+            old = path.replace(path.with_name(f"{path.name}.old"))
+            warnings.warn(f"{error}: kept as {old.name}, starting again", stacklevel=2)
+    if trainer.n_steps == 0:
         trainer.start(sample.to(device))
     with tqdm(
         total=train_config.steps * train_config.batch_tokens,

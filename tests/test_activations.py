@@ -103,13 +103,16 @@ def test_a_file_is_collected_once(tmp_path: Path) -> None:
     assert torch.equal(first.tokens, again.tokens)
 
 
-def test_a_file_of_other_tokens_is_a_clear_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weight", "chosen"), [(1.0, [1, 2, 3]), (2.0, [1, 2])])
+def test_a_file_of_other_tokens_is_collected_again(tmp_path: Path, weight, chosen) -> None:
     path = tmp_path / "tokens.safetensors"
     collect_tokens(FakeClip(), FakePictures(), [1, 2], path, progress=False)
-    with pytest.raises(ValueError, match=r"2 other pictures than the 3 asked for: delete it"):
-        collect_tokens(FakeClip(), FakePictures(), [1, 2, 3], path, progress=False)
-    with pytest.raises(ValueError, match=r"another CLIP, block or set of pictures: delete it"):
-        collect_tokens(FakeClip(weight=2.0), FakePictures(), [1, 2], path, progress=False)
+    clip = FakeClip(weight=weight)
+    with pytest.warns(match="of another CLIP, block or set: collecting again"):
+        again = collect_tokens(clip, FakePictures(), chosen, path, progress=False)
+    fresh = collect_tokens(clip, FakePictures(), chosen, progress=False)
+    assert torch.equal(again.tokens, fresh.tokens)
+    assert open_cache(path).indices.tolist() == chosen
 
 
 def test_a_file_that_is_no_cache_is_a_clear_error(tmp_path: Path) -> None:

@@ -303,14 +303,17 @@ def test_resuming_does_not_write_into_the_checkpoint(tmp_path: Path) -> None:
         ({"tokens": dictionary_tokens(seed=1)}, "first_batch: "),
     ],
 )
-def test_another_runs_checkpoint_is_a_clear_error(
+def test_another_runs_checkpoint_is_set_aside(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    run(checkpoint=tmp_path / "c")
-    written = (tmp_path / "c").read_bytes()
-    with pytest.raises(ValueError, match=f"another run's checkpoint .*{message}.*delete it"):
-        run(**change, checkpoint=tmp_path / "c")
-    assert (tmp_path / "c").read_bytes() == written
+    path = tmp_path / "c"
+    run(checkpoint=path)
+    written = path.read_bytes()
+    with pytest.warns(match=f"another run's checkpoint .*{message}.*: kept as c.old"):
+        started_again, _ = run(**change, checkpoint=path)
+    undisturbed, _ = run(**change)
+    assert torch.equal(started_again.W_dec, undisturbed.W_dec)
+    assert (tmp_path / "c.old").read_bytes() == written
 
 
 def test_a_broken_or_foreign_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
