@@ -1,8 +1,23 @@
-"""What several test files share: the book, built once a session from the smallest profile."""
+"""What several test files share: the book of the smallest profile, and pages in a real browser."""
+
+import os
+import re
+import shutil
 
 import pytest
 
 from patchsae_lib.notebooks import make_book
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +28,36 @@ def build(tmp_path_factory):
         patch.setenv("PATCHSAE_RUNS", str(folder / "runs"))
         make_book("smoke", {}, folder / "_build")
     return folder / "_build"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if not found:
+        pytest.skip(f"no browser: install one of {', '.join(NAMES)}, or set CHROMIUM to its path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page whose `trouble` gathers errors, failed loads, and requests that leave the book."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page = context.new_page()
+    page.trouble = []
+    outside = re.compile(r"^(?!file:|data:|blob:|http://127\.0\.0\.1:)")
+
+    def cut(route):
+        page.trouble.append(f"asked for {route.request.url}")
+        route.abort()
+
+    context.route(outside, cut)
+    page.on("pageerror", lambda error: page.trouble.append(f"error {error}"))
+    page.on("requestfailed", lambda request: page.trouble.append(f"failed {request.url}"))
+    page.on("console", lambda m: m.type == "error" and page.trouble.append(f"console {m.text}"))
+    yield page
+    context.close()

@@ -27,9 +27,6 @@ pytestmark = pytest.mark.xdist_group("gallery")
 BOOK = Path(__file__).resolve().parents[1] / "book"
 COLOURED = ("photo", "painting")
 SOME = [(cls, k, style) for cls in ("cat", "bus", "flower") for k in range(3) for style in STYLES]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="module")
@@ -153,34 +150,14 @@ def test_the_code_on_the_page_does_what_it_says():
 # In a browser ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip(f"no browser: install one of {', '.join(BROWSERS)}, or set CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield running
-        running.close()
-
-
 @pytest.fixture
-def page(browser, html):
+def page(page, html):
     """The page from the disk; anything that goes wrong, or outside, fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page, trouble = context.new_page(), []
-    page.on("request", lambda r: r.url.startswith(("file:", "data:")) or trouble.append(r.url))
-    page.on("requestfailed", lambda r: trouble.append(f"failed: {r.url}"))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("console", lambda m: m.type == "error" and trouble.append(m.text))
     page.goto(f"file://{html}/index.html")
     page.locator(".wg-concepts button").first.wait_for()
     yield page
-    context.close()
     # The theme says this of every page whose html has no mode yet; it is no fault of the gallery.
-    assert [t for t in trouble if "Got invalid theme mode" not in t] == []
+    assert [t for t in page.trouble if "Got invalid theme mode" not in t] == []
 
 
 def pixels(page, which):
