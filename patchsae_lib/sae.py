@@ -147,7 +147,7 @@ class SAE(nn.Module):
         # b_dec's gradient takes the second path, whose value is b_enc exactly: through the first
         # a training step would need six matrix products instead of five.
         shift = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
-        return (z - self.b_dec.detach()) @ self.W_enc + (self.b_enc - shift)
+        return F.linear(z - self.b_dec.detach(), self.W_enc.T, self.b_enc - shift)
 
     def activate(self, pre: Tensor) -> Tensor:
         """Latents (…, d_sae) ≥ 0 of pre-activations; depends on the batch only while training."""

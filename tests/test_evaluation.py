@@ -21,7 +21,6 @@ from patchsae_lib.evaluation import (
     evaluate_sae,
     mean_interval,
 )
-from patchsae_lib.latents import activation_statistics
 from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
 
 
@@ -116,11 +115,3 @@ def test_the_bootstrap_covers_the_mean_and_ignores_what_is_missing() -> None:
     assert mean == pytest.approx(x.mean())
     assert high - low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(200), rel=0.15)
     assert low < mean < high
-
-
-def test_statistics_of_latents_by_hand() -> None:
-    sae = perfect(2)
-    tokens = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, -2.0], [0.0, 0.0]]])
-    table = activation_statistics(sae, tokens, batch=1)
-    assert table["frequency"].tolist() == [0.5, 0.0, 0.0, 0.25]
-    assert table["mean"].tolist() == [2.0, 0.0, 0.0, 2.0]

@@ -1,0 +1,221 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from patchsae_lib.activations import TokenCache
+from patchsae_lib.clip import load_small_clip
+from patchsae_lib.latents import SUMS, LatentTable, scan, scan_cache
+from patchsae_lib.sae import SAE
+from patchsae_lib.world import World
+
+D, T, K = 4, 3, 3
+CLASSES = ("cat", "dog", "bus")
+
+
+def identity() -> SAE:
+    """Its latents are its tokens, where those are positive."""
+    sae = SAE(D, D).eval().requires_grad_(False)
+    sae.W_enc.copy_(torch.eye(D))
+    return sae
+
+
+def counted(z: Tensor, indices: list[int], labels: list[int], **options) -> LatentTable:
+    table = LatentTable.empty(D, CLASSES, k=K, **options)
+    if len(z):
+        table.add(identity(), z, torch.tensor(indices), torch.tensor(labels))
+    return table
+
+
+def pictures_(n: int, seed: int) -> tuple[Tensor, list[int], list[int]]:
+    """Few different values, so that there are ties and silent latents."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randint(-2, 3, (n, T, D), generator=g) / 4
+    z[..., 3] = -1
+    return (
+        z,
+        torch.randperm(n, generator=g).tolist(),
+        torch.randint(-1, 3, (n,), generator=g).tolist(),
+    )
+
+
+def same(a: LatentTable, b: LatentTable) -> None:
+    for name in SUMS:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    for name in ("top_values", "top_images", "top_labels", "frequency", "mean"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert torch.equal(a.entropy.nan_to_num(-1), b.entropy.nan_to_num(-1))
+    assert (a.images, a.tokens, a.skipped) == (b.images, b.tokens, b.skipped)
+
+
+def test_a_picture_by_hand() -> None:
+    z = torch.tensor([[[1.0, 0.1, -1.0, 0.0], [0.5, 0.3, -2.0, 0.0], [0.0, 0.0, -3.0, 0.0]]])
+    table = counted(z, [7], [1])
+    assert (table.images, table.tokens) == (1, 3)
+    assert table.n_images.tolist() == [1, 1, 0, 0]
+    assert table.n_active.tolist() == [2, 2, 0, 0]
+    assert table.frequency.tolist() == [1, 1, 0, 0]
+    assert table.mean.tolist() == pytest.approx([0.5, 0.4 / 3, 0, 0])  # over all three tokens
+    assert table.token_frequency.tolist() == pytest.approx([2 / 3, 2 / 3, 0, 0])
+    assert table.token_mean.tolist() == pytest.approx([0.75, 0.2, 0, 0])
+    assert table.n_above.tolist() == [2, 1, 0, 0]  # above 0.2
+    assert table.class_above.tolist() == [[0] * 4, [2, 1, 0, 0], [0] * 4]
+    assert table.top_values[0].tolist() == [0.5, 0, 0]
+    assert table.top_images.tolist() == [[7, -1, -1], [7, -1, -1], [-1] * 3, [-1] * 3]
+    assert table.top_labels[0].tolist() == [1, -1, -1]
+    assert table.entropy.isnan().all()  # fewer than k
+
+
+@pytest.mark.parametrize("rank_by", ["mean", "count"])
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_two_halves_merged_in_any_order_are_the_whole(
+    rank_by: str, n: int, m: int, seed: int
+) -> None:
+    z, indices, labels = pictures_(n + m, seed)
+    whole = counted(z, indices, labels, rank_by=rank_by)
+    a = counted(z[:n], indices[:n], labels[:n], rank_by=rank_by)
+    b = counted(z[n:], indices[n:], labels[n:], rank_by=rank_by)
+    a.skipped, b.skipped, whole.skipped = [50], [40], [40, 50]
+    same(a.merge(b), whole)
+    same(b.merge(a), whole)
+
+
+def test_reference_images_are_the_highest_and_of_equals_the_first() -> None:
+    z = torch.zeros(6, 1, D)
+    z[:, 0, 0] = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 0.0])
+    table = counted(z, [5, 4, 3, 2, 1, 0], [0, 1, 2, 0, 1, 2])
+    assert table.top_images[0].tolist() == [2, 4, 1]
+    assert table.top_values[0].tolist() == [3, 3, 2]
+    assert table.top_labels[0].tolist() == [0, 1, 1]
+
+
+def test_reference_images_by_the_count_of_active_patches() -> None:
+    z = torch.zeros(2, T, D)
+    z[0, 0, 0], z[1, :2, 0] = 9.0, 0.3
+    assert counted(z, [0, 1], [0, 0]).top_images[0].tolist() == [0, 1, -1]
+    by_count = counted(z, [0, 1], [0, 0], rank_by="count")
+    assert by_count.top_images[0].tolist() == [1, 0, -1]
+    assert by_count.top_values[0].tolist() == [2, 1, 0]
+
+
+def test_entropy_and_spread_by_hand() -> None:
+    z = torch.zeros(3, 1, D)
+    z[:, 0, 0], z[:, 0, 1] = torch.tensor([2.0, 1.0, 1.0]), 1.0
+    table = counted(z, [0, 1, 2], [0, 2, 2])
+    assert float(table.entropy[0]) == pytest.approx(math.log(2))
+    assert float(table.label_std[0]) == pytest.approx(1)
+    one_class = counted(z, [0, 1, 2], [1, 1, 1])
+    assert one_class.entropy[:2].tolist() == [0, 0]
+    assert one_class.label_std[:2].tolist() == [0, 0]
+    assert table.entropy[2:].isnan().all()  # silent
+
+
+def test_unlabelled_pictures_have_everything_but_entropy() -> None:
+    z, indices, _ = pictures_(20, 0)
+    table = LatentTable.empty(D, k=K)
+    table.add(identity(), z, torch.tensor(indices))
+    labelled = counted(z, indices, [0] * 20)
+    assert torch.equal(table.top_images, labelled.top_images)
+    assert torch.equal(table.n_above, labelled.class_above.sum(0))
+    assert table.class_above.shape == (0, D)
+    assert table.entropy.isnan().all()
+    assert table.frame()["top_class"].tolist() == [""] * D
+
+
+def test_a_table_is_kept_whole_in_one_file(tmp_path: Path) -> None:
+    z, indices, labels = pictures_(30, 1)
+    table = counted(z, indices, labels, tau=0.1)
+    table.skipped = [31]
+    table.save(tmp_path / "t.safetensors")
+    again = LatentTable.load(tmp_path / "t.safetensors")
+    same(table, again)
+    assert (again.class_names, again.tau, again.rank_by) == (CLASSES, 0.1, "mean")
+    assert list(tmp_path.iterdir()) == [tmp_path / "t.safetensors"]
+
+
+def test_a_row_for_every_latent() -> None:
+    frame = counted(*pictures_(30, 2)).frame()
+    assert len(frame) == D
+    assert set(frame["top_class"]) <= {*CLASSES, ""}
+    assert frame.loc[3, ["n_images", "frequency", "mean"]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (LatentTable.empty(D, CLASSES, k=K, tau=0.5), "different tau"),
+        (LatentTable.empty(D, CLASSES[:2], k=K), "different class_names"),
+        (LatentTable.empty(D, CLASSES, k=K + 1), r"different \(latents, k\)"),
+        (LatentTable.empty(D, CLASSES, k=K, rank_by="count"), "different rank_by"),
+    ],
+)
+def test_tables_that_count_other_things_do_not_merge(other: LatentTable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatentTable.empty(D, CLASSES, k=K).merge(other)
+
+
+def test_what_a_table_refuses() -> None:
+    with pytest.raises(ValueError, match="not mean or count"):
+        LatentTable.empty(D, rank_by="max")
+    with pytest.raises(ValueError, match="k must be 1 or more"):
+        LatentTable.empty(D, k=0)
+    with pytest.raises(ValueError, match="label 3: the table knows 3 classes"):
+        counted(torch.ones(1, T, D), [0], [3])
+
+
+# --- the pass
+
+
+@pytest.fixture(scope="module")
+def clip():
+    from patchsae_lib.clip import DATA
+
+    return load_small_clip(DATA / "small_clip")
+
+
+class Broken(World):
+    """A world whose pictures of some numbers cannot be read."""
+
+    bad: tuple[int, ...] = ()
+
+    def batch(self, indices):
+        if set(self.bad) & {int(i) for i in indices}:
+            raise OSError("cannot be read")
+        return super().batch(indices)
+
+
+def test_a_pass_counts_what_the_tokens_say(clip) -> None:
+    world, sae = World("objects", "test", 10), SAE(clip.d_vit, 64).eval().requires_grad_(False)
+    table = scan(clip, sae, world, batch=4, progress=False, k=2)
+    z = clip.tokens(clip.preprocess(world.batch(range(10))))
+    f = sae.encode(z)
+    assert torch.allclose(table.token_mean.float(), f.sum((0, 1)) / (f > 0).sum((0, 1)), rtol=1e-4)
+    assert int(table.class_images.sum()) == table.images == 10
+    values, images = f.mean(1).T.topk(2)
+    assert torch.allclose(table.top_values, values, rtol=1e-4)
+    assert (table.top_images == images).float().mean() > 0.95
+    cache = TokenCache(z, torch.arange(10))
+    labels = torch.tensor([world.label(i) for i in range(10)])
+    again = scan_cache(sae, cache, labels, world.class_names, batch=3, k=2)
+    assert torch.allclose(again.total, table.total, rtol=1e-4)
+    assert torch.equal(again.class_images, table.class_images)
+
+
+def test_an_unreadable_picture_is_skipped_and_listed(clip) -> None:
+    sae = SAE(clip.d_vit, 8).eval().requires_grad_(False)
+    world = Broken("objects", "test", 120)
+    world.bad = (37,)
+    table = scan(clip, sae, world, range(100), batch=50, progress=False)
+    assert table.skipped == [37]
+    assert table.images == 99
+    assert 37 not in table.top_images
+    world.bad = (37, 38)
+    with pytest.raises(ValueError, match=r"2 of 100 pictures cannot be read, more than 1%"):
+        scan(clip, sae, world, range(100), batch=50, progress=False)
+    with pytest.raises(ValueError, match="no pictures"):
+        scan(clip, sae, world, [], progress=False)
