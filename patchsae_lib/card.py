@@ -17,8 +17,8 @@ from torch import Tensor
 from patchsae_lib.activations import collect_tokens
 from patchsae_lib.artefacts import atomic_path, write_json
 from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
-from patchsae_lib.localization import probe_auroc, world_truth
 from patchsae_lib.pretrain import PretrainConfig, evaluate
+from patchsae_lib.truth import auroc, probe, world_truth
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.vocabulary import STYLES
 
@@ -80,7 +80,9 @@ def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tens
         tokens = collect_tokens(clip, world, range(n), progress=False).tokens[:, 1:]
         truth = world_truth(world, range(n), [("cls", cls) for cls in CLASSES])
         pairs.append((tokens.flatten(0, 1).float(), truth.flatten(0, 1)))
-    return probe_auroc(pairs[0], pairs[1])
+    (z, truth), (test_z, test_truth) = pairs
+    (scores,) = probe(z, truth, test_z)
+    return torch.stack([auroc(s, t) for s, t in zip(scores.T, test_truth.T, strict=True)])
 
 
 def measure(clip: SplitCLIP, n: int) -> dict:

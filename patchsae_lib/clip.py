@@ -130,6 +130,21 @@ class SplitCLIP(nn.Module):
             )
         return self._run(self.visual._embeds(images), 0, self.block + 1)
 
+    def neurons(self, images: Tensor) -> Tensor:
+        """The MLP's neurons (b, 1 + n_patches, width) of the last block before the hook, after
+        their nonlinearity, of preprocessed images (b, 3, h, w)."""
+        mlp = self.visual.transformer.resblocks[self.block].mlp
+        if not hasattr(mlp, "gelu"):
+            raise TypeError(f"the MLP of block {self.block} is no plain one: {mlp}")
+        seen: list[Tensor] = []
+        hook = mlp.gelu.register_forward_hook(lambda _module, _input, output: seen.append(output))
+        try:
+            self.tokens(images)
+        finally:
+            hook.remove()
+        (x,) = seen
+        return x if self.visual.transformer.batch_first else x.transpose(0, 1)
+
     def features(self, z: Tensor) -> Tensor:
         """The image features (b, d_embed), unit norm, of z (b, 1 + n_patches, d_vit)."""
         expected = (1 + self.grid[0] * self.grid[1], self.d_vit)

@@ -7,13 +7,14 @@ different pictures can be merged in any order, so that many processes can share 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -343,3 +344,26 @@ def scan_cache(
         )
         table.add(sae, z, cache.indices[rows], some)
     return table
+
+
+def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """How alike the images are that activate a latent: (d,) in −1..1, of Pach et al. (2025).
+
+    `pairs`: image-level activations a (b, d) ≥ 0 and embeddings e (b, e) of some images each. The
+    mean cosine of all pairs of images, weighted by a_i a_j; with ê of unit length its sums are
+
+        Σ_{i<j} a_i a_j ê_i·ê_j = (‖Σ a_i ê_i‖² − Σ a_i²) / 2,   likewise for the weights,
+
+    so that one pass is enough. NaN for a latent that fewer than two images activate.
+    """
+    sums: list[Tensor] = []
+    for a, e in pairs:
+        a = a.double()
+        more = [a.T @ F.normalize(e.double(), dim=1), a.sum(0), a.pow(2).sum(0)]
+        sums = [x + y for x, y in zip(sums, more, strict=True)] if sums else more
+    if not sums:
+        raise ValueError("no images to compare")
+    directed, total, squares = sums
+    weights = total.pow(2) - squares
+    alone = weights <= 1e-12 * total.pow(2)
+    return ((directed.pow(2).sum(1) - squares) / weights).masked_fill(alone, torch.nan)

@@ -19,10 +19,10 @@ from patchsae_lib.checkpoints import save_sae
 from patchsae_lib.clip import DATA, SplitCLIP, load_clip, templates_for
 from patchsae_lib.evaluation import HeldOut, as_row, bootstrap_mean, evaluate_sae
 from patchsae_lib.images import captions_of, labels_of
-from patchsae_lib.localization import baselines, compare_units, world_truth
 from patchsae_lib.profiles import Profile, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.training import train
+from patchsae_lib.truth import baselines, compare_units, world_truth
 from patchsae_lib.world import World
 
 SHIPPED = DATA / "sae.safetensors"
@@ -73,7 +73,9 @@ def card(profile: Profile, clip: SplitCLIP, sae: SAE, out: Path, minutes: float)
     report = as_row(evaluate_sae(sae, held_out))
     z = cache.tokens[:, 1:].float()
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
-    table = compare_units(sets, z, world_truth(test, range(len(test))), profile.min_patches)
+    table = compare_units(
+        sets, z, world_truth(test, range(len(test))), minimum=profile.min_patches
+    )
     rows = [
         f"| {kind} | {units} | {mean:.3f} | {low:.3f} – {high:.3f} | {len(part)} |"
         for (kind, units), part in table.groupby(["kind", "units"], sort=False)

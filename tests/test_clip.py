@@ -125,6 +125,23 @@ def test_halves_equal_the_whole_when_blocks_want_tokens_first() -> None:
     assert_halves_equal_whole(split(model, 1))
 
 
+@pytest.mark.parametrize("name", ["small", "tiny"])
+def test_neurons_are_what_the_mlp_adds_its_output_from(name: str, small: open_clip.CLIP) -> None:
+    model = small if name == "small" else tiny_clip()
+    clip = SplitCLIP(model.eval(), WordTokenizer(WORDS), block=1)
+    size = clip.visual.image_size[0]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        neurons, z = clip.neurons(images), clip.tokens(images)
+        block = clip.visual.transformer.resblocks[1]
+        before = clip._run(clip.visual._embeds(images), 0, 1)
+        attended = before + block.ls_1(block.attention(block.ln_1(before)))
+        again = attended + block.ls_2(block.mlp.c_proj(neurons))
+    assert neurons.shape == (2, z.shape[1], 4 * clip.d_vit)
+    assert torch.allclose(again, z, atol=1e-5)
+    assert not block.mlp.gelu._forward_hooks
+
+
 def test_block_is_where_open_clip_says_it_is(small: open_clip.CLIP) -> None:
     images = torch.randn(2, 3, 112, 112)
     out = small.visual.forward_intermediates(images, [4], output_fmt="NLC")

@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from patchsae_lib.activations import TokenCache
 from patchsae_lib.clip import load_small_clip
-from patchsae_lib.latents import SUMS, LatentTable, scan, scan_cache
+from patchsae_lib.latents import SUMS, LatentTable, monosemanticity, scan, scan_cache
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World
 
@@ -166,6 +167,31 @@ def test_what_a_table_refuses() -> None:
         LatentTable.empty(D, k=0)
     with pytest.raises(ValueError, match="label 3: the table knows 3 classes"):
         counted(torch.ones(1, T, D), [0], [3])
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_monosemanticity_is_the_mean_over_pairs(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    a, e = torch.rand(7, D, generator=g), torch.randn(7, 5, generator=g)
+    a[torch.rand(7, D, generator=g) < 0.4] = 0
+    ours = monosemanticity([(a[:3], e[:3]), (a[3:], e[3:])])
+    unit = torch.nn.functional.normalize(e, dim=1)
+    for latent in range(D):
+        above, below = 0.0, 0.0
+        for i, j in itertools.combinations(range(7), 2):
+            weight = float(a[i, latent] * a[j, latent])
+            above, below = above + weight * float(unit[i] @ unit[j]), below + weight
+        if below:
+            assert float(ours[latent]) == pytest.approx(above / below, abs=1e-5)
+        else:
+            assert ours[latent].isnan()
+
+
+def test_monosemanticity_needs_two_images() -> None:
+    assert monosemanticity([(torch.ones(1, 2), torch.ones(1, 3))]).isnan().all()
+    with pytest.raises(ValueError, match="no images"):
+        monosemanticity([])
 
 
 # --- the pass

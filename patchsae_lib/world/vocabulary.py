@@ -38,6 +38,15 @@ BACKGROUNDS: dict[str, str] = {
     "wall": "by a wall",
 }
 
+#: of things; most belong to several classes
+PARTS = (
+    "back", "beak", "belly", "blade", "blanket", "body", "branch", "cap", "centre", "claw",
+    "comb", "door", "ear", "eye", "fin", "flag", "frame", "fruit", "handle", "head", "horn",
+    "lamp", "leaf", "leg", "mouth", "neck", "nose", "petal", "pillow", "pole", "pot", "roof",
+    "sail", "seat", "shade", "shell", "spot", "spout", "stem", "tail", "top", "trunk", "tusk",
+    "wall", "wheel", "window", "wing",
+)  # fmt: skip
+
 WORDS = ("stop", "cafe", "book", "zoo", "exit", "key", "taxi", "milk")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -1,0 +1,278 @@
+"""What is in a patch, by the truth, and how well latents and other units find it.
+
+The paper shows that latents localise concepts by examples (section 3.3). The embedded world knows
+what every patch shows, so here it is a number, with a floor and a ceiling beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from sklearn.decomposition import PCA, FastICA
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from patchsae_lib.world import CLASSES, Picture, World
+from patchsae_lib.world.objects import GROUPS
+from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, PARTS, TEXTURES, WORDS
+
+#: a unit may fire on at most this share of the patches, at the threshold it is chosen with
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+
+#: tokens (…, d_vit) → (…, n) numbers, of which each may or may not stand for a concept
+Units = Callable[[Tensor], Tensor]
+#: a concept of the world: its kind, as `Region` calls it, and its name
+Concept = tuple[str, str]
+
+#: kind of concept → how a reader calls several
+KINDS = {
+    "group": "groups", "cls": "classes", "part": "parts", "colour": "colours",
+    "texture": "textures", "background": "backgrounds", "word": "words",
+}  # fmt: skip
+NAMES: dict[str, Sequence[str]] = {
+    "group": tuple(GROUPS), "cls": CLASSES, "part": PARTS, "colour": tuple(COLOURS),
+    "texture": TEXTURES[1:], "background": tuple(BACKGROUNDS), "word": WORDS,
+}  # fmt: skip
+CONCEPTS: tuple[Concept, ...] = tuple((kind, x) for kind in KINDS for x in NAMES[kind])
+
+
+# --- the truth ---------------------------------------------------------------------------------
+
+
+def patch_truth(picture: Picture, concepts: Sequence[Concept], patch: int = 8) -> np.ndarray:
+    """(n_patches, n_concepts) bool: does a concept fill at least half of a patch?"""
+    side, n_regions = len(picture.ids) // patch, len(picture.regions)
+    regions = np.array([[getattr(r, k) == x for k, x in concepts] for r in picture.regions])
+    number = np.arange(side).repeat(patch)
+    number = number[:, None] * side + number  # of the patch at each pixel
+    counts = np.bincount((number * n_regions + picture.ids).ravel(), minlength=side**2 * n_regions)
+    return counts.reshape(-1, n_regions) @ regions.astype(int) * 2 >= patch**2
+
+
+def world_truth(
+    world: World, indices: Iterable[int], concepts: Sequence[Concept] = CONCEPTS
+) -> Tensor:
+    """(images, n_patches, n_concepts) bool: `patch_truth` of many pictures of the world."""
+    rows = [patch_truth(world.picture(int(i)), concepts) for i in indices]
+    return torch.from_numpy(np.stack(rows))
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def thresholds(units: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
+    """(len(shares), d): above which each of d units fires on at most that share of (n, d) rows."""
+    rank = [max(1, round(share * len(units))) for share in shares]
+    top = units.T.contiguous().topk(max(rank) + 1).values
+    return top[:, rank].T
+
+
+def iou_table(units: Tensor, truth: Tensor, cut: Tensor) -> Tensor:
+    """IoU (c, d) of `units > cut` with each concept: units (n, d), truth (n, c) bool, cut (d,)."""
+    fires, truth = (units > cut).float(), truth.float()
+    both = truth.T @ fires
+    return both / (truth.sum(0)[:, None] + fires.sum(0) - both).clamp_min(1)
+
+
+def best_units(
+    units: Tensor, truth: Tensor, shares: Sequence[float] = SHARES
+) -> tuple[Tensor, Tensor]:
+    """The unit (c,) with the highest IoU (c,) for each concept, at the best of a few thresholds.
+
+    Units (n, d); truth (n, c) bool.
+    """
+    tables = torch.stack([iou_table(units, truth, cut) for cut in thresholds(units, shares)])
+    iou, best = tables.amax(0).max(1)
+    return best, iou
+
+
+def best_threshold(score: Tensor, truth: Tensor) -> float:
+    """The one above which a score (n,) has the highest IoU with the truth (n,) bool."""
+    value, order = score.sort(descending=True)
+    hits = truth[order].cumsum(0)
+    iou = hits / (truth.sum() + torch.arange(1, len(score) + 1) - hits)
+    last = value[:-1] != value[1:]  # equal scores fire together; above none is no choice
+    at = iou[:-1].where(last, -1.0).argmax()
+    return float((value[at] + value[at + 1]) / 2)
+
+
+def concept_scores(
+    choose: tuple[Tensor, Tensor],
+    score: tuple[Tensor, Tensor],
+    concepts: Sequence[Concept] = CONCEPTS,
+    minimum: int = 50,
+) -> pd.DataFrame:
+    """How well one score a concept finds it in patches.
+
+    `choose` and `score` are (scores (n, c), truth (n, c) bool) of different pictures: thresholds
+    come from the first, measures from the second. One row a concept with at least `minimum`
+    positive patches in both: `kind`, `concept`, `n` (positives), and 0..1 `iou`, `f1` (at the
+    threshold with the best IoU), `ap` (average precision) and `auroc`.
+    """
+    (before, known), (scores, truth) = choose, score
+    rows = []
+    for i in enough(known, truth, minimum):
+        fires = scores[:, i] > best_threshold(before[:, i], known[:, i])
+        both, either = int((fires & truth[:, i]).sum()), int((fires | truth[:, i]).sum())
+        rows.append(
+            {
+                "kind": concepts[i][0],
+                "concept": concepts[i][1],
+                "n": int(truth[:, i].sum()),
+                "iou": both / max(1, either),
+                "f1": 2 * both / max(1, both + either),
+                "ap": float(average_precision_score(truth[:, i], scores[:, i])),
+                "auroc": float(auroc(scores[:, i], truth[:, i])),
+            }
+        )
+    columns = ["kind", "concept", "n", "iou", "f1", "ap", "auroc"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def enough(known: Tensor, truth: Tensor, minimum: int) -> list[int]:
+    """The concepts with at least `minimum` positives in both halves (n, c)."""
+    least = torch.minimum(known.sum(0), truth.sum(0))
+    return (least >= minimum).nonzero().flatten().tolist()
+
+
+def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
+    """What latents are compared with; what has to be fitted is fitted to tokens z (…, d_vit).
+
+    Raw neurons, principal and independent components, each with both signs, and `n` random
+    directions from the mean token.
+    """
+    flat = z.reshape(-1, z.shape[-1])
+    mean = flat.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(z.shape[-1], n, generator=generator)
+    some = flat[torch.randperm(len(flat), generator=generator)[:10_000]].numpy()
+    pca = torch.from_numpy(PCA().fit(some).components_.T)
+    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=60, tol=0.01).fit(some)
+    independent = torch.from_numpy(ica.components_.T.astype(np.float32))
+
+    def signed(x: Tensor) -> Tensor:
+        return torch.cat([x, -x], -1)
+
+    return {
+        "raw neurons (±)": signed,
+        "principal components (±)": lambda z: signed((z - mean) @ pca),
+        "independent components (±)": lambda z: signed((z - mean) @ independent),
+        "random directions": lambda z: (z - mean) @ directions,
+    }
+
+
+def compare_units(
+    sets: Mapping[str, Units],
+    z: Tensor,
+    truth: Tensor,
+    concepts: Sequence[Concept] = CONCEPTS,
+    minimum: int = 50,
+) -> pd.DataFrame:
+    """`concept_scores` of the best unit of a concept in several sets of them.
+
+    z (images, patches, d_vit) and truth (images, patches, c). Units are chosen on the pictures at
+    even places and scored on those at odd ones. Two more columns: `units`, the name of the set,
+    and `unit`, which of them it was.
+    """
+    (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
+    kept = enough(truth_a, truth_b, minimum)
+    truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [concepts[i] for i in kept]
+    tables = []
+    for name, units in sets.items():
+        first = units(z_a)
+        best, _ = best_units(first, truth_a)
+        chosen = first[:, best]
+        del first
+        table = concept_scores((chosen, truth_a), (units(z_b)[:, best], truth_b), names, minimum)
+        table.insert(0, "units", name)
+        tables.append(table.assign(unit=best.tolist()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the pictures at even and at odd places of (images, patches, …)."""
+    return x[0::2].flatten(0, 1), x[1::2].flatten(0, 1)
+
+
+def bounds(
+    z: Tensor, truth: Tensor, concepts: Sequence[Concept] = CONCEPTS, minimum: int = 50
+) -> pd.DataFrame:
+    """What frames the scores of units, as `compare_units` gives them, from the same halves.
+
+    From below a position prior: how often each patch of the frame shows the concept. From above a
+    supervised linear probe: the best that any direction could do.
+    """
+    (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
+    prior = truth[0::2].float().mean(0)  # (patches, c)
+    scores = {
+        "position alone": [prior.repeat(len(part), 1) for part in (truth[0::2], truth[1::2])],
+        "linear probe (supervised)": list(probe(z_a, truth_a, z_a, z_b)),
+    }
+    tables = []
+    for name, (a, b) in scores.items():
+        table = concept_scores((a, truth_a), (b, truth_b), concepts, minimum)
+        table.insert(0, "units", name)
+        tables.append(table.assign(unit=-1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def beyond_chance(fires: Tensor, truth: Tensor) -> Tensor:
+    """z-scores (d,) of how much units fire where their concepts are, against shuffled pictures.
+
+    Fires and truth (images, patches, d), one concept a unit. The overlap of the two is compared
+    with its exact mean and variance when the truths are dealt to the pictures at random
+    (Hoeffding 1951): a place in the frame that both prefer does not count. NaN without variance.
+    """
+    n = len(fires)
+    out = []
+    for a, t in zip(fires.unbind(2), truth.unbind(2), strict=True):
+        overlap = a.double() @ t.double().T  # (images, images): of each with each
+        centred = overlap - overlap.mean(0) - overlap.mean(1, keepdim=True) + overlap.mean()
+        deviation = (centred.pow(2).sum() / (n - 1)).sqrt()
+        out.append((overlap.trace() - overlap.sum() / n) / deviation)
+    return torch.stack(out).nan_to_num(torch.nan, torch.nan, torch.nan)
+
+
+def n_discoveries(z_scores: Tensor, rate: float = 0.05) -> int:
+    """How many z-scores (d,) stand out, one-sided, at a false discovery `rate`.
+
+    By Benjamini and Hochberg; NaN counts as a test that found nothing.
+    """
+    p = stats.norm.sf(z_scores.nan_to_num(-torch.inf).numpy())
+    return int((stats.false_discovery_control(p) <= rate).sum())
+
+
+def probe(z: Tensor, truth: Tensor, *others: Tensor, ridge: float = 1e-2) -> tuple[Tensor, ...]:
+    """Scores (m, c) of a linear probe for each concept, on each of `others` (m, d).
+
+    A ridge regression from tokens z (n, d) to truth (n, c) bool. `ridge` is relative to the mean
+    variance of a dimension.
+    """
+    mean = z.mean(0)
+    centred, target = (z - mean).double(), truth.double()
+    gram = centred.T @ centred
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
+    return tuple((other - mean).double() @ weights for other in others)
+
+
+def auroc(score: Tensor, truth: Tensor) -> Tensor:
+    """The chance that a positive scores above a negative, ties counting half.
+
+    NaN where there are no positives or no negatives.
+
+    >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([False, False, True, True])).item()
+    0.75
+    """
+    _, inverse, counts = score.unique(return_inverse=True, return_counts=True)
+    upper = counts.cumsum(0)
+    rank = (upper - (counts - 1) / 2)[inverse].double()  # mean rank of ties, from 1
+    n_pos = truth.sum()
+    n_neg = len(truth) - n_pos
+    if n_pos == 0 or n_neg == 0:
+        return torch.tensor(float("nan"), dtype=torch.double)
+    return (rank[truth].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)

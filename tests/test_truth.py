@@ -1,0 +1,227 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from patchsae_lib.truth import (
+    CONCEPTS,
+    auroc,
+    baselines,
+    best_threshold,
+    beyond_chance,
+    bounds,
+    compare_units,
+    concept_scores,
+    iou_table,
+    n_discoveries,
+    patch_truth,
+    probe,
+    thresholds,
+    world_truth,
+)
+from patchsae_lib.world import CLASSES, World
+from patchsae_lib.world.canvas import Region
+from patchsae_lib.world.render import Picture, _variant
+from patchsae_lib.world.vocabulary import PARTS
+
+
+def picture(ids: np.ndarray) -> Picture:
+    regions = (Region(), Region(cls="cat", colour="red"), Region(cls="dog", colour="red"))
+    return Picture(np.zeros((*ids.shape, 3), np.uint8), ids, regions)
+
+
+CAT, DOG, RED = ("cls", "cat"), ("cls", "dog"), ("colour", "red")
+
+
+def test_a_concept_is_in_a_patch_that_it_fills_half_of() -> None:
+    ids = np.zeros((16, 16), np.uint8)
+    ids[:4, :8] = 1  # exactly half of the first patch: a cat
+    ids[:4, 8:15] = 2  # 28 of 64 pixels of the second: too few
+    ids[8:, :] = 2
+    truth = patch_truth(picture(ids), (CAT, DOG, RED))
+    assert truth[:, 0].tolist() == [True, False, False, False]
+    assert truth[:, 1].tolist() == [False, False, True, True]
+    assert truth[:, 2].tolist() == [True, False, True, True]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_several_regions_may_make_up_a_concept(seed: int) -> None:
+    ids = np.random.default_rng(seed).choice(3, (16, 24), p=[0.4, 0.3, 0.3]).astype(np.uint8)
+    ids = np.concatenate([ids, ids[:8]])[:, :24]  # 3 × 3 patches
+    truth = patch_truth(picture(ids), (CAT, RED)).reshape(3, 3, 2)
+    for row in range(3):
+        for column in range(3):
+            block = ids[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            assert truth[row, column].tolist() == [
+                (block == 1).sum() >= 32,
+                (block > 0).sum() >= 32,
+            ]
+
+
+def test_truth_of_the_world_agrees_with_its_masks() -> None:
+    world = World("objects", "test", 40)
+    truth = world_truth(world, [3, 17])
+    assert truth.shape == (2, 196, len(CONCEPTS))
+    for row, index in zip(truth, [3, 17], strict=True):
+        for i, (kind, name) in enumerate(CONCEPTS):
+            mask = world.picture(index).mask(kind, name)
+            share = mask.reshape(14, 8, 14, 8).mean((1, 3)).ravel()
+            assert (row[:, i].numpy() == (share >= 0.5)).all()
+
+
+def test_thresholds_let_through_the_share_that_was_asked_for() -> None:
+    units = torch.rand(1000, 5, generator=torch.Generator().manual_seed(0))
+    cut = thresholds(units, (0.01, 0.2))
+    assert (units[None] > cut[:, None]).sum(1).tolist() == [[10] * 5, [200] * 5]
+
+
+def test_iou_by_hand() -> None:
+    units = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    truth = torch.tensor([[1, 0], [0, 0], [0, 1], [0, 1]]).bool()
+    expected = [[1 / 2, 0.0], [0.0, 1 / 2]]
+    assert iou_table(units, truth, torch.zeros(2)).tolist() == expected
+
+
+def test_a_threshold_with_the_best_overlap() -> None:
+    truth = torch.tensor([1, 1, 0, 1, 0, 0]).bool()
+    score = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.2, 0.1])
+    assert 0.2 < best_threshold(score, truth) < 0.6  # 3 of 4 beat 2 of 3
+    ties = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0])  # equal scores fire together
+    assert 0 < best_threshold(ties, truth) < 1
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_no_threshold_overlaps_more(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    score, truth = (
+        torch.randint(0, 8, (30,), generator=g).float(),
+        torch.rand(30, generator=g) < 0.4,
+    )
+    if not truth.any() or len(score.unique()) < 2:
+        return
+
+    def iou(cut: float) -> float:
+        fires = score > cut
+        return float((fires & truth).sum() / (fires | truth).sum())
+
+    between = score.unique()[:-1]  # one below the lowest lets everything through
+    assert iou(best_threshold(score, truth)) == max(iou(float(cut)) for cut in between)
+
+
+def test_scores_are_those_of_the_other_half() -> None:
+    known = torch.arange(600)[:, None] < 60
+    truth = torch.arange(600)[:, None] >= 540
+    before = known.float()
+    row = concept_scores((before, known), (truth.float(), truth), [CAT]).iloc[0]
+    assert row[["iou", "f1", "ap", "auroc"]].tolist() == [1, 1, 1, 1]
+    row = concept_scores((before, known), (known.float(), truth), [CAT]).iloc[0]
+    assert row[["iou", "f1"]].tolist() == [0, 0]
+    assert row["auroc"] == pytest.approx(0.5 * (1 - 60 / 540), abs=1e-9)
+    half = truth.float() * (torch.arange(600) % 2)[:, None]
+    row = concept_scores((before, known), (half, truth), [CAT]).iloc[0]
+    assert row[["iou", "f1", "auroc"]].tolist() == pytest.approx([1 / 2, 2 / 3, 0.75])
+    assert (row["kind"], row["concept"], row["n"]) == ("cls", "cat", 60)
+
+
+def test_concepts_with_too_few_patches_are_left_out() -> None:
+    truth = torch.arange(600)[:, None] < torch.tensor([[49, 550]])
+    score = torch.rand(600, 2)
+    table = concept_scores((score, truth), (score, truth), [CAT, DOG])
+    assert table["concept"].tolist() == ["dog"]
+    none = concept_scores((score, truth), (score, truth), [CAT, DOG], 601)
+    assert len(none) == 0
+    assert list(none) == list(table)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens in which one direction, the negative of a neuron, stands for a concept."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 200, 4, generator=g)
+    truth = torch.zeros(8, 200, len(CONCEPTS), dtype=torch.bool)
+    truth[..., 2] = z[..., 3] < -1
+    return z, truth
+
+
+def test_the_best_unit_is_chosen_on_one_half_and_scored_on_the_other(planted) -> None:
+    z, truth = planted
+    table = compare_units(baselines(z, 6), z, truth).set_index("units")
+    raw, random = table.loc["raw neurons (±)"], table.loc["random directions"]
+    assert (raw["concept"], raw["unit"]) == (CONCEPTS[2][1], 7)
+    assert raw["n"] == int(truth[1::2, :, 2].sum())
+    assert raw["iou"] > 0.95 > random["iou"]
+    assert len(table) == 4  # a row a set
+    lucky = z.clone()
+    lucky[1::2, :, 3] = 0.0  # what was found is not there in the other half
+    gone = compare_units({"neurons": lambda z: torch.cat([z, -z], -1)}, lucky, truth).iloc[0]
+    assert (gone["unit"], gone["iou"]) == (7, 0)
+
+
+def test_a_floor_and_a_ceiling(planted) -> None:
+    z, truth = planted
+    table = bounds(z, truth).set_index("units")
+    assert abs(table.loc["position alone", "auroc"] - 0.5) < 0.1
+    assert table.loc["linear probe (supervised)", "auroc"] > 0.99
+    placed = truth.clone()
+    placed[..., 2] = torch.arange(200) < 30  # always in the same place
+    assert bounds(z, placed).set_index("units").loc["position alone", "iou"] == 1
+
+
+def test_an_overlap_by_position_alone_is_chance() -> None:
+    g = torch.Generator().manual_seed(0)
+    n, patches = 60, 30
+    truth = torch.rand(n, patches, 1, generator=g) < 0.2
+    follows = truth | (torch.rand(n, patches, 1, generator=g) < 0.05)
+    centre = (torch.arange(patches) < 10)[None, :, None] & (torch.rand(n, 1, 1, generator=g) < 0.8)
+    z = beyond_chance(torch.cat([follows, centre], 2), torch.cat([truth, centre.roll(1, 0)], 2))
+    assert z[0] > 6
+    assert abs(float(z[1])) < 3
+    assert beyond_chance(torch.ones(n, patches, 1), truth.float()).isnan().all()
+
+
+def test_the_mean_and_variance_are_those_of_all_permutations() -> None:
+    g = torch.Generator().manual_seed(3)
+    fires, truth = torch.rand(5, 4, 1, generator=g), torch.rand(5, 4, 1, generator=g)
+    overlaps = torch.tensor(
+        [float((fires * truth[list(order)]).sum()) for order in itertools.permutations(range(5))]
+    )
+    expected = (overlaps[0] - overlaps.mean()) / overlaps.std(correction=0)
+    assert float(beyond_chance(fires, truth)[0]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_discoveries_are_corrected_for_their_number() -> None:
+    z = torch.cat([torch.full((5,), 6.0), torch.full((95,), -0.5), torch.tensor([torch.nan])])
+    assert n_discoveries(z) == 5
+    assert n_discoveries(torch.full((100,), 1.7)) == 100  # all of them are
+    assert n_discoveries(torch.tensor([1.7] + [0.0] * 99)) == 0  # one of a hundred is no wonder
+
+
+def test_parts_are_those_that_are_drawn() -> None:
+    drawn = {part for cls in CLASSES for v in (0, 1) for part, _, _ in _variant(cls, v, ())}
+    assert drawn <= set(PARTS)
+    assert tuple(sorted(PARTS)) == PARTS
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
+def test_auroc_is_scikit_learns(rows: list[tuple[int, bool]]) -> None:
+    score, truth = zip(*rows, strict=True)
+    ours = auroc(torch.tensor(score).float(), torch.tensor(truth))
+    if len(set(truth)) < 2:
+        assert ours.isnan()
+    else:
+        assert float(ours) == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
+
+
+def test_the_probe_finds_a_direction_and_nothing_where_nothing_is() -> None:
+    g = torch.Generator().manual_seed(0)
+    z, truth = torch.randn(4000, 8, generator=g), torch.rand(4000, 2, generator=g) < 0.3
+    z[truth[:, 0], 3] += 4
+    (scores,) = probe(z[:2000], truth[:2000], z[2000:])
+    assert auroc(scores[:, 0], truth[2000:, 0]) > 0.98
+    assert abs(float(auroc(scores[:, 1], truth[2000:, 1])) - 0.5) < 0.06
