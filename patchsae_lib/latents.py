@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from tqdm import tqdm
 
@@ -367,3 +370,29 @@ def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     weights = total.pow(2) - squares
     alone = weights <= 1e-12 * total.pow(2)
     return ((directed.pow(2).sum(1) - squares) / weights).masked_fill(alone, torch.nan)
+
+
+def clusters(points: npt.ArrayLike, most: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Do points (n, 2) fall into groups? One row for each number of Gaussians, 1 to `most`.
+
+    `bic`: Bayesian information criterion, lower is better; `separation`: of the two components
+    that lie closest, the distance of their means over their spread along the line between them
+    (Ashman's D): below 2 they run into one another, and are a shape rather than groups.
+    """
+    x = np.asarray(points, float)
+    rows = []
+    for k in range(1, most + 1):
+        fit = GaussianMixture(k, n_init=3, random_state=seed).fit(x)
+        apart = [ashman(fit, i, j) for i in range(k) for j in range(i)]
+        rows.append((k, fit.bic(x), min(apart, default=np.nan)))
+    return pd.DataFrame(rows, columns=["k", "bic", "separation"])
+
+
+def ashman(fit: GaussianMixture, i: int, j: int) -> float:
+    """Ashman's D of two components of a mixture, along the line between their means."""
+    line = fit.means_[i] - fit.means_[j]
+    distance = np.linalg.norm(line)
+    if not distance:
+        return 0.0
+    spread = sum((line / distance) @ fit.covariances_[c] @ (line / distance) for c in (i, j))
+    return float(distance / np.sqrt(spread / 2))

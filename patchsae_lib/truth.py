@@ -220,6 +220,34 @@ def bounds(
     return pd.concat(tables, ignore_index=True)
 
 
+def best_concepts(
+    units: Tensor, truth: Tensor, concepts: Sequence[Concept] = CONCEPTS, minimum: int = 50
+) -> pd.DataFrame:
+    """What each unit stands for, if for anything: one row a unit.
+
+    Units (images, patches, d) and truth (images, patches, c). The concept and the threshold with
+    the highest IoU are chosen on the pictures at even places; `kind`, `concept`, `iou` (0..1) and
+    `z` (`beyond_chance`) are of those at odd ones.
+    """
+    (units_a, units_b), (truth_a, truth_b) = halves(units), halves(truth)
+    kept = enough(truth_a, truth_b, minimum)
+    if not kept:
+        raise ValueError(f"no concept fills {minimum} patches in both halves of the pictures")
+    truth_a, truth_b = truth_a[:, kept], truth_b[:, kept]
+    cuts = thresholds(units_a)
+    tables = torch.stack([iou_table(units_a, truth_a, cut) for cut in cuts])
+    best = tables.flatten(0, 1).argmax(0)
+    which, concept = best // len(kept), best % len(kept)
+    fires, there = units_b > cuts.gather(0, which[None])[0], truth_b[:, concept]
+    both = (fires & there).sum(0)
+    iou = both / (fires | there).sum(0).clamp_min(1)
+    shape = len(units[1::2]), units.shape[1]
+    z = beyond_chance(fires.unflatten(0, shape), there.unflatten(0, shape))
+    names = [concepts[kept[i]] for i in concept.tolist()]
+    kinds, chosen = zip(*names, strict=True)
+    return pd.DataFrame({"kind": kinds, "concept": chosen, "iou": iou, "z": z})
+
+
 def beyond_chance(fires: Tensor, truth: Tensor) -> Tensor:
     """z-scores (d,) of how much units fire where their concepts are, against shuffled pictures.
 

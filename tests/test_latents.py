@@ -2,6 +2,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from patchsae_lib.activations import TokenCache
 from patchsae_lib.clip import load_small_clip
-from patchsae_lib.latents import SUMS, LatentTable, monosemanticity, scan, scan_cache
+from patchsae_lib.latents import SUMS, LatentTable, clusters, monosemanticity, scan, scan_cache
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World
 
@@ -192,6 +193,20 @@ def test_monosemanticity_needs_two_images() -> None:
     assert monosemanticity([(torch.ones(1, 2), torch.ones(1, 3))]).isnan().all()
     with pytest.raises(ValueError, match="no images"):
         monosemanticity([])
+
+
+def test_groups_are_told_from_a_shape() -> None:
+    g = np.random.default_rng(0)
+    one = g.normal(size=(600, 2)) @ np.array([[3, 0], [1, 0.4]])
+    two = np.concatenate([g.normal(size=(300, 2)), g.normal([6, 3], size=(300, 2))])
+    assert clusters(one, 3)["bic"].idxmin() == 0
+    table = clusters(two, 3).set_index("k")
+    assert table["bic"].idxmin() == 2
+    assert table.loc[2, "separation"] == pytest.approx(np.hypot(6, 3), rel=0.1)
+    arc = np.stack([np.cos(t := g.uniform(0, 3, 900)), np.sin(t)], 1) + g.normal(0, 0.1, (900, 2))
+    table = clusters(arc, 4).set_index("k")
+    assert table["bic"].idxmin() > 1  # a bend takes several
+    assert table["separation"].loc[table["bic"].idxmin()] < 3.5
 
 
 # --- the pass

@@ -11,6 +11,7 @@ from patchsae_lib.truth import (
     CONCEPTS,
     auroc,
     baselines,
+    best_concepts,
     best_threshold,
     beyond_chance,
     bounds,
@@ -161,6 +162,19 @@ def test_the_best_unit_is_chosen_on_one_half_and_scored_on_the_other(planted) ->
     lucky[1::2, :, 3] = 0.0  # what was found is not there in the other half
     gone = compare_units({"neurons": lambda z: torch.cat([z, -z], -1)}, lucky, truth).iloc[0]
     assert (gone["unit"], gone["iou"]) == (7, 0)
+
+
+def test_what_a_unit_stands_for(planted) -> None:
+    z, truth = planted
+    truth = truth.clone()
+    truth[..., 5] = z[..., 0] > 1.2
+    table = best_concepts(torch.cat([z, -z], -1), truth)
+    assert table.loc[[0, 7], "concept"].tolist() == [CONCEPTS[5][1], CONCEPTS[2][1]]
+    assert (table.loc[[0, 7], "iou"] > 0.6).all()
+    assert (table.loc[[1, 2], "iou"] < 0.3).all()
+    assert (table.loc[[0, 7], "z"] > 2.9).all()  # four pictures allow 3
+    with pytest.raises(ValueError, match="no concept fills 50 patches"):
+        best_concepts(z, torch.zeros_like(truth))
 
 
 def test_a_floor_and_a_ceiling(planted) -> None:
