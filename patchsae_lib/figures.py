@@ -5,13 +5,21 @@ Teal is what we measured, orange what it is compared with, grey what the paper r
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from PIL import Image
 from plotly.subplots import make_subplots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#1f2a37"
 CYCLE = (TEAL, ORANGE, VIOLET, "#b45309", "#0369a1", "#be185d", "#4d7c0f", "#6b7280")
@@ -88,6 +96,107 @@ def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure.update_xaxes(title_text="log₁₀ activated frequency", matches="x")
     figure.update_yaxes(title_text="log₁₀ mean activation", col=1)
     return figure.update_layout(template=TEMPLATE, height=400, showlegend=False)
+
+
+def latent_scatter(table: pd.DataFrame, colour: str, label: str, title: str) -> go.Figure:
+    """Latents by frequency and mean activation with the distribution of each (paper Fig. 3).
+
+    `table` has a row a latent: `frequency`, `mean`, the column `colour` (named `label`; grey where
+    it is NaN) and, to be read on pointing at a latent, `hover`. Silent latents are left out.
+    """
+    alive = table[table["frequency"] > 0]
+    x, y = np.log10(alive["frequency"]), np.log10(alive["mean"])
+    known = alive[colour].notna()
+    figure = make_subplots(
+        2, 2, shared_xaxes=True, shared_yaxes=True, row_heights=[0.16, 0.84],
+        column_widths=[0.86, 0.14], horizontal_spacing=0.015, vertical_spacing=0.02,
+    )  # fmt: skip
+    bar = {"title": {"text": label, "side": "top"}, "orientation": "h", "thickness": 10}
+    bar |= {"len": 0.45, "x": 1.0, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+    shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
+    for rows, marker in ((~known, {"color": GREY, "opacity": 0.35}), (known, shades)):
+        figure.add_scattergl(
+            x=x[rows],
+            y=y[rows],
+            mode="markers",
+            marker={"size": 5, "opacity": 0.75, **marker},
+            text=[f"latent {i}<br>{h}" for i, h in alive.loc[rows, "hover"].items()],
+            customdata=alive.index[rows],
+            hovertemplate="%{text}<br>frequency 10^%{x:.2f}, mean 10^%{y:.2f}<extra></extra>",
+            row=2,
+            col=1,
+        )
+    plain = {"marker_color": GREY, "hoverinfo": "skip"}
+    figure.add_histogram(x=x, nbinsx=60, row=1, col=1, **plain)
+    figure.add_histogram(y=y, nbinsy=60, row=2, col=2, **plain)
+    figure.update_xaxes(title_text="log₁₀ activated frequency", row=2, col=1)
+    figure.update_yaxes(title_text="log₁₀ mean activation", row=2, col=1)
+    for place in ({"row": 1, "col": 1}, {"row": 2, "col": 2}):
+        figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", **place)
+        figure.update_yaxes(showticklabels=False, showgrid=False, ticks="", **place)
+    figure.update_layout(template=TEMPLATE, height=560, showlegend=False, bargap=0)
+    return figure.update_layout(title=title)
+
+
+def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
+    """`latent_scatter` for paper: a matplotlib figure, drawn with seaborn."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    alive = table[table["frequency"] > 0]
+    shown = pd.DataFrame(
+        {
+            "log₁₀ activated frequency": np.log10(alive["frequency"]),
+            "log₁₀ mean activation": np.log10(alive["mean"]),
+            label: alive[colour],
+        }
+    )
+    x, y = list(shown)[:2]
+    with sns.axes_style("ticks"), sns.plotting_context("paper"):
+        grid = sns.JointGrid(shown, x=x, y=y, height=4.6, ratio=7, space=0.08)
+        few = shown[label].isna()
+        grid.ax_joint.scatter(shown[x][few], shown[y][few], s=4, c=GREY, alpha=0.4, linewidths=0)
+        dots = grid.ax_joint.scatter(
+            shown[x][~few], shown[y][~few], s=6, c=shown[label][~few], cmap=SCALE.lower(),
+            linewidths=0,
+        )  # fmt: skip
+        grid.plot_marginals(sns.histplot, color=GREY, bins=50, linewidth=0)
+        grid.figure.colorbar(dots, ax=grid.ax_marg_y, label=label, fraction=0.6, pad=0.3)
+    plt.close(grid.figure)  # shown once, by the notebook
+    return grid.figure
+
+
+class Strips:
+    """Rows of pictures with words beside them, as HTML: for reference images and their masks.
+
+    `rows`: (title, what to know of it, pictures, one description a picture).
+    """
+
+    STYLE = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
+
+    def __init__(
+        self, rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
+    ) -> None:
+        self.rows = rows
+
+    def _repr_html_(self) -> str:
+        out = []
+        for title, note, pictures, said in self.rows:
+            images = "".join(
+                f'<img width="88" height="88" style="margin:0;border-radius:3px" loading="lazy" '
+                f'src="{webp_uri(picture)}" alt="{html.escape(text)}" title="{html.escape(text)}">'
+                for picture, text in zip(pictures, said, strict=True)
+            )
+            head = f"<b>{html.escape(title)}</b> · {html.escape(note)}"
+            out.append(f'<div>{head}<div style="{self.STYLE}">{images}</div></div>')
+        return "\n".join(out)
+
+
+def webp_uri(picture: Image.Image) -> str:
+    """A picture as a data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def dots(

@@ -76,12 +76,13 @@ def figure_html(figure: Mapping[str, Any], label: str) -> str:
 
 
 def panel_share(layout: Mapping[str, Any]) -> float:
-    """The share of the width that the narrowest panel takes.
+    """The share of the width that the narrowest panel takes; what has no ticks is a margin.
 
-    >>> panel_share({"xaxis": {"domain": [0.0, 0.25]}, "xaxis2": {}})
+    >>> panel_share({"xaxis": {"domain": [0.0, 0.25]}, "xaxis2": {"showticklabels": False}})
     0.25
     """
     axes = [value for name, value in layout.items() if name.startswith("xaxis")]
+    axes = [axis for axis in axes if axis.get("showticklabels", True)]
     domains = [axis.get("domain") or (0, 1) for axis in axes]
     return min((end - start for start, end in domains), default=1.0)
 

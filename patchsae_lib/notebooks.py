@@ -23,7 +23,10 @@ from typing import Any
 from unittest import mock
 
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
+from patchsae_lib.checkpoints import load_sae
+from patchsae_lib.clip import DATA
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
+from patchsae_lib.sae import SAE
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
@@ -58,6 +61,21 @@ def begin(profile: str, images: str = "") -> tuple[Profile, Path]:
         check_names(assignments(injected[-1]), known)
     loaded = load_profile(profile)
     return (with_pictures(loaded, images) if images else loaded), run_dir(loaded.name)
+
+
+def autoencoder(profile: Profile, out: Path, which: str) -> SAE:
+    """The autoencoder that a later notebook looks into, by its parameter `sae`.
+
+    `shipped`: the one in `data/`, where it fits the profile, else the `live` one, which notebook 1
+    has trained; anything else is the path of a file.
+    """
+    shipped = DATA / "sae.safetensors"
+    if which == "shipped" and profile.name == "world" and shipped.is_file():
+        return load_sae(shipped)
+    path = out / "sae.safetensors" if which in ("shipped", "live") else Path(which)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {short(path)}: notebook 1 makes it, with the same profile")
+    return load_sae(path)
 
 
 def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = None) -> Path:
