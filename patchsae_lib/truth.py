@@ -174,8 +174,8 @@ def compare_units(
 ) -> pd.DataFrame:
     """`concept_scores` of the best unit of a concept in several sets of them.
 
-    z (images, patches, d_vit) and truth (images, patches, c). Units are chosen on the pictures at
-    even places and scored on those at odd ones. Two more columns: `units`, the name of the set,
+    z (images, patches, d_vit) and truth (images, patches, c). Units are chosen on the first half
+    of the pictures and scored on the second. Two more columns: `units`, the name of the set,
     and `unit`, which of them it was.
     """
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
@@ -194,8 +194,12 @@ def compare_units(
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the pictures at even and at odd places of (images, patches, …)."""
-    return x[0::2].flatten(0, 1), x[1::2].flatten(0, 1)
+    """Rows of the first and of the second half of the pictures (images, patches, …).
+
+    Not of every other picture: where classes take turns, that would part the classes.
+    """
+    middle = len(x) // 2
+    return x[:middle].flatten(0, 1), x[middle:].flatten(0, 1)
 
 
 def bounds(
@@ -207,9 +211,10 @@ def bounds(
     supervised linear probe: the best that any direction could do.
     """
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
-    prior = truth[0::2].float().mean(0)  # (patches, c)
+    middle = len(truth) // 2
+    prior = truth[:middle].float().mean(0)  # (patches, c)
     scores = {
-        "position alone": [prior.repeat(len(part), 1) for part in (truth[0::2], truth[1::2])],
+        "position alone": [prior.repeat(n, 1) for n in (middle, len(truth) - middle)],
         "linear probe (supervised)": list(probe(z_a, truth_a, z_a, z_b)),
     }
     tables = []
@@ -226,8 +231,8 @@ def best_concepts(
     """What each unit stands for, if for anything: one row a unit.
 
     Units (images, patches, d) and truth (images, patches, c). The concept and the threshold with
-    the highest IoU are chosen on the pictures at even places; `kind`, `concept`, `iou` (0..1) and
-    `z` (`beyond_chance`) are of those at odd ones.
+    the highest IoU are chosen on the first half of the pictures; `kind`, `concept`, `iou` (0..1)
+    and `z` (`beyond_chance`) are of the second.
     """
     (units_a, units_b), (truth_a, truth_b) = halves(units), halves(truth)
     kept = enough(truth_a, truth_b, minimum)
@@ -241,7 +246,7 @@ def best_concepts(
     fires, there = units_b > cuts.gather(0, which[None])[0], truth_b[:, concept]
     both = (fires & there).sum(0)
     iou = both / (fires | there).sum(0).clamp_min(1)
-    shape = len(units[1::2]), units.shape[1]
+    shape = len(units) - len(units) // 2, units.shape[1]
     z = beyond_chance(fires.unflatten(0, shape), there.unflatten(0, shape))
     names = [concepts[kept[i]] for i in concept.tolist()]
     kinds, chosen = zip(*names, strict=True)
