@@ -166,6 +166,23 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
     return grid.figure
 
 
+def paired_bars(table: pd.DataFrame, title: str) -> go.Figure:
+    """Latents of two pictures side by side: columns `latent`, `which` (of three groups),
+    `picture` and `level`."""
+    figure = go.Figure()
+    for colour, name in zip(CYCLE, table["picture"].unique(), strict=False):
+        rows = table[table["picture"] == name]
+        figure.add_bar(
+            x=[rows["which"], rows["latent"]],
+            y=rows["level"],
+            name=name,
+            marker_color=colour,
+            hovertemplate="latent %{x}: %{y:.4f}<extra>" + name + "</extra>",
+        )
+    figure.update_yaxes(title_text="image-level activation")
+    return figure.update_layout(template=TEMPLATE, height=420, title=title, bargap=0.3)
+
+
 class Strips:
     """Rows of pictures with words beside them, as HTML: for reference images and their masks.
 
