@@ -73,7 +73,8 @@ def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
 
 def l1_loss(f: Tensor) -> Tensor:
     """mean ‖f‖₁ over the tokens of f (…, d_sae) ≥ 0, without λ (eq. 2, second term)."""
-    return f.sum(dim=-1).mean()  # no |f|: latents are never negative, and a pass over f is saved
+    # no |f|: latents are never negative, and a pass over f is saved
+    return f.sum(dim=-1, dtype=torch.promote_types(f.dtype, torch.float32)).mean()
 
 
 def ghost_loss(z: Tensor, z_hat: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ class SAE(nn.Module):
         """Move `threshold` towards a batch's smallest active latent (a mean of ~20 batches)."""
         active = f[f > 0]
         if len(active):
-            self.threshold.lerp_(active.min(), rate if self.threshold > 0 else 1.0)
+            self.threshold.lerp_(active.min().float(), rate if self.threshold > 0 else 1.0)
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from patchsae_lib.activations import collect_tokens
-from patchsae_lib.artefacts import ROOT, atomic_path, write_json
+from patchsae_lib.artefacts import ROOT, atomic_path
 from patchsae_lib.checkpoints import save_sae
 from patchsae_lib.clip import DATA, SplitCLIP, load_clip, templates_for
 from patchsae_lib.evaluation import HeldOut, as_row, bootstrap_mean, evaluate_sae
@@ -102,10 +102,6 @@ def card(profile: Profile, clip: SplitCLIP, sae: SAE, out: Path, minutes: float)
     )
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(text_of_card, encoding="utf-8")
-    write_json(
-        out.with_suffix(".json"),
-        {**report, "minutes": minutes, "concepts": table.to_dict("records")},
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,14 +110,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sae")
     parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--steps", type=int, default=2_500)
-    parser.add_argument("--l1", type=float, default=8e-4)
+    parser.add_argument("--steps", type=int, default=3_000)
     given = parser.parse_args(argv)
     world = load_profile("world")
     profile = replace(
         world,
         pictures=replace(world.pictures, n_train=given.pictures),
-        sae=replace(world.sae, l1=given.l1),
         train=replace(world.train, steps=given.steps, checkpoint_every=250),
     )
     make(profile, given.out, given.work)

@@ -62,7 +62,7 @@ def objective(
     """The loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead` (d_sae).
 
     Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
-    latents f (n, d_sae); ẑ (n, d_vit). `bfloat16` concerns the matrix products only.
+    latents f (n, d_sae); ẑ (n, d_vit). `bfloat16` concerns the matrix products and f.
     """
     with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
         pre = sae.pre_activations(z)

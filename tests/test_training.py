@@ -61,7 +61,13 @@ def assert_equal(ours: SAE, other: SAE) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "precision"),
-    [("relu", "float32"), ("topk", "float32"), ("batchtopk", "float32"), ("relu", "bfloat16")],
+    [
+        ("relu", "float32"),
+        ("topk", "float32"),
+        ("batchtopk", "float32"),
+        ("relu", "bfloat16"),
+        ("batchtopk", "bfloat16"),
+    ],
 )
 def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, precision: str) -> None:
     sae_config = replace(SAE_CONFIG, activation=activation, scale_inputs=True)
