@@ -54,10 +54,10 @@ def patch_truth(picture: Picture, concepts: Sequence[Concept], patch: int = 8) -
 
 
 def world_truth(
-    world: World, indices: Iterable[int], concepts: Sequence[Concept] = CONCEPTS
+    world: World, indices: Iterable[int], concepts: Sequence[Concept] = CONCEPTS, patch: int = 8
 ) -> Tensor:
     """(images, n_patches, n_concepts) bool: `patch_truth` of many pictures of the world."""
-    rows = [patch_truth(world.picture(int(i)), concepts) for i in indices]
+    rows = [patch_truth(world.picture(int(i)), concepts, patch) for i in indices]
     return torch.from_numpy(np.stack(rows))
 
 

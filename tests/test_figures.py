@@ -1,0 +1,66 @@
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from patchsae_lib import figures
+
+LATENTS = pd.DataFrame(
+    {
+        "frequency": [0.1, 0.0, 0.5, 0.01],
+        "mean": [0.2, 0.0, 1.0, 0.1],
+        "entropy": [0.3, np.nan, 1.2, np.nan],
+        "hover": ["a", "b", "c", "d"],
+    }
+)
+
+
+def test_every_active_latent_is_a_point_and_silent_ones_are_not() -> None:
+    figure = figures.latent_scatter(LATENTS, "entropy", "entropy", "Latents")
+    grey, coloured = (trace for trace in figure.data if trace.type == "scattergl")
+    assert list(grey.customdata) == [3]
+    assert list(coloured.customdata) == [0, 2]
+    assert np.allclose(coloured.x, np.log10([0.1, 0.5]))
+    assert list(coloured.marker.color) == [0.3, 1.2]
+    assert coloured.text[1] == "latent 2<br>c"
+    assert figure.layout.title.text == "Latents"
+    histograms = [trace for trace in figure.data if trace.type == "histogram"]
+    assert [len(h.x if h.x is not None else h.y) for h in histograms] == [3, 3]
+
+
+def test_the_scatter_for_print_shows_the_same_points() -> None:
+    figure = figures.print_scatter(LATENTS, "entropy", "entropy")
+    points = [len(c.get_offsets()) for c in figure.axes[0].collections]
+    assert points == [1, 2]
+    assert figure.axes[0].get_xlabel() == "log₁₀ activated frequency"
+
+
+def test_dots_are_a_trace_for_each_value_of_by_in_order() -> None:
+    rows = [
+        ("x", "ours", 0.5, 0.4, 0.6),
+        ("x", "raw", 0.2, 0.1, 0.3),
+        ("y", "ours", 0.7, 0.6, 0.9),
+    ]
+    table = pd.DataFrame(rows, columns=["what", "units", "iou", "low", "high"])
+    figure = figures.dots(table, "iou", "what", "low", "high", "Title", "units")
+    assert [trace.name for trace in figure.data] == ["ours", "raw"]
+    assert list(figure.data[0].y) == ["x", "y"]
+    assert np.allclose(figure.data[0].error_x.array, [0.1, 0.2])
+    assert figure.layout.showlegend
+    assert not figures.dots(table, "iou", "what", "low", "high", "Title").layout.showlegend
+
+
+def test_bars_come_in_pairs() -> None:
+    rows = [("12", "shared", p, v) for p, v in (("first", 0.5), ("second", 0.25))]
+    table = pd.DataFrame(rows, columns=["latent", "which", "picture", "level"])
+    figure = figures.paired_bars(table, "Title")
+    assert [trace.name for trace in figure.data] == ["first", "second"]
+    assert [list(trace.y) for trace in figure.data] == [[0.5], [0.25]]
+
+
+def test_words_beside_pictures_are_never_markup() -> None:
+    picture = Image.new("RGB", (8, 8), (200, 10, 10))
+    html = figures.Strips([("<b>x", "<script>", [picture], ['"><img src=x>'])])._repr_html_()
+    assert "<script>" not in html
+    assert html.count("<img") == 1
+    assert "&lt;script&gt;" in html
+    assert 'src="data:image/webp;base64,' in html
