@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#1f2a37"
-CYCLE = (TEAL, ORANGE, VIOLET, "#b45309", "#0369a1", "#be185d", "#4d7c0f", "#6b7280")
+CYCLE = (TEAL, ORANGE, VIOLET, "#0369a1", "#be185d", "#4d7c0f", "#6b7280", "#b45309")
+#: with the colours, for those who do not tell them apart
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "pentagon")
 #: low to high entropy, readable on white and on black and for the colour-blind
 SCALE = "Viridis"
 
@@ -161,7 +163,8 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
             linewidths=0,
         )  # fmt: skip
         grid.plot_marginals(sns.histplot, color=GREY, bins=50, linewidth=0)
-        grid.figure.colorbar(dots, ax=grid.ax_marg_y, label=label, fraction=0.6, pad=0.3)
+        place = grid.ax_joint.inset_axes((0.5, 0.1, 0.45, 0.025))
+        grid.figure.colorbar(dots, cax=place, label=label, orientation="horizontal")
     plt.close(grid.figure)  # shown once, by the notebook
     return grid.figure
 
@@ -200,7 +203,7 @@ class Strips:
         out = []
         for title, note, pictures, said in self.rows:
             images = "".join(
-                f'<img width="88" height="88" style="margin:0;border-radius:3px" loading="lazy" '
+                f'<img width="82" height="82" style="margin:0;border-radius:3px" loading="lazy" '
                 f'src="{webp_uri(picture)}" alt="{html.escape(text)}" title="{html.escape(text)}">'
                 for picture, text in zip(pictures, said, strict=True)
             )
@@ -225,14 +228,14 @@ def dots(
     """
     groups = {n: table[table[by] == n] for n in table[by].unique()} if by else {"": table}
     figure = go.Figure()
-    for colour, (name, rows) in zip(CYCLE, groups.items(), strict=False):
+    for colour, symbol, (name, rows) in zip(CYCLE, SYMBOLS, groups.items(), strict=False):
         figure.add_scatter(
             x=rows[x],
             y=rows[y],
             name=name,
             mode="markers",
             orientation="h",
-            marker={"size": 10, "color": colour},
+            marker={"size": 9, "color": colour, "symbol": symbol},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -246,6 +249,6 @@ def dots(
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(rangemode="tozero")
-    figure.update_layout(scattermode="group", scattergap=0.5, legend_traceorder="normal")
-    height = 140 + 30 * len(table)
+    figure.update_layout(scattermode="group", scattergap=0.2, legend_traceorder="normal")
+    height = 150 + (17 if by else 42) * len(table)
     return figure.update_layout(template=TEMPLATE, height=height, title=title, showlegend=bool(by))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.mixture import GaussianMixture
+from sklearn.cluster import HDBSCAN
 from torch import Tensor
 from tqdm import tqdm
 
@@ -372,27 +372,12 @@ def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return ((directed.pow(2).sum(1) - squares) / weights).masked_fill(alone, torch.nan)
 
 
-def clusters(points: npt.ArrayLike, most: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Do points (n, 2) fall into groups? One row for each number of Gaussians, 1 to `most`.
+def clusters(points: npt.ArrayLike, least: float = 0.05) -> np.ndarray:
+    """The dense groups that points (n, 2) fall into: a number from 0 for each, −1 for none.
 
-    `bic`: Bayesian information criterion, lower is better; `separation`: of the two components
-    that lie closest, the distance of their means over their spread along the line between them
-    (Ashman's D): below 2 they run into one another, and are a shape rather than groups.
+    By HDBSCAN (Campello et al. 2013), which asks for no shape and no number of groups and may find
+    a single one; a group has at least the share `least` of the points.
     """
     x = np.asarray(points, float)
-    rows = []
-    for k in range(1, most + 1):
-        fit = GaussianMixture(k, n_init=3, random_state=seed).fit(x)
-        apart = [ashman(fit, i, j) for i in range(k) for j in range(i)]
-        rows.append((k, fit.bic(x), min(apart, default=np.nan)))
-    return pd.DataFrame(rows, columns=["k", "bic", "separation"])
-
-
-def ashman(fit: GaussianMixture, i: int, j: int) -> float:
-    """Ashman's D of two components of a mixture, along the line between their means."""
-    line = fit.means_[i] - fit.means_[j]
-    distance = np.linalg.norm(line)
-    if not distance:
-        return 0.0
-    spread = sum((line / distance) @ fit.covariances_[c] @ (line / distance) for c in (i, j))
-    return float(distance / np.sqrt(spread / 2))
+    size = max(5, int(len(x) * least))
+    return HDBSCAN(min_cluster_size=size, allow_single_cluster=True, copy=True).fit(x).labels_
