@@ -78,7 +78,7 @@ def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tens
     for split, n in (("train", n_train), ("test", n_test)):
         world = World("objects", split, n)
         tokens = collect_tokens(clip, world, range(n), progress=False).tokens[:, 1:]
-        truth = world_truth(world, range(n), [("cls", cls) for cls in CLASSES])
+        truth = world_truth(world, range(n), [("class", cls) for cls in CLASSES])
         pairs.append((tokens.flatten(0, 1).float(), truth.flatten(0, 1)))
     (z, truth), (test_z, test_truth) = pairs
     (scores,) = probe(z, truth, test_z)

@@ -114,7 +114,7 @@ def latent_scatter(table: pd.DataFrame, colour: str, label: str, title: str) -> 
         column_widths=[0.86, 0.14], horizontal_spacing=0.015, vertical_spacing=0.02,
     )  # fmt: skip
     bar = {"title": {"text": label, "side": "top"}, "orientation": "h", "thickness": 10}
-    bar |= {"len": 0.45, "x": 1.0, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+    bar |= {"len": 0.5, "x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
     shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
     for rows, marker in ((~known, {"color": GREY, "opacity": 0.35}), (known, shades)):
         figure.add_scattergl(
@@ -193,6 +193,7 @@ class Strips:
     """
 
     STYLE = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
+    IMAGE = 'style="margin:0;padding:0;border-radius:3px"'  # dark-light: as it is on a dark page
 
     def __init__(
         self, rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
@@ -203,7 +204,7 @@ class Strips:
         out = []
         for title, note, pictures, said in self.rows:
             images = "".join(
-                f'<img width="82" height="82" style="margin:0;border-radius:3px" loading="lazy" '
+                f'<img class="dark-light" width="82" height="82" loading="lazy" {self.IMAGE} '
                 f'src="{webp_uri(picture)}" alt="{html.escape(text)}" title="{html.escape(text)}">'
                 for picture, text in zip(pictures, said, strict=True)
             )

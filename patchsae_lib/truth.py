@@ -25,16 +25,16 @@ SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 #: tokens (…, d_vit) → (…, n) numbers, of which each may or may not stand for a concept
 Units = Callable[[Tensor], Tensor]
-#: a concept of the world: its kind, as `Region` calls it, and its name
+#: a concept of the world: its kind and its name
 Concept = tuple[str, str]
 
 #: kind of concept → how a reader calls several
 KINDS = {
-    "group": "groups", "cls": "classes", "part": "parts", "colour": "colours",
+    "group": "groups", "class": "classes", "part": "parts", "colour": "colours",
     "texture": "textures", "background": "backgrounds", "word": "words",
 }  # fmt: skip
 NAMES: dict[str, Sequence[str]] = {
-    "group": tuple(GROUPS), "cls": CLASSES, "part": PARTS, "colour": tuple(COLOURS),
+    "group": tuple(GROUPS), "class": CLASSES, "part": PARTS, "colour": tuple(COLOURS),
     "texture": TEXTURES[1:], "background": tuple(BACKGROUNDS), "word": WORDS,
 }  # fmt: skip
 CONCEPTS: tuple[Concept, ...] = tuple((kind, x) for kind in KINDS for x in NAMES[kind])
@@ -46,7 +46,8 @@ CONCEPTS: tuple[Concept, ...] = tuple((kind, x) for kind in KINDS for x in NAMES
 def patch_truth(picture: Picture, concepts: Sequence[Concept], patch: int = 8) -> np.ndarray:
     """(n_patches, n_concepts) bool: does a concept fill at least half of a patch?"""
     side, n_regions = len(picture.ids) // patch, len(picture.regions)
-    regions = np.array([[getattr(r, k) == x for k, x in concepts] for r in picture.regions])
+    fields = [("cls" if kind == "class" else kind, name) for kind, name in concepts]
+    regions = np.array([[getattr(r, k) == x for k, x in fields] for r in picture.regions])
     number = np.arange(side).repeat(patch)
     number = number[:, None] * side + number  # of the patch at each pixel
     counts = np.bincount((number * n_regions + picture.ids).ravel(), minlength=side**2 * n_regions)

@@ -35,7 +35,7 @@ def picture(ids: np.ndarray) -> Picture:
     return Picture(np.zeros((*ids.shape, 3), np.uint8), ids, regions)
 
 
-CAT, DOG, RED = ("cls", "cat"), ("cls", "dog"), ("colour", "red")
+CAT, DOG, RED = ("class", "cat"), ("class", "dog"), ("colour", "red")
 
 
 def test_a_concept_is_in_a_patch_that_it_fills_half_of() -> None:
@@ -70,7 +70,7 @@ def test_truth_of_the_world_agrees_with_its_masks() -> None:
     assert truth.shape == (2, 196, len(CONCEPTS))
     for row, index in zip(truth, [3, 17], strict=True):
         for i, (kind, name) in enumerate(CONCEPTS):
-            mask = world.picture(index).mask(kind, name)
+            mask = world.picture(index).mask("cls" if kind == "class" else kind, name)
             share = mask.reshape(14, 8, 14, 8).mean((1, 3)).ravel()
             assert (row[:, i].numpy() == (share >= 0.5)).all()
 
@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_other_half() -> None:
     half = truth.float() * (torch.arange(600) % 2)[:, None]
     row = concept_scores((before, known), (half, truth), [CAT]).iloc[0]
     assert row[["iou", "f1", "auroc"]].tolist() == pytest.approx([1 / 2, 2 / 3, 0.75])
-    assert (row["kind"], row["concept"], row["n"]) == ("cls", "cat", 60)
+    assert (row["kind"], row["concept"], row["n"]) == ("class", "cat", 60)
 
 
 def test_concepts_with_too_few_patches_are_left_out() -> None:
