@@ -169,6 +169,34 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
     return grid.figure
 
 
+def curves(
+    table: pd.DataFrame, x: str, y: str, low: str, high: str, by: str, title: str
+) -> go.Figure:
+    """A measure with its interval over `x`, a line for each value of column `by`."""
+    figure = go.Figure()
+    for colour, symbol, name in zip(CYCLE, SYMBOLS, table[by].unique(), strict=False):
+        rows = table[table[by] == name]
+        figure.add_scatter(
+            x=rows[x],
+            y=rows[y],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"symbol": symbol, "size": 8},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": rows[high] - rows[y],
+                "arrayminus": rows[y] - rows[low],
+                "width": 0,
+            },
+            hovertemplate="%{x}: %{y:.3f}<extra>" + str(name) + "</extra>",
+        )
+    figure.update_xaxes(title_text=x, dtick=1)
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(template=TEMPLATE, height=420, title=title)
+
+
 def paired_bars(table: pd.DataFrame, title: str) -> go.Figure:
     """Latents of two pictures side by side: columns `latent`, `which` (of three groups),
     `picture` and `level`."""

@@ -167,7 +167,7 @@ def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
 
 
 def compare_units(
-    sets: Mapping[str, Units],
+    sets: Mapping[str, Units | Tensor],
     z: Tensor,
     truth: Tensor,
     concepts: Sequence[Concept] = CONCEPTS,
@@ -175,20 +175,21 @@ def compare_units(
 ) -> pd.DataFrame:
     """`concept_scores` of the best unit of a concept in several sets of them.
 
-    z (images, patches, d_vit) and truth (images, patches, c). Units are chosen on the first half
-    of the pictures and scored on the second. Two more columns: `units`, the name of the set,
-    and `unit`, which of them it was.
+    z (images, patches, d_vit) and truth (images, patches, c); a set of units is a function of
+    tokens, or their values (images, patches, n) where they are none. Units are chosen on the
+    first half of the pictures and scored on the second. Two more columns: `units`, the name of the
+    set, and `unit`, which of them it was.
     """
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
     kept = enough(truth_a, truth_b, minimum)
     truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [concepts[i] for i in kept]
     tables = []
     for name, units in sets.items():
-        first = units(z_a)
-        best, _ = best_units(first, truth_a)
-        chosen = first[:, best]
-        del first
-        table = concept_scores((chosen, truth_a), (units(z_b)[:, best], truth_b), names, minimum)
+        a = halves(units)[0] if isinstance(units, Tensor) else units(z_a)
+        best, _ = best_units(a, truth_a)
+        a = a[:, best]  # before the other half is computed: in memory is one at a time
+        b = (halves(units)[1] if isinstance(units, Tensor) else units(z_b))[:, best]
+        table = concept_scores((a, truth_a), (b, truth_b), names, minimum)
         table.insert(0, "units", name)
         tables.append(table.assign(unit=best.tolist()))
     return pd.concat(tables, ignore_index=True)

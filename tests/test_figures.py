@@ -64,3 +64,12 @@ def test_words_beside_pictures_are_never_markup() -> None:
     assert html.count("<img") == 1
     assert "&lt;script&gt;" in html
     assert 'src="data:image/webp;base64,' in html
+
+
+def test_a_curve_for_each_kind() -> None:
+    rows = [("colours", 2, 0.5, 0.4, 0.6), ("colours", 3, 0.6, 0.5, 0.7), ("parts", 2, 0.1, 0, 1)]
+    table = pd.DataFrame(rows, columns=["kind", "block", "iou", "low", "high"])
+    figure = figures.curves(table, "block", "iou", "low", "high", "kind", "Title")
+    assert [trace.name for trace in figure.data] == ["colours", "parts"]
+    assert list(figure.data[0].x) == [2, 3]
+    assert figure.layout.xaxis.title.text == "block"

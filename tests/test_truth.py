@@ -158,6 +158,8 @@ def test_the_best_unit_is_chosen_on_one_half_and_scored_on_the_other(planted) ->
     assert raw["n"] == int(truth[4:, :, 2].sum())
     assert raw["iou"] > 0.95 > random["iou"]
     assert len(table) == 4  # a row a set
+    values = compare_units({"given": torch.cat([z, -z], -1)}, z, truth).set_index("units")
+    assert values.loc["given", "iou"] == raw["iou"]
     lucky = z.clone()
     lucky[4:, :, 3] = 0.0  # what was found is not there in the other half
     gone = compare_units({"neurons": lambda z: torch.cat([z, -z], -1)}, lucky, truth).iloc[0]
