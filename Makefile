@@ -30,7 +30,7 @@ serve: $(READY) ## read the built book at http://localhost:PORT
 	@$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html >/dev/null 2>&1
 
 test: $(READY) ## every test, the notebooks and the pages in a browser among them
-	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(RUN) -m ruff check .

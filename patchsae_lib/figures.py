@@ -163,7 +163,7 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
             linewidths=0,
         )  # fmt: skip
         grid.plot_marginals(sns.histplot, color=GREY, bins=50, linewidth=0)
-        place = grid.ax_joint.inset_axes((0.5, 0.1, 0.45, 0.025))
+        place = grid.ax_joint.inset_axes((0.5, 0.17, 0.45, 0.025))
         grid.figure.colorbar(dots, cax=place, label=label, orientation="horizontal")
     plt.close(grid.figure)  # shown once, by the notebook
     return grid.figure

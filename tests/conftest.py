@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from filelock import FileLock
 
 from patchsae_lib.notebooks import make_book
 
@@ -22,11 +23,15 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
-    """The build folder of a book made with the profile smoke, its run beside it."""
-    folder = tmp_path_factory.mktemp("book")
-    with pytest.MonkeyPatch.context() as patch:
+    """The build folder of a book made with the profile smoke, its run beside it: once for all the
+    processes that share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "book"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHSAE_RUNS", str(folder / "runs"))
-        make_book("smoke", {}, folder / "_build")
+        if not (folder / "made").exists():
+            make_book("smoke", {}, folder / "_build")
+            (folder / "made").touch()
     return folder / "_build"
 
 

@@ -9,8 +9,6 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("book")
-
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):

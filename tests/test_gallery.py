@@ -22,8 +22,6 @@ from patchsae_lib.world.render import render
 from patchsae_lib.world.sheets import PER_TASK, task_examples
 from patchsae_lib.world.vocabulary import COLOURS, STYLES
 
-pytestmark = pytest.mark.xdist_group("gallery")
-
 BOOK = Path(__file__).resolve().parents[1] / "book"
 COLOURED = ("photo", "painting")
 SOME = [(cls, k, style) for cls in ("cat", "bus", "flower") for k in range(3) for style in STYLES]

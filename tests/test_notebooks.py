@@ -15,7 +15,6 @@ from patchsae_lib.notebooks import NotebookError, build_pages, execute, read_par
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BY_NAME = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-pytestmark = pytest.mark.xdist_group("book")
 
 
 def write(path: Path, *codes: str, parameters='profile = "smoke"\nn = 1') -> Path:
