@@ -55,7 +55,7 @@ ifneq ($(UV),)
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ rm -rf $(VENV); echo "Python 3.11 or newer is needed, $(PYTHON) is older"; exit 1; }
 	@touch $(BEGUN)
-	uv pip install --python $(RUN) -r requirements.lock
+	uv pip install --compile-bytecode --python $(RUN) -r requirements.lock
 	@uv pip install --quiet --python $(RUN) --no-deps -e .
 else
 	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

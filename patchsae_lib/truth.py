@@ -150,7 +150,7 @@ def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
     mean = flat.mean(0)
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(z.shape[-1], n, generator=generator)
-    some = flat[torch.randperm(len(flat), generator=generator)[:10_000]].numpy()
+    some = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
     pca = torch.from_numpy(PCA().fit(some).components_.T)
     ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=200, tol=0.01).fit(some)
     independent = torch.from_numpy(ica.components_.T.astype(np.float32))
