@@ -341,11 +341,8 @@ def scan_cache(
     """`scan` of pictures whose tokens are in a cache; `labels` (images,) are its rows' classes."""
     table = LatentTable.empty(sae.d_sae, class_names, **options)
     for rows in torch.arange(len(cache.indices)).split(batch):
-        z, some = (
-            cache.tokens[rows[0] : rows[-1] + 1],
-            labels[rows] if labels is not None else None,
-        )
-        table.add(sae, z, cache.indices[rows], some)
+        some = None if labels is None else labels[rows]
+        table.add(sae, cache.tokens[rows], cache.indices[rows], some)
     return table
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy import stats
 from sklearn.decomposition import PCA, FastICA
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from patchsae_lib.world import CLASSES, Picture, World
@@ -79,16 +79,10 @@ def iou_table(units: Tensor, truth: Tensor, cut: Tensor) -> Tensor:
     return both / (truth.sum(0)[:, None] + fires.sum(0) - both).clamp_min(1)
 
 
-def best_units(
-    units: Tensor, truth: Tensor, shares: Sequence[float] = SHARES
-) -> tuple[Tensor, Tensor]:
-    """The unit (c,) with the highest IoU (c,) for each concept, at the best of a few thresholds.
-
-    Units (n, d); truth (n, c) bool.
-    """
-    tables = torch.stack([iou_table(units, truth, cut) for cut in thresholds(units, shares)])
-    iou, best = tables.amax(0).max(1)
-    return best, iou
+def _iou_tables(units: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """A few thresholds (s, d) of units (n, d), and the IoU (s, c, d) with the truth at each."""
+    cuts = thresholds(units)
+    return cuts, torch.stack([iou_table(units, truth, cut) for cut in cuts])
 
 
 def best_threshold(score: Tensor, truth: Tensor) -> float:
@@ -127,7 +121,7 @@ def concept_scores(
                 "iou": both / max(1, either),
                 "f1": 2 * both / max(1, both + either),
                 "ap": float(average_precision_score(truth[:, i], scores[:, i])),
-                "auroc": float(auroc(scores[:, i], truth[:, i])),
+                "auroc": float(roc_auc_score(truth[:, i], scores[:, i])),
             }
         )
     columns = ["kind", "concept", "n", "iou", "f1", "ap", "auroc"]
@@ -180,15 +174,17 @@ def compare_units(
     first half of the pictures and scored on the second. Two more columns: `units`, the name of the
     set, and `unit`, which of them it was.
     """
-    (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
+    truth_a, truth_b = halves(truth)
     kept = enough(truth_a, truth_b, minimum)
     truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [concepts[i] for i in kept]
     tables = []
     for name, units in sets.items():
-        a = halves(units)[0] if isinstance(units, Tensor) else units(z_a)
-        best, _ = best_units(a, truth_a)
-        a = a[:, best]  # before the other half is computed: in memory is one at a time
-        b = (halves(units)[1] if isinstance(units, Tensor) else units(z_b))[:, best]
+        # one half at a time: values of all units are large
+        parts = iter(halves(units)) if isinstance(units, Tensor) else map(units, halves(z))
+        a = next(parts)
+        best = _iou_tables(a, truth_a)[1].amax(0).argmax(1)
+        a = a[:, best]
+        b = next(parts)[:, best]
         table = concept_scores((a, truth_a), (b, truth_b), names, minimum)
         table.insert(0, "units", name)
         tables.append(table.assign(unit=best.tolist()))
@@ -241,8 +237,7 @@ def best_concepts(
     if not kept:
         raise ValueError(f"no concept fills {minimum} patches in both halves of the pictures")
     truth_a, truth_b = truth_a[:, kept], truth_b[:, kept]
-    cuts = thresholds(units_a)
-    tables = torch.stack([iou_table(units_a, truth_a, cut) for cut in cuts])
+    cuts, tables = _iou_tables(units_a, truth_a)
     best = tables.flatten(0, 1).argmax(0)
     which, concept = best // len(kept), best % len(kept)
     fires, there = units_b > cuts.gather(0, which[None])[0], truth_b[:, concept]
@@ -293,21 +288,3 @@ def probe(z: Tensor, truth: Tensor, *others: Tensor, ridge: float = 1e-2) -> tup
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
     return tuple((other - mean).double() @ weights for other in others)
-
-
-def auroc(score: Tensor, truth: Tensor) -> Tensor:
-    """The chance that a positive scores above a negative, ties counting half.
-
-    NaN where there are no positives or no negatives.
-
-    >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([False, False, True, True])).item()
-    0.75
-    """
-    _, inverse, counts = score.unique(return_inverse=True, return_counts=True)
-    upper = counts.cumsum(0)
-    rank = (upper - (counts - 1) / 2)[inverse].double()  # mean rank of ties, from 1
-    n_pos = truth.sum()
-    n_neg = len(truth) - n_pos
-    if n_pos == 0 or n_neg == 0:
-        return torch.tensor(float("nan"), dtype=torch.double)
-    return (rank[truth].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
