@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from patchsae_lib.activations import collect_tokens
 from patchsae_lib.artefacts import atomic_path, write_json
 from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
 from patchsae_lib.pretrain import PretrainConfig, evaluate
-from patchsae_lib.truth import probe, world_truth
+from patchsae_lib.truth import probe, rank_scores, world_truth
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.vocabulary import STYLES
 
@@ -83,8 +82,7 @@ def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tens
         pairs.append((tokens.flatten(0, 1).float(), truth.flatten(0, 1)))
     (z, truth), (test_z, test_truth) = pairs
     (scores,) = probe(z, truth, test_z)
-    pairs_of_class = zip(test_truth.T, scores.T, strict=True)
-    return torch.tensor([roc_auc_score(*both) for both in pairs_of_class])
+    return rank_scores(scores, test_truth)[1]
 
 
 def measure(clip: SplitCLIP, n: int) -> dict:

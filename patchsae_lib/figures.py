@@ -1,6 +1,8 @@
 """Figures in one colour language: plotly to read in the book, seaborn for print.
 
-Teal is what we measured, orange what it is compared with, grey what the paper reports.
+Teal is what we measured, orange what it is compared with, grey what the paper reports. Every
+figure has a title, a caption (what to look for) and, made from its data, words for those who
+cannot see it.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +28,8 @@ TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#
 CYCLE = (TEAL, ORANGE, VIOLET, "#0369a1", "#be185d", "#4d7c0f", "#6b7280", "#b45309")
 #: with the colours, for those who do not tell them apart
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "pentagon")
-#: low to high entropy, readable on white and on black and for the colour-blind
-SCALE = "Viridis"
+#: low to high, every step readable on white and on black; blue to yellow for the colour-blind
+SCALE = ("#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00")
 
 pio.templates["patchsae"] = go.layout.Template(
     layout={
@@ -45,8 +48,40 @@ pio.templates["patchsae"] = go.layout.Template(
 TEMPLATE = "plotly+patchsae"
 
 
+def finish(
+    figure: go.Figure, title: str, caption: str, said: str, height: int, **layout: object
+) -> go.Figure:
+    """Give a figure our look, its words and its `height` (pixels).
+
+    `said` continues the title for readers who cannot see the figure. In JupyterLab the caption is
+    the subtitle; the book sets it below.
+    """
+    caption = " ".join(caption.split())
+    lines = textwrap.wrap(caption, 100)
+    heading = 28 + 17 * len(lines)  # what the book takes off again
+    return figure.update_layout(
+        template=TEMPLATE,
+        title={
+            "text": title,
+            "subtitle": {"text": "<br>".join(lines), "font_size": 12},
+            **{"yref": "container", "y": 1, "yanchor": "top", "pad_t": 8},
+        },
+        margin_t=32 + heading,
+        height=height + heading,
+        meta={"alt": f"{title}. {said}", "caption": caption, "heading": heading},
+        **layout,
+    )
+
+
+def listed(values: Iterable[tuple[object, float]]) -> str:
+    """Names with their values, for `finish`: "a 0.1, b 0.25"."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in values)
+
+
 def learning_curves(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+    caption: str = "",
     measures: Mapping[str, str] | None = None,
 ) -> go.Figure:
     """One panel a measure, one line a run. `measures`: key in the history → title of its panel."""
@@ -74,10 +109,16 @@ def learning_curves(
     figure.update_yaxes(type="log", row=1)
     figure.update_yaxes(tickformat=".0%", range=[0, 1], row=2)
     figure.update_xaxes(title_text="step", row=2)
-    return figure.update_layout(template=TEMPLATE, height=520, legend_y=1.08)
+    ends = "; ".join(
+        f"{name} ends with " + listed((said, history[-1][key]) for key, said in measures.items())
+        for name, history in histories.items()
+    )
+    return finish(figure, title, caption, f"{ends}.", 520, legend_y=1.08)
 
 
-def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
+def scatter_panels(
+    statistics: Mapping[str, pd.DataFrame], title: str, caption: str = ""
+) -> go.Figure:
     """Latents by log10 frequency and log10 mean activation (paper Figs. 3, 8), a panel a table."""
     figure = make_subplots(
         1, len(statistics), subplot_titles=list(statistics), shared_yaxes=True, shared_xaxes=True
@@ -97,14 +138,25 @@ def scatter_panels(statistics: Mapping[str, pd.DataFrame]) -> go.Figure:
         )
     figure.update_xaxes(title_text="log₁₀ activated frequency", matches="x")
     figure.update_yaxes(title_text="log₁₀ mean activation", col=1)
-    return figure.update_layout(template=TEMPLATE, height=400, showlegend=False)
+    said = "; ".join(f"{name}: {middle(table)}" for name, table in statistics.items())
+    return finish(figure, title, caption, f"{said}.", 400, showlegend=False)
 
 
-def latent_scatter(table: pd.DataFrame, colour: str, label: str, title: str) -> go.Figure:
+def middle(table: pd.DataFrame) -> str:
+    """Where the points of a scatter lie, for `finish`."""
+    alive = table[table["frequency"] > 0]
+    medians = listed((name, alive[name].median()) for name in ("frequency", "mean"))
+    return f"{len(alive):,} latents, median {medians}"
+
+
+def latent_scatter(
+    table: pd.DataFrame, colour: str, label: str, title: str, caption: str = ""
+) -> go.Figure:
     """Latents by frequency and mean activation with the distribution of each (paper Fig. 3).
 
     `table` has a row a latent: `frequency`, `mean`, the column `colour` (named `label`; grey where
-    it is NaN) and, to be read on pointing at a latent, `hover`. Silent latents are left out.
+    it is NaN) and, to be read on pointing at a latent, `hover`. Silent latents are left out. The
+    colours go from the first to the ninety-ninth percentile.
     """
     alive = table[table["frequency"] > 0]
     x, y = np.log10(alive["frequency"]), np.log10(alive["mean"])
@@ -115,7 +167,9 @@ def latent_scatter(table: pd.DataFrame, colour: str, label: str, title: str) -> 
     )  # fmt: skip
     bar = {"title": {"text": label, "side": "top"}, "orientation": "h", "thickness": 10}
     bar |= {"len": 0.5, "x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
+    low, high = alive[colour].quantile([0.01, 0.99])
     shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
+    shades |= {"cmin": low, "cmax": high}
     for rows, marker in ((~known, {"color": GREY, "opacity": 0.35}), (known, shades)):
         figure.add_scattergl(
             x=x[rows],
@@ -136,14 +190,18 @@ def latent_scatter(table: pd.DataFrame, colour: str, label: str, title: str) -> 
     for place in ({"row": 1, "col": 1}, {"row": 2, "col": 2}):
         figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", **place)
         figure.update_yaxes(showticklabels=False, showgrid=False, ticks="", **place)
-    figure.update_layout(template=TEMPLATE, height=560, showlegend=False, bargap=0)
-    return figure.update_layout(title=title)
+    low, high = alive[colour].quantile([0.1, 0.9])
+    said = (
+        f"{middle(table)}; {label} from {low:.2g} to {high:.2g} (tenth and ninetieth percentile)."
+    )
+    return finish(figure, title, caption, said, 560, showlegend=False, bargap=0)
 
 
 def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
     """`latent_scatter` for paper: a matplotlib figure, drawn with seaborn."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.colors import LinearSegmentedColormap
 
     alive = table[table["frequency"] > 0]
     shown = pd.DataFrame(
@@ -159,8 +217,8 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
         few = shown[label].isna()
         grid.ax_joint.scatter(shown[x][few], shown[y][few], s=4, c=GREY, alpha=0.4, linewidths=0)
         dots = grid.ax_joint.scatter(
-            shown[x][~few], shown[y][~few], s=6, c=shown[label][~few], cmap=SCALE.lower(),
-            linewidths=0,
+            shown[x][~few], shown[y][~few], s=6, c=shown[label][~few], linewidths=0,
+            cmap=LinearSegmentedColormap.from_list("patchsae", SCALE),
         )  # fmt: skip
         grid.plot_marginals(sns.histplot, color=GREY, bins=50, linewidth=0)
         place = grid.ax_joint.inset_axes((0.5, 0.17, 0.45, 0.025))
@@ -170,7 +228,14 @@ def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
 
 
 def curves(
-    table: pd.DataFrame, x: str, y: str, low: str, high: str, by: str, title: str
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    low: str,
+    high: str,
+    by: str,
+    title: str,
+    caption: str = "",
 ) -> go.Figure:
     """A measure with its interval over `x`, a line for each value of column `by`."""
     figure = go.Figure()
@@ -194,10 +259,13 @@ def curves(
         )
     figure.update_xaxes(title_text=x, dtick=1)
     figure.update_yaxes(rangemode="tozero")
-    return figure.update_layout(template=TEMPLATE, height=420, title=title)
+    lines = [
+        f"{n}: {listed(zip(t[x], t[y], strict=True))}" for n, t in table.groupby(by, sort=False)
+    ]
+    return finish(figure, title, caption, f"{y} over {x}: {'; '.join(lines)}.", 420)
 
 
-def paired_bars(table: pd.DataFrame, title: str) -> go.Figure:
+def paired_bars(table: pd.DataFrame, title: str, caption: str = "") -> go.Figure:
     """Latents of two pictures side by side: columns `latent`, `which` (of three groups),
     `picture` and `level`."""
     figure = go.Figure()
@@ -211,7 +279,11 @@ def paired_bars(table: pd.DataFrame, title: str) -> go.Figure:
             hovertemplate="latent %{x}: %{y:.4f}<extra>" + name + "</extra>",
         )
     figure.update_yaxes(title_text="image-level activation")
-    return figure.update_layout(template=TEMPLATE, height=420, title=title, bargap=0.3)
+    groups = table.groupby("which", sort=False)["latent"].unique()
+    said = "; ".join(
+        f"{which}: {', '.join(map(str, latents))}" for which, latents in groups.items()
+    )
+    return finish(figure, title, caption, f"Latents {said}.", 420, bargap=0.3)
 
 
 class Strips:
@@ -224,9 +296,11 @@ class Strips:
     IMAGE = 'style="margin:0;padding:0;border-radius:3px"'  # dark-light: as it is on a dark page
 
     def __init__(
-        self, rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
+        self,
+        rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]],
+        caption: str = "",
     ) -> None:
-        self.rows = rows
+        self.rows, self.caption = rows, caption
 
     def _repr_html_(self) -> str:
         out = []
@@ -238,18 +312,27 @@ class Strips:
             )
             head = f"<b>{html.escape(title)}</b> · {html.escape(note)}"
             out.append(f'<div>{head}<div style="{self.STYLE}">{images}</div></div>')
-        return "\n".join(out)
+        words = " ".join(html.escape(self.caption).split())
+        below = f"<figcaption>{words}</figcaption>" if words else ""
+        return "\n".join(["<figure style='margin:0'>", *out, below, "</figure>"])
 
 
-def webp_uri(picture: Image.Image) -> str:
-    """A picture as a data URI."""
+def webp_uri(picture: Image.Image, method: int = 6) -> str:
+    """A picture as a data URI; `method` from 0 (fast) to 6 (small)."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82, method=6)
+    picture.save(buffer, "WEBP", quality=82, method=method)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def dots(
-    table: pd.DataFrame, x: str, y: str, low: str, high: str, title: str, by: str = ""
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    low: str,
+    high: str,
+    title: str,
+    by: str = "",
+    caption: str = "",
 ) -> go.Figure:
     """A measure with its interval: a row for each value of column `y`, a colour for each of `by`.
 
@@ -279,5 +362,6 @@ def dots(
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(rangemode="tozero")
     figure.update_layout(scattermode="group", scattergap=0.2, legend_traceorder="normal")
-    height = 150 + (17 if by else 42) * len(table)
-    return figure.update_layout(template=TEMPLATE, height=height, title=title, showlegend=bool(by))
+    lines = [f"{n or x}: {listed(zip(t[y], t[x], strict=True))}" for n, t in groups.items()]
+    height = 110 + (17 if by else 42) * len(table)
+    return finish(figure, title, caption, f"{'; '.join(lines)}.", height, showlegend=bool(by))

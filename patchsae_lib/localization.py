@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from patchsae_lib.activations import TokenCache
 from patchsae_lib.sae import SAE
 
 
@@ -27,6 +28,37 @@ def latent_masks(
         raise ValueError(f"{z.shape[1] - 1} patches do not fill a grid of {rows} × {columns}")
     f = torch.stack([sae.encode(one)[:, list(latents)] for one in z.float()])
     return f[:, 1 : 1 + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+@torch.no_grad()
+def reference_masks(
+    sae: SAE,
+    cache: TokenCache,
+    images: Tensor,
+    grid: tuple[int, int] | None = None,
+    batch: int = 8,
+) -> Tensor:
+    """Where each latent is active in pictures of its own: (d, k, rows, columns) float16.
+
+    `images` (d, k) are those of a `LatentTable`, numbers of pictures that are in the cache; −1 is
+    none, and its mask is empty. Each picture is encoded once, for all latents that it belongs to.
+    """
+    n_patches = cache.tokens.shape[1] - 1
+    rows, columns = grid or (int(n_patches**0.5),) * 2
+    out = torch.zeros(*images.shape, rows * columns, dtype=torch.float16)
+    latent, rank = (images >= 0).nonzero().unbind(1)
+    picture = images[latent, rank]
+    order = picture.argsort()
+    latent, rank, picture = latent[order], rank[order], picture[order]
+    used, which = picture.unique_consecutive(return_inverse=True)
+    row_of = torch.full((int(cache.indices.max()) + 1,), -1)
+    row_of[cache.indices] = torch.arange(len(cache.indices))
+    for start in range(0, len(used), batch):
+        z = cache.tokens[row_of[used[start : start + batch]]]
+        f = sae.encode(z[:, 1 : 1 + rows * columns].float())
+        some = (which >= start) & (which < start + batch)
+        out[latent[some], rank[some]] = f[which[some] - start, :, latent[some]].half()
+    return out.unflatten(2, (rows, columns))
 
 
 def enlarge(mask: Tensor, size: tuple[int, int], smooth: bool = False) -> Tensor:

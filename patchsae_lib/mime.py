@@ -1,6 +1,7 @@
-"""How the book draws a plotly figure that a notebook shows with a plain `fig.show()`.
+"""How the book draws a plotly figure that a notebook shows with a plain `fig.show()`, and an
+`Explorer`.
 
-A renderer for myst-nb, found by the entry point group `myst_nb.mime_renderers`. It puts the figure
+Renderers for myst-nb, found by the entry point group `myst_nb.mime_renderers`. They put the figure
 into the page as data; `book/_static/book.js` draws it when it comes near the screen.
 """
 
@@ -10,9 +11,12 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+
+from patchsae_lib.explorer.widget import EXPLORER
 
 PLOTLY = "application/vnd.plotly.v1+json"
 DEFAULT_HEIGHT = 450  # plotly's own
@@ -42,6 +46,24 @@ class PlotlyRenderer:
         return [nodes.raw("", figure_html(data.content, label), format="html")]
 
 
+class ExplorerRenderer:
+    """myst-nb's `MimeRenderPlugin` for the explorer; its bundle lies beside the notebooks."""
+
+    mime_priority_overrides = (("*", EXPLORER, 1),)
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: Any, inline: bool) -> list[nodes.Element] | None:
+        """Turn the output of a cell into a raw HTML node; None for every other type."""
+        if inline or data.mime_type != EXPLORER:
+            return None
+        bundle = Path(renderer.renderer.document["source"]).parent / data.content["bundle"]
+        if not (bundle / "index.js").is_file():
+            renderer.logger.warning(f"no explorer without {bundle}/index.js", line=data.line)
+        state = html.escape(json.dumps(data.content, sort_keys=True))
+        block = f'<div class="patchsae-explorer" data-state="{state}"></div>\n'
+        return [nodes.raw("", block, format="html")]
+
+
 def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:
     """What the figure shows, in words: `layout.meta["alt"]`, else what the cell's metadata says
     (its image's alt, its figure's caption), else the title.
@@ -49,29 +71,38 @@ def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:
     >>> accessible_label({"layout": {"title": {"text": "Loss<br>by <i>step</i>"}}})
     'Loss by step'
     """
-    meta = figure.get("layout", {}).get("meta")
-    described = meta.get("alt", "") if isinstance(meta, Mapping) else ""
+    described = _meta(figure).get("alt", "")
     return described or in_cell or " ".join(re.sub(r"<[^>]*>", " ", _title(figure)).split())
 
 
 def figure_html(figure: Mapping[str, Any], label: str) -> str:
-    """The HTML of a figure: its title as text (which wraps, as plotly's would not), its room, and
-    its data as JSON."""
-    layout = figure.get("layout", {})
-    title = re.sub(r"&lt;(/?(?:b|i|sub|sup|br) ?/?)&gt;", r"<\1>", html.escape(_title(figure)))
-    caption = f'<div class="plotly-title" aria-hidden="true">{title}</div>' if title else ""
-    room = f"height:{int(layout.get('height') or DEFAULT_HEIGHT)}px"
-    if layout.get("width"):
-        room += f";max-width:{int(layout['width'])}px"
+    """The HTML of a figure: its title and its caption as text (which wraps, as plotly's would
+    not), its room, and its data as JSON.
+
+    `layout.meta` may have, from `figures.finish`, the `caption`, and as `heading` the pixels that
+    title and caption take above the figure elsewhere.
+    """
+    layout, meta = dict(figure.get("layout", {})), _meta(figure)
+    layout.pop("title", None)
+    width, height = layout.pop("width", None), layout.pop("height", None) or DEFAULT_HEIGHT
+    if heading := meta.get("heading", 0):
+        height -= heading
+        layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] - heading}
+    room = f"height:{int(height)}px"
+    if width:
+        room += f";max-width:{int(width)}px"
     if panel_share(layout) < 0.7:  # panels side by side: a narrow screen scrolls instead
         room += f";min-width:{min(640, round(240 / panel_share(layout)))}px"
-    drawn = {k: v for k, v in layout.items() if k not in ("title", "width", "height")}
-    drawn_figure = {"data": figure.get("data", []), "layout": drawn}
+    title = re.sub(r"&lt;(/?(?:b|i|sub|sup|br) ?/?)&gt;", r"<\1>", html.escape(_title(figure)))
+    above = f'<div class="plotly-title" aria-hidden="true">{title}</div>' if title else ""
+    caption = html.escape(meta.get("caption", ""))
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    drawn_figure = {"data": figure.get("data", []), "layout": layout}
     data = json.dumps(drawn_figure, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<div class="plotly-figure" role="group" aria-label="{html.escape(label)}">{caption}'
+        f'<figure class="plotly-figure" aria-label="{html.escape(label)}">{above}'
         f'<script type="application/json">{data}</script>'
-        f'<div class="plotly-canvas" style="{room}"></div></div>\n'
+        f'<div class="plotly-canvas" style="{room}"></div>{below}</figure>\n'
     )
 
 
@@ -90,3 +121,8 @@ def panel_share(layout: Mapping[str, Any]) -> float:
 def _title(figure: Mapping[str, Any]) -> str:
     title = figure.get("layout", {}).get("title") or ""
     return title if isinstance(title, str) else title.get("text") or ""
+
+
+def _meta(figure: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = figure.get("layout", {}).get("meta")
+    return meta if isinstance(meta, Mapping) else {}

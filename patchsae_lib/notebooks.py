@@ -92,6 +92,8 @@ def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = 
     if not claims.is_file():
         write_json(claims, [])
     shutil.copy(claims, executed / "claims.json")
+    if (explorer := run_dir(profile.name) / "explorer").is_dir():
+        shutil.copytree(explorer, executed / "explorer")
     write_json(executed / "profile.json", asdict(profile))
     print("pages ...", file=sys.stderr, flush=True)
     html = build_pages(executed, build / "staging")

@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from filelock import FileLock
@@ -33,6 +36,20 @@ def build(tmp_path_factory):
             make_book("smoke", {}, folder / "_build")
             (folder / "made").touch()
     return folder / "_build"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def server(build):
+    handler = partial(Quiet, directory=str(build / "html"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from patchsae_lib.truth import (
     CONCEPTS,
@@ -16,10 +16,11 @@ from patchsae_lib.truth import (
     bounds,
     compare_units,
     concept_scores,
-    iou_table,
-    n_discoveries,
+    discoveries,
+    iou_tables,
     patch_truth,
     probe,
+    rank_scores,
     thresholds,
     world_truth,
 )
@@ -81,10 +82,12 @@ def test_thresholds_let_through_the_share_that_was_asked_for() -> None:
 
 
 def test_iou_by_hand() -> None:
-    units = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    units = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     truth = torch.tensor([[1, 0], [0, 0], [0, 1], [0, 1]]).bool()
-    expected = [[1 / 2, 0.0], [0.0, 1 / 2]]
-    assert iou_table(units, truth, torch.zeros(2)).tolist() == expected
+    tables = iou_tables(units, truth, torch.tensor([[0.0, 0.0], [1.5, 9.0]]))
+    assert tables.tolist() == [[[1 / 2, 0], [0, 1 / 2]], [[0, 0], [0, 0]]]
+    many = iou_tables(units.repeat(700, 1), truth.repeat(700, 1), torch.zeros(1, 2))
+    assert torch.equal(many, tables[:1])
 
 
 def test_a_threshold_with_the_best_overlap() -> None:
@@ -212,9 +215,29 @@ def test_the_mean_and_variance_are_those_of_all_permutations() -> None:
 
 def test_discoveries_are_corrected_for_their_number() -> None:
     z = torch.cat([torch.full((5,), 6.0), torch.full((95,), -0.5), torch.tensor([torch.nan])])
-    assert n_discoveries(z) == 5
-    assert n_discoveries(torch.full((100,), 1.7)) == 100  # all of them are
-    assert n_discoveries(torch.tensor([1.7] + [0.0] * 99)) == 0  # one of a hundred is no wonder
+    assert discoveries(z).tolist() == [True] * 5 + [False] * 96
+    assert discoveries(torch.full((100,), 1.7)).all()  # all of them are
+    assert not discoveries(torch.tensor([1.7] + [0.0] * 99)).any()  # one of 100 is no wonder
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 4)] * 2, *[st.booleans()] * 2), min_size=1, max_size=30)
+)
+def test_ranks_are_scored_as_by_scikit_learn(rows: list[tuple[int, int, bool, bool]]) -> None:
+    table = torch.tensor([[int(x) for x in row] for row in rows])
+    scores, truth = table[:, :2].float(), table[:, 2:].bool()
+    precision, auroc = rank_scores(scores, truth)
+    for i in range(2):
+        if truth[:, i].any():
+            expected = average_precision_score(truth[:, i], scores[:, i])
+            assert float(precision[i]) == pytest.approx(expected, abs=1e-12)
+        else:
+            assert precision[i].isnan()
+        if len(truth[:, i].unique()) == 2:
+            expected = roc_auc_score(truth[:, i], scores[:, i])
+            assert float(auroc[i]) == pytest.approx(expected, abs=1e-12)
+        else:
+            assert auroc[i].isnan()
 
 
 def test_parts_are_those_that_are_drawn() -> None:

@@ -169,12 +169,34 @@ def remove_thebe(app: Sphinx) -> None:
 
 
 def copy_assets(app: Sphinx, error: Exception | None) -> None:
-    """KaTeX from `_vendor`, plotly.js from the installed plotly: into the folder of the pages."""
+    """KaTeX from `_vendor`, plotly.js from the installed plotly, the explorer and its data: into
+    the folder of the pages."""
     if error or app.builder.format != "html":
         return
     vendor = Path(app.outdir) / "_static" / "vendor"
     shutil.copytree(VENDOR / "katex", vendor / "katex", dirs_exist_ok=True)
     shutil.copy(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", vendor)
+    place, source = vendor.with_name("explorer"), Path(patchsae_lib.__path__[0]) / "explorer"
+    place.mkdir(exist_ok=True)
+    shutil.copy(source / "explorer.css", place)
+    module = (source / "explorer.mjs").read_text("utf-8")
+    (place / "explorer.js").write_text(classic_script(module), "utf-8")
+    data = Path(app.srcdir) / "notebooks" / "explorer"
+    if data.is_dir():
+        shutil.copytree(data, place / "data", dirs_exist_ok=True)
+
+
+def classic_script(module: str) -> str:
+    """The explorer's module as a script that sets `patchsaeExplorer`: pages opened from a disk may
+    not load modules.
+
+    >>> classic_script("const render = 1;\\nexport default { render };\\n").split("\\n")[-2]
+    'globalThis.patchsaeExplorer = { render }; })();'
+    """
+    head, _, tail = module.partition("export default ")
+    if tail.strip() != "{ render };":
+        raise ValueError("explorer.mjs does not end with its only export, { render }")
+    return f"(() => {{ 'use strict';\n{head}globalThis.patchsaeExplorer = {tail.strip()} }})();\n"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-/* Draws what a page carries as data: equations at once, plotly figures when they come near the screen. */
+/* Draws what a page carries as data: equations at once, plotly figures and the explorer when they
+   come near the screen. */
 (() => {
   "use strict";
   const base = document.currentScript.src.replace(/book\.js.*$/, "");
@@ -85,25 +86,67 @@
   const draw = (canvas) =>
     Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas), canvas.clientWidth), config);
 
-  let plotly;
-  const loadPlotly = () => (plotly ??= new Promise((done, failed) => {
-    const script = document.createElement("script");
-    script.src = `${base}vendor/plotly.min.js`;
-    script.onload = done;
-    script.onerror = () => failed(new Error(`${script.src} did not load`));
-    document.head.append(script);
-  }));
+  const scripts = new Map();
+  function loadScript(path) {
+    if (!scripts.has(path)) scripts.set(path, new Promise((done, failed) => {
+      const script = document.createElement("script");
+      script.src = base + path;
+      script.onload = done;
+      script.onerror = () => { scripts.delete(path); failed(new Error(`${path} did not load`)); };
+      document.head.append(script);
+    }));
+    return scripts.get(path);
+  }
+
+  /* A file of the explorer's data calls this: pages opened from a disk may run scripts, not read. */
+  const shards = new Map();
+  globalThis.patchsaeShard = (shard) => shards.set(document.currentScript.src, shard);
+
+  /* The explorer's model without a kernel: its state, who is told of changes, and its data. */
+  class Model {
+    constructor({ bundle, ...state }) {
+      Object.assign(this, { bundle, state, told: new Map() });
+    }
+    get(name) { return this.state[name]; }
+    set(name, value) {
+      if (this.state[name] === value) return;
+      this.state[name] = value;
+      this.told.get(`change:${name}`)?.forEach((tell) => tell());
+    }
+    save_changes() {}
+    on(event, tell) { this.told.set(event, [...(this.told.get(event) ?? []), tell]); }
+    off(event, tell) { this.told.set(event, this.told.get(event)?.filter((other) => other !== tell) ?? []); }
+    load = async (name) => {
+      const path = `explorer/data/${name}.js`;
+      await loadScript(path);
+      if (!shards.has(base + path)) throw new Error(`${path} is not whole`);
+      return shards.get(base + path);
+    };
+  }
+
+  async function explore(place) {
+    try {
+      if (!document.querySelector("link[href$='explorer.css']")) {
+        document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: `${base}explorer/explorer.css` }));
+      }
+      await loadScript("explorer/explorer.js");
+      patchsaeExplorer.render({ model: new Model(JSON.parse(place.dataset.state)), el: place });
+    } catch (error) {
+      place.textContent = `The explorer cannot be shown: ${error.message}.`;
+    }
+  }
 
   function watchFigures() {
     const nearby = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting) continue;
         nearby.unobserve(target);
+        if (target.matches(".patchsae-explorer")) { explore(target); continue; }
         figures.set(target, JSON.parse(target.parentElement.querySelector("script").textContent));
-        loadPlotly().then(() => draw(target));
+        loadScript("vendor/plotly.min.js").then(() => draw(target));
       }
     }, { rootMargin: "600px" });
-    document.querySelectorAll(".plotly-canvas").forEach((canvas) => nearby.observe(canvas));
+    document.querySelectorAll(".plotly-canvas, .patchsae-explorer").forEach((place) => nearby.observe(place));
     const retheme = () => window.Plotly && figures.forEach((_, canvas) => draw(canvas));
     new MutationObserver(retheme).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
   }
