@@ -165,8 +165,12 @@ def latent_scatter(
         2, 2, shared_xaxes=True, shared_yaxes=True, row_heights=[0.16, 0.84],
         column_widths=[0.86, 0.14], horizontal_spacing=0.015, vertical_spacing=0.02,
     )  # fmt: skip
-    bar = {"title": {"text": label, "side": "top"}, "orientation": "h", "thickness": 10}
-    bar |= {"len": 0.5, "x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
+    bar = {
+        "title": {"text": label, "side": "top", "font_size": 12},
+        "orientation": "h",
+        "thickness": 10,
+    }
+    bar |= {"len": 0.5, "x": 0.0, "xanchor": "left", "y": -0.16, "yanchor": "top"}
     low, high = alive[colour].quantile([0.01, 0.99])
     shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
     shades |= {"cmin": low, "cmax": high}

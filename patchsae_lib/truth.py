@@ -24,6 +24,7 @@ from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, PARTS, TEXTURES,
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 CHUNK = 1024  # rows at a time
+GRID = (14, 14)  # rows and columns of patches: the paper's, and the small CLIP's
 
 #: tokens (…, d_vit) → (…, n) numbers, of which each may or may not stand for a concept
 Units = Callable[[Tensor], Tensor]
@@ -45,22 +46,35 @@ CONCEPTS: tuple[Concept, ...] = tuple((kind, x) for kind in KINDS for x in NAMES
 # --- the truth ---------------------------------------------------------------------------------
 
 
-def patch_truth(picture: Picture, concepts: Sequence[Concept], patch: int = 8) -> np.ndarray:
-    """(n_patches, n_concepts) bool: does a concept fill at least half of a patch?"""
-    side, n_regions = len(picture.ids) // patch, len(picture.regions)
+def patch_truth(
+    picture: Picture, concepts: Sequence[Concept], grid: tuple[int, int] = GRID
+) -> np.ndarray:
+    """(n_patches, n_concepts) bool: does a concept fill at least half of a patch of the `grid`?
+
+    Grid: (rows, columns). Where they do not divide the picture's sides, patches differ by a pixel.
+    """
+    (rows, columns), (height, width) = grid, picture.ids.shape
+    if rows > height or columns > width:
+        raise ValueError(f"{rows} × {columns} patches are more than {height} × {width} pixels")
+    n_regions = len(picture.regions)
     fields = [("cls" if kind == "class" else kind, name) for kind, name in concepts]
     regions = np.array([[getattr(r, k) == x for k, x in fields] for r in picture.regions])
-    number = np.arange(side).repeat(patch)
-    number = number[:, None] * side + number  # of the patch at each pixel
-    counts = np.bincount((number * n_regions + picture.ids).ravel(), minlength=side**2 * n_regions)
-    return counts.reshape(-1, n_regions) @ regions.astype(int) * 2 >= patch**2
+    row, column = np.arange(height) * rows // height, np.arange(width) * columns // width
+    number = row[:, None] * columns + column  # of the patch at each pixel
+    n = rows * columns * n_regions
+    counts = np.bincount((number * n_regions + picture.ids).ravel(), minlength=n)
+    counts = counts.reshape(-1, n_regions)
+    return counts @ regions.astype(int) * 2 >= counts.sum(1, keepdims=True)
 
 
 def world_truth(
-    world: World, indices: Iterable[int], concepts: Sequence[Concept] = CONCEPTS, patch: int = 8
+    world: World,
+    indices: Iterable[int],
+    concepts: Sequence[Concept] = CONCEPTS,
+    grid: tuple[int, int] = GRID,
 ) -> Tensor:
     """(images, n_patches, n_concepts) bool: `patch_truth` of many pictures of the world."""
-    rows = [patch_truth(world.picture(int(i)), concepts, patch) for i in indices]
+    rows = [patch_truth(world.picture(int(i)), concepts, grid) for i in indices]
     return torch.from_numpy(np.stack(rows))
 
 

@@ -1,9 +1,16 @@
-"""The explorer's data, and the explorer in a real browser: in the book, without a kernel."""
+"""The explorer's data, and the explorer in a real browser: in the book and in JupyterLab."""
 
 import base64
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,7 +149,7 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
 # --- in a browser
 
 SPOT = """number => {
-    const plot = document.querySelectorAll('.plotly-canvas.js-plotly-plot')[number];
+    const plot = document.querySelectorAll('.js-plotly-plot')[number];
     const trace = plot._fullData.find(t => t.customdata?.length && t.marker.colorscale);
     const i = trace.y.indexOf(Math.max(...trace.y)), box = plot.getBoundingClientRect();
     const at = (axis, value) => axis._offset + axis.l2p(value);
@@ -171,8 +178,8 @@ def test_a_latent_that_is_clicked_on_shows_its_reference_images(build, server, p
     other = explorers.nth(1).get_attribute("data-state")
     plots.first.locator(".main-svg").first.wait_for(state="attached")
     spot = page.evaluate(SPOT, 0)
-    card = page.locator(".patchsae-card").first
-    assert card.is_hidden()
+    card = page.locator(".patchsae-card")
+    assert card.count() == 0
     page.mouse.move(spot["x"], spot["y"])
     card.wait_for(state="visible")
     page.mouse.click(spot["x"], spot["y"])
@@ -181,7 +188,7 @@ def test_a_latent_that_is_clicked_on_shows_its_reference_images(build, server, p
         "([e, n]) => e.value == n", arg=[number.element_handle(), spot["latent"]]
     )
     page.mouse.move(5, 5)
-    card.wait_for(state="hidden")
+    card.wait_for(state="detached")
     explorers.nth(1).scroll_into_view_if_needed()  # the other one is as it was
     explorers.nth(1).locator("figure").first.wait_for()
     assert f'"latent": {explorers.nth(1).locator("input").first.input_value()},' in other
@@ -256,3 +263,77 @@ def test_a_silent_latent_and_files_that_are_missing_or_cut_short_say_so(host, pa
     (data / "index.js").write_text('patchsaeShard({"version": 2});')
     page.reload()
     explorer.get_by_text("its version is 2, 1 can be read").wait_for()
+
+
+# --- in JupyterLab, with a kernel behind it
+
+FIRST = """
+from pathlib import Path
+import plotly.graph_objects as go
+from patchsae_lib import figures
+from patchsae_lib.explorer import Explorer
+from patchsae_lib.latents import LatentTable
+
+run = Path({run!r})
+frame = LatentTable.load(run / "latents.safetensors").frame().assign(hover="")
+figures.latent_scatter(frame, "entropy", "entropy", "Latents", "What to look for.").show()
+explorer = Explorer(run / "explorer", latent=3)
+explorer
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, build: Path):
+    """The address of a notebook in a running JupyterLab."""
+    run = build.parent / "runs" / "smoke"
+    cells = [FIRST.format(run=str(run)), "explorer.latent = 7", "print('now', explorer.latent)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / "try.ipynb")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0"]
+    command += ["--allow-root", "--IdentityProvider.token=", "--ServerApp.password="]
+    home = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "RUNTIME", "DATA")}
+    log = (tmp_path / "log").open("w+")
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | home, stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        for _ in range(300):
+            time.sleep(0.2)
+            if found := re.search(r"http://127\.0\.0\.1:\d+/lab", (tmp_path / "log").read_text()):
+                break
+        urlopen(found[0], timeout=10).close()
+        yield f"{found[0]}/tree/try.ipynb"
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+def test_a_scatter_and_its_explorer_are_linked_to_each_other_and_to_python(lab, page):
+    page.goto(lab)
+    cell = page.locator(".jp-CodeCell").first
+    page.get_by_text("| Idle").wait_for(timeout=60_000)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    explorer = page.locator(".patchsae-explorer")
+    explorer.locator("figure canvas").first.wait_for(timeout=60_000)
+    number = explorer.get_by_label("latent", exact=True)
+    assert number.input_value() == "3"
+    plot = page.locator(".js-plotly-plot")
+    assert "What to look for." in plot.text_content()
+    plot.scroll_into_view_if_needed()
+    plot.click(position={"x": 5, "y": 5})  # no latent there
+    spot = page.evaluate(SPOT, 0)
+    page.mouse.move(spot["x"] - 3, spot["y"])
+    page.mouse.move(spot["x"], spot["y"])
+    page.locator(".patchsae-card").wait_for(state="visible")
+    page.mouse.click(spot["x"], spot["y"])
+    wanted = [number.element_handle(), str(spot["latent"])]
+    page.wait_for_function("([e, n]) => e.value == n", arg=wanted)
+    page.locator(".jp-CodeCell").nth(2).locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    page.get_by_text(f"now {spot['latent']}").wait_for()
+    page.locator(".jp-CodeCell").nth(1).locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("e => e.value == '7'", arg=number.element_handle())

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from patchsae_lib.localization import enlarge, latent_masks, overlay
+from patchsae_lib.activations import TokenCache
+from patchsae_lib.localization import enlarge, latent_masks, overlay, reference_masks
 from patchsae_lib.sae import SAE
 
 PICTURE = torch.full((3, 8, 8), 200, dtype=torch.uint8)
@@ -23,6 +24,20 @@ def test_a_mask_is_the_activation_of_each_patch_in_its_place() -> None:
     assert square.shape == (2, 1, 2, 2)
     with pytest.raises(ValueError, match="6 patches do not fill a grid of 3 × 3"):
         latent_masks(identity(3), z, [0], grid=(3, 3))
+
+
+def test_the_masks_of_all_latents_in_pictures_of_their_own() -> None:
+    g = torch.Generator().manual_seed(0)
+    cache = TokenCache(torch.randn(5, 7, 3, generator=g), torch.tensor([8, 2, 4, 6, 0]))
+    images = torch.tensor([[4, 8], [4, -1], [-1, -1]])  # of 3 latents
+    masks = reference_masks(identity(3), cache, images, (2, 3), batch=1)
+    assert masks.shape == (3, 2, 2, 3)
+    wanted = latent_masks(identity(3), cache.tokens[[2, 0]], [0], (2, 3))[:, 0]
+    assert torch.allclose(masks[0].float(), wanted, atol=1e-3)
+    assert torch.equal(masks[1, 0], masks[1, 0].relu())
+    assert not masks[1, 1].any()
+    assert not masks[2].any()
+    assert torch.equal(masks, reference_masks(identity(3), cache, images, (2, 3), batch=4))
 
 
 def test_a_mask_is_enlarged_in_steps_or_smoothly() -> None:

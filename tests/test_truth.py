@@ -43,7 +43,7 @@ def test_a_concept_is_in_a_patch_that_it_fills_half_of() -> None:
     ids[:4, :8] = 1  # exactly half of the first patch: a cat
     ids[:4, 8:15] = 2  # 28 of 64 pixels of the second: too few
     ids[8:, :] = 2
-    truth = patch_truth(picture(ids), (CAT, DOG, RED))
+    truth = patch_truth(picture(ids), (CAT, DOG, RED), (2, 2))
     assert truth[:, 0].tolist() == [True, False, False, False]
     assert truth[:, 1].tolist() == [False, False, True, True]
     assert truth[:, 2].tolist() == [True, False, True, True]
@@ -54,7 +54,7 @@ def test_a_concept_is_in_a_patch_that_it_fills_half_of() -> None:
 def test_several_regions_may_make_up_a_concept(seed: int) -> None:
     ids = np.random.default_rng(seed).choice(3, (16, 24), p=[0.4, 0.3, 0.3]).astype(np.uint8)
     ids = np.concatenate([ids, ids[:8]])[:, :24]  # 3 × 3 patches
-    truth = patch_truth(picture(ids), (CAT, RED)).reshape(3, 3, 2)
+    truth = patch_truth(picture(ids), (CAT, RED), (3, 3)).reshape(3, 3, 2)
     for row in range(3):
         for column in range(3):
             block = ids[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
@@ -62,6 +62,19 @@ def test_several_regions_may_make_up_a_concept(seed: int) -> None:
                 (block == 1).sum() >= 32,
                 (block > 0).sum() >= 32,
             ]
+
+
+def test_patches_of_any_size() -> None:
+    ids = np.zeros((5, 6), np.uint8)
+    ids[:2, :3] = 1
+    ids[4, 4:] = 2
+    truth = patch_truth(picture(ids), (CAT, DOG), (2, 3))  # rows of 3 and 2, columns of 2 pixels
+    assert truth.T.tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
+    world = World("objects", "test", 2)
+    for grid in ((7, 7), (16, 16), (24, 24)):  # ViT-B/32, L/14 and L/14 at 336 pixels
+        assert world_truth(world, [0], [CAT], grid).shape == (1, grid[0] * grid[1], 1)
+    with pytest.raises(ValueError, match="200 × 2 patches are more than 5 × 6 pixels"):
+        patch_truth(picture(ids), (CAT,), (200, 2))
 
 
 def test_truth_of_the_world_agrees_with_its_masks() -> None:

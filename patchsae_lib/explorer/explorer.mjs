@@ -117,23 +117,28 @@ function words(bundle, latent) {
 
 /* Calls back when a figure of the same cell is pointed at or clicked on; returns how to stop. */
 function follow(el, pointed, clicked) {
-  const scope = el.closest(".cell_output, .jp-OutputArea");
-  if (!scope) return () => {};
   const followed = new Set();
   const latentOf = (event) => event.points.map((point) => point.customdata).find(Number.isInteger);
-  const look = () => {
-    for (const plot of scope.querySelectorAll(".js-plotly-plot")) {
-      if (followed.has(plot) || !plot.on) continue;
-      followed.add(plot);
-      plot.on("plotly_click", (event) => latentOf(event) !== undefined && clicked(latentOf(event)));
-      plot.on("plotly_hover", (event) => latentOf(event) !== undefined && pointed(latentOf(event), event.event));
-      plot.on("plotly_unhover", () => pointed(undefined));
-    }
+  const listen = (plot) => {
+    if (followed.has(plot) || !plot.on) return;
+    followed.add(plot);
+    plot.on("plotly_click", (event) => latentOf(event) !== undefined && clicked(latentOf(event)));
+    plot.on("plotly_hover", (event) => latentOf(event) !== undefined && pointed(latentOf(event), event.event));
+    plot.on("plotly_unhover", () => pointed(undefined));
   };
-  const watch = new MutationObserver(look);
-  watch.observe(scope, { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] });
-  look();
-  return () => watch.disconnect();
+  let watch, stopped = false;
+  const begin = () => {
+    if (stopped) return;
+    if (!el.isConnected) { requestAnimationFrame(begin); return; } /* JupyterLab renders before it shows */
+    const scope = el.closest(".cell_output, .jp-OutputArea");
+    if (!scope) return;
+    const look = () => scope.querySelectorAll(".js-plotly-plot").forEach(listen);
+    watch = new MutationObserver(look);
+    watch.observe(scope, { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] });
+    look();
+  };
+  begin();
+  return () => { stopped = true; watch?.disconnect(); };
 }
 
 function render({ model, el }) {
@@ -148,9 +153,8 @@ function render({ model, el }) {
   const about = make("p", { className: "about", aria: { live: "polite" } });
   const strip = make("div", { className: "strip" });
   const legend = make("p", { className: "legend" });
-  const card = make("div", { className: "patchsae-card", hidden: true }, make("canvas"), make("span"));
+  const card = make("div", { className: "patchsae-card" }, make("canvas"), make("span"));
   el.replaceChildren(controls, about, strip, legend);
-  document.body.append(card);
 
   function choose(latent) {
     const last = (bundle.index?.latents ?? Infinity) - 1;
@@ -191,12 +195,17 @@ function render({ model, el }) {
   async function point(latent, event) {
     pointedAt = latent;
     const picture = bundle.top?.[latent] ?? -1;
-    if (picture < 0) { card.hidden = true; return; }
     const [canvas, text] = card.children;
-    try { await bundle.draw(canvas, picture); } catch { card.hidden = true; return; }
-    if (pointedAt !== latent) return;
+    try {
+      if (picture < 0) throw new Error("no reference image");
+      await bundle.draw(canvas, picture);
+    } catch {
+      card.remove();
+      return;
+    }
+    if (pointedAt !== latent || !el.isConnected) return;
     text.textContent = bundle.className(picture);
-    card.hidden = false;
+    document.body.append(card);
     const room = card.getBoundingClientRect();
     const left = event.clientX > innerWidth / 2 ? event.clientX - room.width - 24 : event.clientX + 24;
     card.style.left = `${Math.max(4, left)}px`;
