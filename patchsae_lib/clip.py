@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -150,8 +150,10 @@ class SplitCLIP(nn.Module):
         expected = (1 + self.grid[0] * self.grid[1], self.d_vit)
         if tuple(z.shape[1:]) != expected:
             raise ValueError(f"features expects z (b, *{expected}), got {tuple(z.shape)}")
-        pooled, _ = self.visual._pool(self._run(z, self.block + 1, self.n_blocks))
-        return F.normalize(pooled @ self.visual.proj, dim=-1)
+        last = max(self.block + 1, self.n_blocks - 1)
+        x = self._run(z, self.block + 1, last)
+        x = self._cls_of_last_block(x) if self._only_cls_leaves(last) else self._run(x, last)
+        return F.normalize(self.visual._pool(x)[0] @ self.visual.proj, dim=-1)
 
     def classify(self, z: Tensor, text_features: Tensor) -> Tensor:
         """Logits (b, c) of residual tokens for text features (c, d_embed): scaled cosines."""
@@ -174,7 +176,25 @@ class SplitCLIP(nn.Module):
         x = torch.cat([self.model.encode_text(part, normalize=True) for part in parts])
         return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1)
 
-    def _run(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def _only_cls_leaves(self, last: int) -> bool:
+        """Whether there is a last block to run, and what is pooled is its CLS token alone."""
+        visual = self.visual
+        plain = visual.pool_type == "tok" and visual.attn_pool is None
+        return plain and [type(b) for b in visual.transformer.resblocks[last:]] == [
+            ResidualAttentionBlock
+        ]
+
+    def _cls_of_last_block(self, x: Tensor) -> Tensor:
+        """The CLS token (b, 1, d_vit) after the last block, of x (b, t, d_vit): a sixth of the
+        block's operations, since the other tokens need keys and values only."""
+        block, first = self.visual.transformer.resblocks[-1], self.visual.transformer.batch_first
+        h, cls = block.ln_1(x), x[:, :1]
+        q, kv = (h[:, :1], h) if first else (h[:, :1].transpose(0, 1), h.transpose(0, 1))
+        mixed = block.attn(q, kv, kv, need_weights=False)[0]
+        cls = cls + block.ls_1(mixed if first else mixed.transpose(0, 1))
+        return cls + block.ls_2(block.mlp(block.ln_2(cls)))
+
+    def _run(self, x: Tensor, start: int, stop: int | None = None) -> Tensor:
         """x (b, t, d_vit) after the blocks from `start` up to, not including, `stop`."""
         transformer = self.visual.transformer
         x = x if transformer.batch_first else x.transpose(0, 1)
