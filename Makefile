@@ -11,7 +11,7 @@ BASE := $(or $(PYTHON),python3)
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test lint clean FORCE
+.PHONY: help setup book serve test bench lint clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -31,6 +31,11 @@ serve: $(READY) ## read the built book at http://localhost:PORT
 
 test: $(READY) ## every test, the notebooks and the pages in a browser among them
 	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+bench: $(READY) ## how fast, beside the bound: _build/bench.json and a table
+	@mkdir -p _build
+	@$(RUN) -m pytest benchmarks -q -p no:cacheprovider --benchmark-quiet --benchmark-json=_build/bench.json $(ARGS)
+	@$(RUN) benchmarks/report.py _build/bench.json
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(RUN) -m ruff check .

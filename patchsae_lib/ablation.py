@@ -199,6 +199,32 @@ def masked_logits(
         yield clip.classify(both, text).unflatten(0, (2, -1))
 
 
+def latent_effects(
+    clip: SplitCLIP, sae: SAE, z: Tensor, labels: Tensor, text: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What each latent, and each token, adds to the logit of the true class: (b, d_sae), (b, t).
+
+    In logits above the mean over classes, to first order: activation times the derivative at the
+    reconstruction of z (b, t, d_vit). Removing a latent takes away about as much; the tests and
+    notebook 4 say how well that holds. Of a token it is the sum over its latents.
+    """
+    b, t, _ = z.shape
+    active = Active.of(sae, z)
+    with torch.enable_grad():
+        z_hat = (active.decode(sae) + sae.b_dec).requires_grad_()
+        logits = clip.classify(z_hat, text)
+        above = logits[torch.arange(b), labels] - logits.mean(1)
+        (gradient,) = torch.autograd.grad(above.sum(), z_hat)
+    towards = gradient.flatten(0, 1)
+    parts = zip(*(x.split(65_536) for x in (active.row, active.latent)), strict=True)
+    each = [(sae.W_dec[latent] * towards[row]).sum(1) for row, latent in parts]
+    effect = active.value * torch.cat(each)
+    of_latents = torch.zeros(b * sae.d_sae, device=z.device)
+    of_latents.index_add_(0, active.row // t * sae.d_sae + active.latent, effect)
+    of_tokens = torch.zeros(b * t, device=z.device).index_add_(0, active.row, effect)
+    return of_latents.view(b, -1), of_tokens.view(b, -1)
+
+
 @dataclass(frozen=True)
 class Active:
     """The latents that are active in tokens of a `shape` (images, tokens, d_vit), and no others.

@@ -269,6 +269,90 @@ def curves(
     return finish(figure, title, caption, f"{y} over {x}: {'; '.join(lines)}.", 420)
 
 
+def line_panels(
+    table: pd.DataFrame,
+    panel: str,
+    by: str,
+    x: str,
+    y: str,
+    title: str,
+    caption: str = "",
+    lines: Mapping[str, float] | None = None,
+    columns: int = 2,
+) -> go.Figure:
+    """Small multiples: a panel for each value of column `panel`, a line for each of `by`, over x
+    on a logarithmic axis, with the interval `low` to `high` where the table has one.
+
+    `lines`: name → value of dashed lines across every panel.
+    """
+    names = list(table[panel].unique())
+    rows = -(-len(names) // columns)
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(map(str, names)), shared_yaxes=True, shared_xaxes=True,
+        horizontal_spacing=0.04, vertical_spacing=0.09 if rows > 1 else 0.0,
+    )  # fmt: skip
+    named: set[object] = set()  # lines that the legend has
+    for i, name in enumerate(names):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        of = table[table[panel] == name]
+        for colour, symbol, line in zip(CYCLE, SYMBOLS, table[by].unique(), strict=False):
+            part = of[of[by] == line]
+            bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 0}
+            if "low" in part:
+                bars |= {"array": part["high"] - part[y], "arrayminus": part[y] - part["low"]}
+            if part.empty:
+                continue
+            figure.add_scatter(
+                x=part[x],
+                y=part[y],
+                name=line,
+                legendgroup=line,
+                showlegend=line not in named,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"symbol": symbol, "size": 6},
+                error_y=bars,
+                hovertemplate=f"{x} %{{x}}: %{{y:.3f}}<extra>{html.escape(str(line))}</extra>",
+                **place,
+            )
+            named.add(line)
+        for j, (word, value) in enumerate((lines or {}).items()):
+            note = {"annotation_text": word, "annotation_font_size": 11} if i == 0 else {}
+            if note:  # above and below by turns, since two may lie close
+                note["annotation_position"] = ("top right", "bottom right")[j % 2]
+            figure.add_hline(
+                value, line={"dash": "dot", "color": GREY, "width": 1}, **note, **place
+            )
+    figure.update_xaxes(type="log", dtick=1)
+    figure.update_xaxes(title_text=x, row=rows)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text=y, col=1)
+    lines_ = table.sort_values(x).groupby([panel, by], sort=False)[y]
+    ends = lines_.agg(["first", "last"]).reset_index().itertuples(index=False)
+    said = "; ".join(f"{p}, {b}: {start:.2g} to {end:.2g}" for p, b, start, end in ends)
+    layout = {"legend_y": 1.0 + 0.14 / rows, "legend_yanchor": "bottom"}
+    return finish(figure, title, caption, f"{y} over {x}: {said}.", 60 + 260 * rows, **layout)
+
+
+def heat_map(table: pd.DataFrame, title: str, caption: str = "", label: str = "") -> go.Figure:
+    """A table of numbers as colours: its index downwards, its columns to the right."""
+    x, y = (list(map(str, names)) for names in (table.columns, table.index))
+    bar = {"title": {"text": label, "side": "right"}, "thickness": 10, "outlinewidth": 0}
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy(), x=x, y=y, colorscale=SCALE, colorbar=bar, xgap=1, ygap=1,
+            hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title_text=table.columns.name, type="category", showgrid=False)
+    figure.update_yaxes(title_text=table.index.name, type="category", autorange="reversed")
+    figure.update_yaxes(showgrid=False)
+    values = table.to_numpy()
+    top = [np.unravel_index(i, values.shape) for i in np.argsort(-values, axis=None)[:5]]
+    said = "highest: " + listed((f"{y[r]}, {x[c]}", float(values[r, c])) for r, c in top)
+    return finish(figure, title, caption, f"{said}.", 130 + 20 * len(table))
+
+
 def paired_bars(table: pd.DataFrame, title: str, caption: str = "") -> go.Figure:
     """Latents of two pictures side by side: columns `latent`, `which` (of three groups),
     `picture` and `level`."""

@@ -12,6 +12,7 @@ from patchsae_lib.ablation import (
     class_level,
     class_specific,
     dataset_level,
+    latent_effects,
     mask_latents,
     masked_logits,
     matched,
@@ -114,6 +115,25 @@ def test_accuracy_by_hand(clip, seen) -> None:
     assert table.loc["on", "accuracy"] == pytest.approx(4 / 6)
     assert table.loc["on", "low"] < 4 / 6 < table.loc["on", "high"]
     assert result.reference()["all_off"] == pytest.approx(1 / 3)
+
+
+def test_effects_are_derivatives(clip, seen) -> None:
+    z, labels, text, sae = seen
+    of_latents, of_tokens = latent_effects(clip, sae, z, labels, text)
+    assert of_latents.shape == (6, D)
+    assert torch.allclose(of_latents.sum(1), of_tokens.sum(1), rtol=1e-3, atol=1e-4)
+    f = sae.encode(z)
+
+    def above(f):
+        logits = clip.classify(sae.decode(f), text)
+        return logits[torch.arange(6), labels] - logits.mean(1)
+
+    for latent in of_latents.abs().sum(0).topk(3).indices.tolist():
+        less = f.clone()
+        less[..., latent] *= 0.99
+        slope = (above(f) - above(less)) / 0.01
+        assert torch.allclose(slope, of_latents[:, latent], rtol=0.1, atol=2e-3)
+    assert of_latents[:, (f > 0).sum((0, 1)) == 0].abs().sum() == 0
 
 
 # --- rankings

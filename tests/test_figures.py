@@ -73,3 +73,36 @@ def test_a_curve_for_each_kind() -> None:
     assert [trace.name for trace in figure.data] == ["colours", "parts"]
     assert list(figure.data[0].x) == [2, 3]
     assert figure.layout.xaxis.title.text == "block"
+
+
+def test_a_panel_for_each_value_and_a_line_for_each_other() -> None:
+    rows = [(m, r, k, k / 10) for m in ("on", "off") for r in ("class", "random") for k in (1, 10)]
+    table = pd.DataFrame(rows, columns=["mask", "ranking", "k", "accuracy"])
+    table = table.assign(low=0.0, high=1.0)
+    figure = figures.line_panels(
+        table, "mask", "ranking", "k", "accuracy", "Title", "Look.", {"original": 0.9}
+    )
+    assert [trace.name for trace in figure.data] == ["class", "random"] * 2
+    assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
+    assert [a.text for a in figure.layout.annotations] == ["on", "off", "original"]
+    assert len(figure.layout.shapes) == 2
+    assert figure.layout.xaxis.type == "log"
+    assert figure.layout.meta["alt"].startswith("Title. accuracy over k: on, class: 0.1 to 1; ")
+
+
+def test_a_table_as_colours() -> None:
+    table = pd.DataFrame([[0.5, 0.1], [0.2, 0.9]], index=["1", "10"], columns=["cat", "dog"])
+    figure = figures.heat_map(table.rename_axis("k"), "Title", label="share")
+    assert figure.data[0].z.tolist() == [[0.5, 0.1], [0.2, 0.9]]
+    assert (figure.data[0].y, figure.layout.yaxis.title.text) == (("1", "10"), "k")
+    assert "highest: 10, dog 0.9, 1, cat 0.5" in figure.layout.meta["alt"]
+
+
+def test_every_figure_has_its_words() -> None:
+    long = "Look at this. " * 20
+    figure = figures.finish(figures.go.Figure(), "A title", long, "Said.", 300)
+    assert figure.layout.meta["alt"] == "A title. Said."
+    assert figure.layout.meta["caption"] == long.strip()
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert max(map(len, lines)) <= 100
+    assert figure.layout.height == 300 + figure.layout.meta["heading"] > 300 + 17 * len(lines)

@@ -1,0 +1,105 @@
+"""Ten k, on and off: ours against the plain way, beside what counting operations allows."""
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from report import against
+
+from patchsae_lib.ablation import Active, at_random, masked_logits
+from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
+from patchsae_lib.sae import SAE, drop, keep
+
+KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 3000)
+
+
+def vit_b_16() -> SplitCLIP:
+    """The paper's CLIP with random weights: speed does not depend on them."""
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-16-quickgelu").eval().requires_grad_(False)
+    return SplitCLIP(model, open_clip.get_tokenizer("ViT-B-16-quickgelu"))
+
+
+def small() -> SplitCLIP:
+    """The world's CLIP."""
+    return load_small_clip(DATA / "small_clip")
+
+
+def sparse(clip: SplitCLIP, d_sae: int, z: torch.Tensor, l0: int) -> SAE:
+    """A random autoencoder with about `l0` active latents a token."""
+    sae = SAE(clip.d_vit, d_sae).eval().requires_grad_(False)
+    some = sae.pre_activations(z[0])
+    sae.b_enc.sub_(float(some.flatten().kthvalue(round(some.numel() * (1 - l0 / d_sae))).values))
+    return sae
+
+
+def plain(
+    clip: SplitCLIP, sae: SAE, images: torch.Tensor, text: torch.Tensor, order: torch.Tensor
+):
+    """The whole model with a dense mask, for one k and one mask at a time."""
+    logits = []
+    for k in KS:
+        for mask in (keep, drop):
+            f = sae.encode(clip.tokens(images))
+            pooled, _ = clip.visual._pool(
+                clip._run(sae.decode(mask(f, order[0, :k])), clip.block + 1)
+            )
+            features = F.normalize(pooled @ clip.visual.proj, dim=-1)
+            logits.append(clip.logit_scale * features @ text.T)
+    return torch.stack(logits)
+
+
+def ours(clip: SplitCLIP, sae: SAE, images: torch.Tensor, text: torch.Tensor, order: torch.Tensor):
+    """The same by `masked_logits`."""
+    z = clip.tokens(images)
+    active, base = Active.of(sae, z), sae.b_dec.expand_as(z)
+    rank = order.argsort(1).expand(len(z), -1)
+    return torch.cat(list(masked_logits(clip, sae, active, base, text, rank, KS)))
+
+
+def bound(clip: SplitCLIP, sae: SAE, l0: float) -> float:
+    """Multiplications of the plain way over those that cannot be saved, for one picture.
+
+    Those are: the first half and the encoder once, each active latent's decoder row once, and for
+    each mask the keys and values of the last block (of all tokens) and the rest of it for CLS.
+    """
+    t, d, n = 1 + clip.grid[0] * clip.grid[1], clip.d_vit, 2 * len(KS)
+    block = 12 * d * d * t + 2 * t * t * d
+    code = t * d * sae.d_sae
+    first = (clip.block + 1) * block
+    cls = 2 * d * d * t + 10 * d * d + 2 * t * d
+    rest = (clip.n_blocks - clip.block - 2) * block + cls
+    whole = first + 2 * code + (clip.n_blocks - clip.block - 1) * block
+    return n * whole / (first + code + t * l0 * d + n * rest)
+
+
+SETTINGS = {
+    "ViT-B/16, 49,152 latents": (vit_b_16, 49_152, 150, 2),
+    "small CLIP, 3,072 latents": (small, 3_072, 33, 8),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def setting(request):
+    make, d_sae, l0, n = SETTINGS[request.param]
+    clip = make()
+    images = torch.randn(n, 3, *clip.visual.image_size)
+    with torch.inference_mode():
+        z = clip.tokens(images)
+        sae = sparse(clip, d_sae, z, l0)
+        active = Active.of(sae, z)
+        text = F.normalize(torch.randn(1000, clip.d_embed), dim=1)
+        args = (clip, sae, images, text, at_random(d_sae))
+        difference = (plain(*args) - ours(*args)).abs().max()
+    assert difference < 1e-4, difference
+    found = len(active.row) / (n * z.shape[1])
+    return request.param, args, bound(clip, sae, found)
+
+
+@pytest.mark.parametrize("way", [plain, ours])
+def test_masks(benchmark, setting, way):
+    name, args, limit = setting
+    what = f"20 masks, {name}"
+    against(benchmark, what, "plain" if way is plain else "ours", limit)
+    with torch.inference_mode():
+        benchmark.pedantic(way, args, rounds=5 if way is ours else 3, warmup_rounds=1)
