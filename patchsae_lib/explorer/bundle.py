@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,15 @@ def write_bundle(
     columns: pd.DataFrame,
     labelled: bool = True,
 ) -> Path:
-    """Write the data of all latents into `folder`, in place of what is there, and return it.
+    """Write the data of all latents into `folder`, in place of an older bundle, and return it.
 
     `images` (d, k) are their reference images among `pictures` (−1: none), `masks` (d, k, rows,
     columns) their activations there. `columns` has a row a latent: numbers, or words that repeat.
     """
     folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("index.js", "latents-*.js", "pictures-*.js"):
+        for old in folder.glob(name):
+            old.unlink()
     used = images[images >= 0].unique()
     anew = torch.full((len(pictures) + 1,), -1)  # the last one is that of no image
     anew[used] = torch.arange(len(used))
