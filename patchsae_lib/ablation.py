@@ -143,7 +143,7 @@ def mask_latents(
     A picture is encoded once and only its active latents are kept; only the blocks after the hook
     run for each mask. Memory grows with `batch`, not with pictures or masks.
 
-    Deviation: nothing is subtracted from the reconstructions, where the authors take off a constant
+    Deviation: nothing is subtracted from reconstructions, where the authors take off a constant
     (−0.105…) that the layer norm undoes; and pictures are others than those that were counted.
 
     Raises `ValueError` for rankings that are no orders of this SAE's latents for these classes, a

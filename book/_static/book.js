@@ -24,7 +24,8 @@
   /* Figures are made in the light palette; a dark page shows the same names in its own colours. */
   const palette = {
     "#1f2a37": "--ink", "#6b7280": "--muted", "#9ca3af": "--reported",
-    "#0f766e": "--teal", "#c2410c": "--orange", "#6d28d9": "--violet",
+    "#0f766e": "--teal", "#c2410c": "--orange", "#6d28d9": "--violet", "#0369a1": "--blue",
+    "#be185d": "--pink", "#4d7c0f": "--green", "#b45309": "--amber",
   };
   const triple = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
   const replacements = Object.entries(palette).map(([light, name]) => {
