@@ -54,7 +54,9 @@ def ours(clip: SplitCLIP, sae: SAE, images: torch.Tensor, text: torch.Tensor, or
     z = clip.tokens(images)
     active, base = Active.of(sae, z), sae.b_dec.expand_as(z)
     rank = order.argsort(1).expand(len(z), -1)
-    return torch.cat(list(masked_logits(clip, sae, active, base, text, rank, KS)))
+    return torch.cat(
+        list(masked_logits(clip, sae, active, base, active.decode(sae), text, rank, KS))
+    )
 
 
 def bound(clip: SplitCLIP, sae: SAE, l0: float) -> float:

@@ -167,7 +167,7 @@ def mask_latents(
         mine = classes[start : start + batch]
         for name, rank in ranks.items():
             of_image = rank[mine] if len(rank) > 1 else rank.expand(len(mine), -1)
-            logits = masked_logits(clip, sae, active, base, text, of_image, ks)
+            logits = masked_logits(clip, sae, active, base, whole, text, of_image, ks)
             masked[name].append(torch.stack([x.argmax(-1).cpu() for x in logits], 1))
     original, all_on, all_off = (torch.cat(parts) for parts in seen.values())
     predictions = {name: torch.cat(parts, 2) for name, parts in masked.items()}
@@ -179,14 +179,16 @@ def masked_logits(
     sae: SAE,
     active: Active,
     base: Tensor,
+    whole: Tensor,
     text: Tensor,
     rank: Tensor,
     ks: Sequence[int],
 ) -> Iterator[Tensor]:
     """Logits (2, b, c), on and off, for one k after another (increasing).
 
-    `active` are the latents of b images and `base` (b, tokens, d_vit) what is added to those that
-    a mask leaves; `rank` (b, d_sae) is the place of each latent in an image's order, from 0.
+    `active` are the latents of b images, `whole` (b, tokens, d_vit) what they all decode to and
+    `base` what is added to those that a mask leaves; `rank` (b, d_sae) is the place of each latent
+    in an image's order, from 0.
 
     What k₁ to k₂ add is decoded once: on(k₂) = on(k₁) + that, off(k) = all − on(k).
     """
@@ -195,7 +197,7 @@ def masked_logits(
     step = torch.bucketize(of, torch.tensor(ks, device=of.device), right=True)
     order = step.argsort(stable=True)  # within a step rows stay in order
     counts = step.bincount(minlength=len(ks) + 1)[: len(ks)].tolist()
-    whole, on = active.decode(sae), torch.zeros_like(base)
+    on = torch.zeros_like(base)
     for part in order[: sum(counts)].split(counts):
         on = on + active.take(part).decode(sae)
         both = torch.cat([base + on, base + whole - on])

@@ -169,8 +169,8 @@ def latent_scatter(
         "title": {"text": label, "side": "top", "font_size": 12},
         "orientation": "h",
         "thickness": 10,
+        **{"len": 0.5, "x": 0.0, "xanchor": "left", "y": -0.16, "yanchor": "top"},
     }
-    bar |= {"len": 0.5, "x": 0.0, "xanchor": "left", "y": -0.16, "yanchor": "top"}
     low, high = alive[colour].quantile([0.01, 0.99])
     shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
     shades |= {"cmin": low, "cmax": high}
@@ -194,10 +194,7 @@ def latent_scatter(
     for place in ({"row": 1, "col": 1}, {"row": 2, "col": 2}):
         figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", **place)
         figure.update_yaxes(showticklabels=False, showgrid=False, ticks="", **place)
-    low, high = alive[colour].quantile([0.1, 0.9])
-    said = (
-        f"{middle(table)}; {label} from {low:.2g} to {high:.2g} (tenth and ninetieth percentile)."
-    )
+    said = f"{middle(table)}; {label} from {low:.2g} to {high:.2g}."
     return finish(figure, title, caption, said, 560, showlegend=False, bargap=0)
 
 

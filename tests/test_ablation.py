@@ -64,10 +64,11 @@ def test_every_mask_is_that_of_the_plain_way(clip, seen, error: bool) -> None:
     ks = (0, 1, 5, 30, D)
     order = torch.stack([at_random(D, seed)[0] for seed in range(N_CLASSES)])
     active = Active.of(sae, z)
-    base = z - active.decode(sae) if error else sae.b_dec.expand_as(z)
+    whole = active.decode(sae)
+    base = z - whole if error else sae.b_dec.expand_as(z)
     rank = order.argsort(1)[labels]
     with torch.no_grad():
-        ours = list(masked_logits(clip, sae, active, base, text, rank, ks))
+        ours = list(masked_logits(clip, sae, active, base, whole, text, rank, ks))
         for k, (on, off) in zip(ks, ours, strict=True):
             for mask, logits in (("on", on), ("off", off)):
                 wanted = plain(clip, sae, z, text, order, labels, k, mask, error)

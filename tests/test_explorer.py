@@ -97,6 +97,9 @@ def test_what_is_known_may_be_added_later(bundle: Path) -> None:
     }
     with pytest.raises(ValueError, match="4 rows for the 3 latents"):
         describe(bundle, table(4))
+    words = pd.DataFrame({"hover": [str(i) for i in range(32_769)]})
+    with pytest.raises(ValueError, match="'hover' has 32,769 words, more than 32,768"):
+        describe(bundle, words)
 
 
 def test_files_have_as_much_as_they_say(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def _columns(table: pd.DataFrame) -> dict[str, Any]:
             out[str(name)] = _base64(column, "<f4")
         else:
             codes, words = pd.factorize(column)
+            if len(words) > 2**15:
+                raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
             out[str(name)] = {"names": [str(w) for w in words], "codes": _base64(codes, "<i2")}
     return out
 
