@@ -11,9 +11,10 @@ from patchsae_lib.notebooks import NotebookError, make_book, short
 
 # Loaded when asked for: torch takes seconds.
 SCRIPTS = {
-    "pretrain": ("patchsae_lib.pretrain", "train the small CLIP again"),
-    "card": ("patchsae_lib.card", "measure the small CLIP and write its card"),
-    "sae": ("patchsae_lib.shipped", "train the autoencoder that ships, and write its card"),
+    "pretrain": ("pretrain", "main", "train the small CLIP again"),
+    "card": ("card", "main", "measure the small CLIP and write its card"),
+    "sae": ("shipped", "main", "train the autoencoder that ships, and write its card"),
+    "prompts": ("shipped", "prompts", "train the prompts that ship"),
 }
 
 
@@ -27,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
         help="a parameter of the notebooks, e.g. -p images folder:/my/photos",
     )  # fmt: skip
-    for name, (_, what) in SCRIPTS.items():
+    for name, (*_, what) in SCRIPTS.items():
         commands.add_parser(name, help=what, add_help=False)
     options, rest = parser.parse_known_args(argv)
     if options.command in SCRIPTS:
-        module = importlib.import_module(SCRIPTS[options.command][0])
+        module, function, _ = SCRIPTS[options.command]
         try:
-            module.main(rest)
+            getattr(importlib.import_module(f"patchsae_lib.{module}"), function)(rest)
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             return 1

@@ -131,20 +131,23 @@ def mask_latents(
     *,
     classes: Tensor | None = None,
     error: bool = False,
+    prompts: bool = False,
     batch: int = BATCH,
     progress: bool = True,
 ) -> Masked:
     """Classify pictures from their latents, for every ranking and every k, on and off.
 
-    Tokens (n, 1 + n_patches, d_vit) of pictures with `labels` (n,); `text` (c, d_embed) is the
-    zero-shot head. A picture gets the mask of its true class (an oracle, as in the paper) or of
-    `classes` (n,). `error` adds what the autoencoder does not reconstruct to every masked token.
+    Tokens (n, 1 + n_patches + n_prompts, d_vit) of pictures with `labels` (n,); `text`
+    (c, d_embed) is the head. A picture gets the mask of its true class (an oracle, as in the
+    paper) or of `classes` (n,). `error` adds what the autoencoder does not reconstruct to every
+    masked token. The tokens of an adapted model's prompts are left alone.
 
     A picture is encoded once and only its active latents are kept; only the blocks after the hook
     run for each mask. Memory grows with `batch`, not with pictures or masks.
 
     Deviation: nothing is subtracted from reconstructions, where the authors take off a constant
-    (−0.105…) that the layer norm undoes; and pictures are others than those that were counted.
+    (−0.105…) that the layer norm undoes; pictures are others than those that were counted; and
+    they mask prompt tokens, too, which `prompts` does likewise.
 
     Raises `ValueError` for rankings that are no orders of this SAE's latents for these classes, a
     k that is not 0 to d_sae, and classes without a picture.
@@ -159,9 +162,12 @@ def mask_latents(
     starts = range(0, len(tokens), batch)
     for start in tqdm(starts, "masks", disable=None if progress else True):
         z = tokens[start : start + batch].to(sae.W_dec.device, torch.float32)
-        active = Active.of(sae, z)
+        n = z.shape[1] if prompts else clip.n_tokens
+        active = Active.of(sae, z, n)
         whole = active.decode(sae)
-        base = z - whole if error else sae.b_dec.expand_as(z)  # what is there without latents
+        base = z - whole  # what is there without latents
+        if not error:
+            base[:, :n] = sae.b_dec
         for name, x in (("original", z), ("all on", base + whole), ("all off", base)):
             seen[name].append(clip.classify(x, text).argmax(1).cpu())
         mine = classes[start : start + batch]
@@ -214,9 +220,10 @@ def latent_effects(
     notebook 4 say how well that holds. Of a token it is the sum over its latents.
     """
     b, t, _ = z.shape
-    active = Active.of(sae, z)
+    n = clip.n_tokens
+    active = Active.of(sae, z, n)
     with torch.enable_grad():
-        z_hat = (active.decode(sae) + sae.b_dec).requires_grad_()
+        z_hat = torch.cat([active.decode(sae)[:, :n] + sae.b_dec, z[:, n:]], 1).requires_grad_()
         logits = clip.classify(z_hat, text)
         above = logits[torch.arange(b), labels] - logits.mean(1)
         (gradient,) = torch.autograd.grad(above.sum(), z_hat)
@@ -235,7 +242,7 @@ class Active:
     """The latents that are active in tokens of a `shape` (images, tokens, d_vit), and no others.
 
     `value`, `latent` and `row` (entries,): a latent's activation and which token it is in, of all
-    images × tokens; rows are in order.
+    images × tokens; rows are in order. Tokens without any, as those of prompts, decode to 0.
     """
 
     shape: torch.Size
@@ -244,11 +251,11 @@ class Active:
     value: Tensor
 
     @classmethod
-    def of(cls, sae: SAE, z: Tensor) -> Active:
-        """Those of tokens z (images, tokens, d_vit)."""
-        f = sae.encode(z).flatten(0, 1)
-        row, latent = f.nonzero(as_tuple=True)
-        return cls(z.shape, row, latent, f[row, latent])
+    def of(cls, sae: SAE, z: Tensor, n: int | None = None) -> Active:
+        """Those of tokens z (images, tokens, d_vit), in the first `n` of each image."""
+        f = sae.encode(z[:, :n])
+        image, token, latent = f.nonzero(as_tuple=True)
+        return cls(z.shape, image * z.shape[1] + token, latent, f[image, token, latent])
 
     def take(self, entries: Tensor) -> Active:
         """Some of the entries; their rows have to be in order."""

@@ -1,8 +1,9 @@
-"""Autoencoders in files: ours and the authors', told apart by content (paper section 3.1).
+"""Autoencoders and prompts in files: ours and others', told apart by content (sections 3.1, 4.2).
 
 Ours is safetensors: `W_enc` (d_vit, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_vit), `b_dec`
 (d_vit,), float32 or float16, and `threshold` (), float32. Its metadata hold `format`,
-`activation`, `k` and `config` (whatever the caller says about its making) as JSON.
+`activation`, `k` and `config` (whatever the caller says about its making) as JSON. Prompts:
+`text` and `visual`, float32, of the shapes that `maple.Prompts` says, and `template` and `config`.
 Reading a file never runs code from it.
 """
 
@@ -10,9 +11,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.maple import Prompts
 from patchsae_lib.sae import SAE, require_finite
 
 FORMAT = "patchsae-sae-1"
+PROMPTS_FORMAT = "patchsae-prompts-1"
 AUTHORS_CONFIG = "ViTSAERunnerConfig"  # the authors' class that their checkpoints pickle
+T = TypeVar("T")
+MADE_BY = {"autoencoder": "1_training", "prompts": "5_maple"}
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -61,27 +70,63 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return _read(path)[1]
 
 
+def save_prompts(path: str | Path, prompts: Prompts) -> None:
+    """Write prompts; `ValueError` if they are NaN or infinite."""
+    tensors = {"text": prompts.text, "visual": prompts.visual}
+    tensors = {name: t.detach().float().contiguous() for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        require_finite(tensor, f"{name} prompts")
+    about = {"format": PROMPTS_FORMAT, "template": prompts.template}
+    about["config"] = json.dumps(prompts.config or {})
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, about)
+
+
+def load_prompts(path: str | Path) -> Prompts:
+    """The prompts in a file of ours or in an official MaPLe checkpoint (`model.pth.tar-N`).
+
+    Of the latter depth and number of context tokens are those that it has, and every part of the
+    learner must be there once. What depends on a class list (`token_prefix`, `token_suffix`) is
+    not read: prompts fit any classes. Frozen weights of CLIP in it are not read either.
+
+    Raises `FileNotFoundError`, or `ValueError` for a file that is cut short or something else.
+    """
+    return _sniff(
+        Path(path),
+        {"torch": _read_official, "safetensors": _read_prompts},
+        "prompts",
+        "what save_prompts wrote or an official MaPLe checkpoint",
+    )
+
+
 def _read(path: str | Path) -> tuple[SAE, dict[str, Any]]:
-    path = Path(path)
+    return _sniff(
+        Path(path),
+        {"torch": _read_authors, "safetensors": _read_ours},
+        "autoencoder",
+        "what save_sae wrote or the authors' .pt file",
+    )
+
+
+def _sniff(path: Path, readers: Mapping[str, Callable[[Path], T]], what: str, expected: str) -> T:
+    """Read a file with the reader for its content, whatever its name is."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"no autoencoder at {path}: train one (notebook 1_training) or give another path"
+            f"no {what} at {path}: train one (notebook {MADE_BY[what]}) or give another path"
         )
     with path.open("rb") as file:
         start = file.read(9)
+    kind = "torch" if start[:2] == b"PK" else "safetensors" if start[8:] == b"{" else ""
+    if not kind:
+        raise ValueError(
+            f"{path} holds neither safetensors nor a torch checkpoint: expected {expected}"
+        )
     try:
-        if start[:2] == b"PK":
-            return _read_authors(path)
-        if start[8:] == b"{":
-            return _read_ours(path)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        return readers[kind](path)
+    except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is damaged or cut short ({error}): copy or train it again"
         ) from error
-    raise ValueError(
-        f"{path} holds neither safetensors nor a torch checkpoint: expected what save_sae wrote "
-        "or the authors' .pt file"
-    )
 
 
 def _read_ours(path: Path) -> tuple[SAE, dict[str, Any]]:
@@ -95,6 +140,112 @@ def _read_ours(path: Path) -> tuple[SAE, dict[str, Any]]:
         tensors = {name: file.get_tensor(name) for name in (*PARAMETERS, "threshold")}
     sae = _build(path, tensors, metadata["activation"], json.loads(metadata["k"]))
     return sae, json.loads(metadata["config"])
+
+
+def _read_prompts(path: Path) -> Prompts:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        if about.get("format") != PROMPTS_FORMAT:
+            raise ValueError(
+                f"{path} is a safetensors file but not prompts of ours: its format is "
+                f"{about.get('format')!r}, expected {PROMPTS_FORMAT!r}"
+            )
+        text, visual = file.get_tensor("text"), file.get_tensor("visual")
+    return _prompts(path, text, visual, about["template"], json.loads(about["config"]))
+
+
+def _prompts(path: Path, text: Tensor, visual: Tensor, *about: Any) -> Prompts:
+    for name, tensor in (("text", text), ("visual", visual)):
+        if tensor.ndim != 3:
+            raise ValueError(
+                f"{path}: {name} prompts must be (depth, n_ctx, width), got {tuple(tensor.shape)}"
+            )
+        require_finite(tensor, f"{path}: {name} prompts")
+    return Prompts(text, visual, *about)
+
+
+class _Inert(dict[Any, Any]):
+    """Stands in for whatever a checkpoint refers to: takes anything, does nothing."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        super().__init__()
+
+    def _ignore(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    __setitem__ = __setstate__ = append = extend = add = _ignore
+
+
+class _OnlyTensors(pickle.Unpickler):
+    """Builds tensors and plain values; every other name in a pickle is a class that does nothing.
+
+    torch's own `weights_only` refuses a file with objects such as MaPLe's live scheduler.
+    """
+
+    ALLOWED: ClassVar = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self.ALLOWED.get((module, name), _Inert)
+
+
+LEARNER = "prompt_learner."
+OF_CLASSES = ("token_prefix", "token_suffix")
+
+
+def _read_official(path: Path) -> Prompts:
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("constants.pkl") for name in archive.namelist()):
+            raise ValueError(f"{path} is TorchScript, which runs when it is loaded: not read")
+    try:
+        found = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=False,  # but by an unpickler that has nothing to run
+            pickle_module=SimpleNamespace(__name__="tensors", Unpickler=_OnlyTensors),
+        )
+    except (pickle.UnpicklingError, TypeError, AttributeError, LookupError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of MaPLe ({error!r})") from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else {}
+    mine = {
+        key.removeprefix(LEARNER): value
+        for key, value in state.items()
+        if key.startswith(LEARNER) and not key.endswith(OF_CLASSES)
+    }
+    return _fold(path, mine)
+
+
+def _fold(path: Path, mine: dict[str, Any]) -> Prompts:
+    """The prompts that the parameters of MaPLe's learner make: visual = text Wᵀ + b."""
+    deep = sum(re.fullmatch(r"compound_prompts_text\.\d+", key) is not None for key in mine)
+    texts = ["ctx", *(f"compound_prompts_text.{i}" for i in range(deep))]
+    maps = ["proj", *(f"compound_prompt_projections.{i}" for i in range(deep))]
+    wanted = {*texts, *(f"{name}.{part}" for name in maps for part in ("weight", "bias"))}
+    if missing := sorted(wanted - {k for k, v in mine.items() if isinstance(v, Tensor)}):
+        raise ValueError(
+            f"{path} is no whole checkpoint of MaPLe: prompt_learner has no {', '.join(missing)}"
+        )
+    if unknown := sorted(mine.keys() - wanted):
+        raise ValueError(f"{path}: unknown parts of prompt_learner: {', '.join(unknown)}")
+    mine = {key: value.float() for key, value in mine.items()}
+    shape = mine["ctx"].shape
+    d_vit = len(mine["proj.bias"])
+    for key in wanted:
+        expected = (
+            tuple(shape) if key in texts else (d_vit, shape[-1]) if "weight" in key else (d_vit,)
+        )
+        if tuple(mine[key].shape) != expected or len(shape) != 2:
+            raise ValueError(
+                f"{path}: {key} is {tuple(mine[key].shape)}, ctx and proj.bias ask for {expected}"
+            )
+    visual = [
+        mine[t] @ mine[f"{m}.weight"].T + mine[f"{m}.bias"]
+        for t, m in zip(texts, maps, strict=True)
+    ]
+    return _prompts(path, torch.stack([mine[t] for t in texts]), torch.stack(visual))
 
 
 class _AuthorsConfig:

@@ -53,8 +53,9 @@ class SplitCLIP(nn.Module):
     `features(tokens(x))` equals `model.encode_image(x, normalize=True)`. The model is used as it
     is: `load_clip` puts it in eval mode and freezes it, the constructor does not.
 
-    Attributes: `grid` (rows, columns of patches), `d_vit`, `d_embed`, `n_blocks`, `block` (counted
-    from 0, also when a negative one was given) and `logit_scale`.
+    Attributes: `grid` (rows, columns of patches), `n_tokens` (1 + n_patches), `d_vit`, `d_embed`,
+    `n_blocks`, `block` (counted from 0, also when a negative one was given) and `logit_scale`.
+    `n_prompts` is 0: an adapted model (`maple.adapt`) has that many more tokens after its patches.
 
     Raises `TypeError` for an image tower that is no open_clip ViT and `ValueError` for one that
     does not pool its tokens, or a block that it does not have.
@@ -62,6 +63,7 @@ class SplitCLIP(nn.Module):
 
     mean: Tensor
     std: Tensor
+    n_prompts = 0
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, block: int = -2) -> None:
         super().__init__()
@@ -80,6 +82,7 @@ class SplitCLIP(nn.Module):
             raise ValueError(f"block {block}: the image tower has {self.n_blocks} blocks")
         self.block = block % self.n_blocks
         self.grid: tuple[int, int] = visual.grid_size
+        self.n_tokens = 1 + self.grid[0] * self.grid[1]
         self.d_vit: int = visual.transformer.width
         self.d_embed: int = visual.output_dim
         self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {}))
@@ -121,14 +124,15 @@ class SplitCLIP(nn.Module):
         return (pictures / 255 - self.mean) / self.std
 
     def tokens(self, images: Tensor) -> Tensor:
-        """The residual tokens z (b, 1 + n_patches, d_vit) of preprocessed images (b, 3, h, w)."""
+        """The residual tokens z (b, 1 + n_patches + n_prompts, d_vit) of preprocessed images
+        (b, 3, h, w); those of prompts come last."""
         expected = (3, *self.visual.image_size)
         if tuple(images.shape[1:]) != expected or not images.is_floating_point():
             raise ValueError(
                 f"tokens expects float images (b, *{expected}), got {images.dtype} "
                 f"{tuple(images.shape)}: call preprocess first"
             )
-        return self._run(self.visual._embeds(images), 0, self.block + 1)
+        return self._run(self._embed(images), 0, self.block + 1)
 
     def neurons(self, images: Tensor) -> Tensor:
         """The MLP's neurons (b, 1 + n_patches, width) of the last block before the hook, after
@@ -146,14 +150,18 @@ class SplitCLIP(nn.Module):
         return x if self.visual.transformer.batch_first else x.transpose(0, 1)
 
     def features(self, z: Tensor) -> Tensor:
-        """The image features (b, d_embed), unit norm, of z (b, 1 + n_patches, d_vit)."""
-        expected = (1 + self.grid[0] * self.grid[1], self.d_vit)
+        """The image features (b, d_embed), unit norm, of what `tokens` gives."""
+        expected = (self.n_tokens + self.n_prompts, self.d_vit)
         if tuple(z.shape[1:]) != expected:
             raise ValueError(f"features expects z (b, *{expected}), got {tuple(z.shape)}")
         last = max(self.block + 1, self.n_blocks - 1)
         x = self._run(z, self.block + 1, last)
         x = self._cls_of_last_block(x) if self._only_cls_leaves(last) else self._run(x, last)
         return F.normalize(self.visual._pool(x)[0] @ self.visual.proj, dim=-1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """The features (n, d_embed), unit norm, of n texts as the tokenizer's ids."""
+        return self.model.encode_text(ids, normalize=True)
 
     def classify(self, z: Tensor, text_features: Tensor) -> Tensor:
         """Logits (b, c) of residual tokens for text features (c, d_embed): scaled cosines."""
@@ -173,7 +181,7 @@ class SplitCLIP(nn.Module):
         prompts = [t.format if isinstance(t, str) else t for t in templates]
         ids = self.tokenizer([prompt(name) for name in class_names for prompt in prompts])
         parts = ids.to(self.mean.device).split(batch)
-        x = torch.cat([self.model.encode_text(part, normalize=True) for part in parts])
+        x = torch.cat([self.encode_text(part) for part in parts])
         return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1)
 
     def _only_cls_leaves(self, last: int) -> bool:
@@ -188,19 +196,30 @@ class SplitCLIP(nn.Module):
         """The CLS token (b, 1, d_vit) after the last block, of x (b, t, d_vit): a sixth of the
         block's operations, since the other tokens need keys and values only."""
         block, first = self.visual.transformer.resblocks[-1], self.visual.transformer.batch_first
+        x = self._enter(x, self.n_blocks - 1)
         h, cls = block.ln_1(x), x[:, :1]
         q, kv = (h[:, :1], h) if first else (h[:, :1].transpose(0, 1), h.transpose(0, 1))
         mixed = block.attn(q, kv, kv, need_weights=False)[0]
         cls = cls + block.ls_1(mixed if first else mixed.transpose(0, 1))
         return cls + block.ls_2(block.mlp(block.ln_2(cls)))
 
+    def _embed(self, images: Tensor) -> Tensor:
+        """What the first block gets (b, 1 + n_patches + n_prompts, d_vit)."""
+        return self.visual._embeds(images)
+
+    def _enter(self, x: Tensor, _block: int) -> Tensor:
+        """What a block gets in place of x: an adapted model puts its prompts in here."""
+        return x
+
     def _run(self, x: Tensor, start: int, stop: int | None = None) -> Tensor:
         """x (b, t, d_vit) after the blocks from `start` up to, not including, `stop`."""
         transformer = self.visual.transformer
-        x = x if transformer.batch_first else x.transpose(0, 1)
-        for block in transformer.resblocks[start:stop]:
-            x = block(x)
-        return x if transformer.batch_first else x.transpose(0, 1)
+        for i in range(self.n_blocks)[start:stop]:
+            x = self._enter(x, i)
+            x = x if transformer.batch_first else x.transpose(0, 1)
+            x = transformer.resblocks[i](x)
+            x = x if transformer.batch_first else x.transpose(0, 1)
+        return x
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
     image = []
     for z in cache.tokens.split(BATCH):
         z = z.float()
-        part = z[:, :1] if cls_only else z
+        part = z[:, : 1 if cls_only else clip.n_tokens]
         f = sae.encode(part)
         z_hat = sae.decode(f)
         count = part.shape[0] * part.shape[1]
@@ -117,8 +117,7 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
         total += part.double().sum((0, 1))
         squares += float(part.double().pow(2).sum())
         fired |= (f > 0).flatten(0, 1).any(0)
-        replaced = torch.cat([z_hat, z[:, 1:]], 1) if cls_only else z_hat
-        image.append(clip.features(replaced))
+        image.append(clip.features(torch.cat([z_hat, z[:, part.shape[1] :]], 1)))
     variance = squares - float(total.pow(2).sum()) / n
     with_sae, without = torch.cat(image), held_out.features
     acc, acc_original = (accuracy(x @ text.T, held_out.labels) for x in (with_sae, without))

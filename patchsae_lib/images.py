@@ -48,6 +48,11 @@ def captions_of(pictures: Pictures) -> list[str]:
     return [f"a photo of a {names[pictures.label(i)]}." for i in range(len(pictures))]
 
 
+def template_of(pictures: Pictures) -> str:
+    """A sentence with {} for the name of a class: that of a task of the world, else MaPLe's."""
+    return pictures.task.templates[0] if isinstance(pictures, World) else "a photo of a {}."
+
+
 class Files:
     """Pictures of a torchvision data set in a fixed random order, as squares of `size` pixels.
 

@@ -278,6 +278,7 @@ def scan(
     indices: Sequence[int] | None = None,
     *,
     labelled: bool = True,
+    prompts: bool = False,
     batch: int = 64,
     progress: bool = True,
     **options: Any,
@@ -286,6 +287,9 @@ def scan(
 
     `options`: `k`, `tau` and `rank_by` of a `LatentTable`. A picture that raises `OSError` on
     reading is skipped and listed; `labelled=False` for pictures whose labels mean nothing.
+
+    Deviation: the tokens of an adapted model's prompts are not counted, being no part of a
+    picture; `prompts` counts them, as the authors do.
 
     Raises `ValueError` when more than 1 % of the pictures cannot be read, or there are none.
     """
@@ -310,7 +314,7 @@ def scan(
             with torch.no_grad():
                 z = clip.tokens(clip.preprocess(images))
             labels = torch.tensor([pictures.label(i) for i in read]) if labelled else None
-            table.add(sae, z, torch.tensor(read), labels)
+            table.add(sae, z if prompts else z[:, : clip.n_tokens], torch.tensor(read), labels)
     return table
 
 

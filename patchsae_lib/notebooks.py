@@ -16,15 +16,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
-from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.clip import DATA
+from patchsae_lib.checkpoints import load_prompts, load_sae, save_prompts
+from patchsae_lib.clip import DATA, SplitCLIP
+from patchsae_lib.images import labels_of, open_pictures, template_of
+from patchsae_lib.maple import Prompts, base_classes, few_shot, run_of, train_prompts
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 
@@ -76,6 +78,38 @@ def autoencoder(profile: Profile, out: Path, which: str) -> SAE:
     if not path.is_file():
         raise FileNotFoundError(f"no {short(path)}: notebook 1 makes it, with the same profile")
     return load_sae(path)
+
+
+def learnt_prompts(
+    profile: Profile,
+    folders: Sequence[Path],
+    clip: SplitCLIP,
+    spec: str,
+    seed: int = 0,
+    swapped: bool = False,
+    train: bool = False,
+) -> Prompts:
+    """Prompts for the base classes of the task `spec`, of the few-shot `seed`.
+
+    Taken from the first of `folders` that has those this would train, unless `train`; else trained
+    and written to the first folder. `swapped`: every class is given the name of the next.
+    """
+    pictures = open_pictures(spec, "train", 0, clip.visual.image_size[0])
+    base = pictures.class_names[: base_classes(len(pictures.class_names))]
+    names = (*base[1:], base[0]) if swapped else base
+    template = template_of(pictures)
+    config = replace(profile.prompts, seed=seed)
+    chosen = few_shot(labels_of(pictures), len(base), config.shots, seed)
+    run = run_of(clip, names, config, template, chosen)
+    stem = f"{Path(spec.partition(':')[2] or spec).name}{'-swapped' if swapped else ''}-{seed}"
+    for folder in folders:
+        path = folder / f"{stem}.safetensors"
+        if not train and path.is_file() and (found := load_prompts(path)).config == run:
+            return found
+    path = folders[0] / f"{stem}.safetensors"
+    prompts, _ = train_prompts(clip, pictures, names, config, template)
+    save_prompts(path, prompts)
+    return prompts
 
 
 def make_book(profile_name: str, given: Mapping[str, str], build: Path | None = None) -> Path:

@@ -101,6 +101,38 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PromptsConfig:
+    """MaPLe's prompts and their few-shot training (section 4.2; the defaults are MaPLe's own).
+
+    `n_ctx` tokens replace as many words, and are made anew before each of the first `depth`
+    blocks, of both encoders or one. `shots` pictures a class; `lr` follows a cosine over `epochs`
+    after `warmup_epochs` of `warmup_lr`; `augment` cuts and mirrors pictures at random.
+    """
+
+    encoders: str = "both"  # both | text | picture
+    n_ctx: int = 2
+    depth: int = 9
+    shots: int = 16
+    epochs: int = 5
+    batch: int = 4
+    lr: float = 0.0035
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.encoders not in ("both", "text", "picture"):
+            raise ValueError(f"prompts.encoders: {self.encoders!r} is not both, text or picture")
+        if min(self.n_ctx, self.depth, self.shots, self.epochs, self.batch) < 1:
+            raise ValueError("prompts.n_ctx, depth, shots, epochs and batch must be 1 or more")
+        if not self.lr > 0 or not self.warmup_lr > 0 or self.warmup_epochs < 0 or self.seed < 0:
+            raise ValueError("prompts.lr and warmup_lr must be above 0, the others 0 or more")
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything a run needs to be repeated.
 
@@ -114,6 +146,8 @@ class Profile:
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    tasks: tuple[str, ...] = ()
     seeds: int = 3
     sweep_steps: int = 0
     sweep_batch: int = 0
@@ -158,7 +192,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         "pictures": PicturesConfig,
         "sae": SAEConfig,
         "train": TrainConfig,
+        "prompts": PromptsConfig,
     }
+    table["tasks"] = tuple(table.get("tasks", ()))
     filled: dict[str, Any] = {
         k: _fill(kinds[k], v, f"{path.name} [{k}]") if k in kinds else v for k, v in table.items()
     }
@@ -167,4 +203,5 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 def with_pictures(profile: Profile, spec: str) -> Profile:
     """The same profile over other pictures, e.g. `folder:/my/photos`."""
-    return replace(profile, pictures=replace(profile.pictures, spec=spec, test=""))
+    pictures = replace(profile.pictures, spec=spec, test="")
+    return replace(profile, pictures=pictures, tasks=())

@@ -1,9 +1,11 @@
-"""The autoencoder that ships: trained longer than a notebook can afford.
+"""What ships because a notebook has no time to train it: an autoencoder, and prompts.
 
     python -m patchsae_lib sae
+    python -m patchsae_lib prompts
 
-Written to `data/sae.safetensors` with a card. Notebook 1 trains its own before the reader's eyes
-and shows both; later notebooks take this one unless told otherwise.
+The autoencoder is written to `data/sae.safetensors` with a card. Notebook 1 trains its own before
+the reader's eyes and shows both; later notebooks take this one unless told otherwise. Prompts of
+every task, three seeds, and a control go to `data/prompts/`; notebook 5 trains those of one task.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from patchsae_lib.checkpoints import save_sae
 from patchsae_lib.clip import DATA, SplitCLIP, load_clip, templates_for
 from patchsae_lib.evaluation import HeldOut, as_row, bootstrap_mean, evaluate_sae
 from patchsae_lib.images import captions_of, labels_of
+from patchsae_lib.notebooks import learnt_prompts
 from patchsae_lib.profiles import Profile, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.training import train
@@ -26,6 +29,7 @@ from patchsae_lib.truth import baselines, compare_units, world_truth
 from patchsae_lib.world import World
 
 SHIPPED = DATA / "sae.safetensors"
+PROMPTS = DATA / "prompts"
 
 CARD = """# The autoencoder of the small CLIP
 
@@ -119,3 +123,15 @@ def main(argv: list[str] | None = None) -> None:
         train=replace(world.train, steps=given.steps, checkpoint_every=250),
     )
     make(profile, given.out, given.work)
+
+
+def prompts(argv: list[str] | None = None) -> None:
+    """The command line of `python -m patchsae_lib prompts`: trains those that are not there."""
+    parser = argparse.ArgumentParser(prog="python -m patchsae_lib prompts", description=__doc__)
+    parser.add_argument("--out", type=Path, default=PROMPTS)
+    given = parser.parse_args(argv)
+    profile = load_profile("world")
+    clip = load_clip(profile.model)
+    for seed, swapped in [(0, False), (0, True), *((s, False) for s in range(1, profile.seeds))]:
+        for spec in profile.tasks:
+            learnt_prompts(profile, [given.out], clip, spec, seed, swapped)

@@ -1,0 +1,566 @@
+"""Prompts: they do to both encoders what MaPLe says, are learnt with CLIP frozen, and are read
+from files without running any."""
+
+import math
+import os
+import struct
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from patchsae_lib import maple
+from patchsae_lib.ablation import at_random, mask_latents
+from patchsae_lib.checkpoints import load_prompts, save_prompts
+from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, load_small_clip
+from patchsae_lib.latents import scan
+from patchsae_lib.maple import (
+    AdaptedCLIP,
+    PromptLearner,
+    Prompts,
+    adapt,
+    base_classes,
+    few_shot,
+    fingerprint,
+    learning_rate,
+    train_prompts,
+)
+from patchsae_lib.profiles import PromptsConfig
+from patchsae_lib.sae import SAE
+from patchsae_lib.world import TASKS, World
+
+WORDS = ["a", "photo", "of", "red", "cat", "dog", "boat"]
+NAMES = ["cat", "red dog", "boat"]
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 4, "head_width": 16}
+TEXT = {"context_length": 16, "vocab_size": 64, "width": 24, "heads": 2, "layers": 3}
+SHOT = PromptsConfig(depth=2, shots=2, epochs=3, augment=False)
+
+
+def tiny(block: int = -2, kind: type = open_clip.CLIP) -> SplitCLIP:
+    torch.manual_seed(0)
+    text = TEXT | ({"no_causal_mask": True} if kind is open_clip.CustomTextCLIP else {})
+    model = kind(embed_dim=16, vision_cfg=VISION, text_cfg=text).eval().requires_grad_(False)
+    return SplitCLIP(model, WordTokenizer(WORDS, 16), block)
+
+
+def some_prompts(text_depth: int = 3, visual_depth: int = 3, n: int = 2, seed: int = 0) -> Prompts:
+    generator = torch.Generator().manual_seed(seed)
+    return Prompts(
+        torch.randn(text_depth, n, 24, generator=generator),
+        torch.randn(visual_depth, n, 32, generator=generator),
+    )
+
+
+@pytest.fixture(scope="module")
+def clip() -> SplitCLIP:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def small() -> SplitCLIP:
+    return load_small_clip(DATA / "small_clip", -2)
+
+
+def plain_image_features(model, images, visual):
+    """MaPLe's image encoder as its paper tells it, token by token."""
+    tower = model.visual
+    patches = tower.conv1(images).flatten(2).transpose(1, 2)
+    cls = tower.class_embedding.expand(len(images), 1, -1)
+    x = torch.cat([cls, patches], 1) + tower.positional_embedding
+    n = x.shape[1]
+    x = torch.cat([x, visual[0].expand(len(images), -1, -1)], 1)
+    x = tower.ln_pre(x)
+    for i, block in enumerate(tower.transformer.resblocks):
+        if 0 < i < len(visual):
+            x[:, n:] = visual[i]
+        x = block(x)
+    return F.normalize(tower.ln_post(x[:, 0]) @ tower.proj, dim=-1)
+
+
+def plain_text_features(model, ids, text):
+    """MaPLe's text encoder likewise."""
+    x = model.token_embedding(ids)
+    x[:, 1 : 1 + text.shape[1]] = text[0]
+    x = x + model.positional_embedding
+    for i, block in enumerate(model.transformer.resblocks):
+        if 0 < i < len(text):
+            x[:, 1 : 1 + text.shape[1]] = text[i]
+        x = block(x, attn_mask=model.attn_mask)
+    x = model.ln_final(x)[torch.arange(len(ids)), ids.argmax(1)]
+    return F.normalize(x @ model.text_projection, dim=-1)
+
+
+# --- an adapted model ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [0, 1, -2, -1])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@torch.no_grad()
+def test_an_adapted_model_is_maple_in_two_halves(block: int, depth: int) -> None:
+    clip, prompts = tiny(block), some_prompts(depth, depth)
+    adapted = adapt(clip, prompts, NAMES)
+    images = torch.randn(2, 3, 32, 32)
+    z = adapted.tokens(images)
+    assert z.shape == (2, 1 + 4 + 2, 32)
+    assert (adapted.n_tokens, adapted.n_prompts) == (5, 2)
+    wanted = plain_image_features(clip.model, images, prompts.visual)
+    assert (adapted.features(z) - wanted).abs().max() < 1e-5
+    ids = clip.tokenizer([f"a photo of a {name}." for name in NAMES])
+    wanted = plain_text_features(clip.model, ids, prompts.text)
+    assert (adapted.text - wanted).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_without_prompts_it_is_the_same_clip(clip: SplitCLIP) -> None:
+    nothing = Prompts(torch.empty(0, 2, 0), torch.empty(0, 2, 0))
+    adapted = adapt(clip, nothing, NAMES)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(adapted.tokens(images), clip.tokens(images))
+    assert torch.equal(adapted.text, clip.text_features(NAMES, ["a photo of a {}."]))
+
+
+@torch.no_grad()
+def test_one_encoder_alone_leaves_the_other_as_it_was(clip: SplitCLIP) -> None:
+    images, template = torch.randn(2, 3, 32, 32), ["a photo of a {}."]
+    both = some_prompts()
+    text_only = adapt(clip, replace(both, visual=torch.empty(0, 2, 0)), NAMES)
+    assert torch.equal(text_only.tokens(images), clip.tokens(images))
+    assert not torch.equal(text_only.text, clip.text_features(NAMES, template))
+    picture_only = adapt(clip, replace(both, text=torch.empty(0, 2, 0)), NAMES)
+    assert torch.equal(picture_only.text, clip.text_features(NAMES, template))
+    assert picture_only.n_prompts == 2
+
+
+@torch.no_grad()
+def test_clip_itself_is_not_touched(clip: SplitCLIP) -> None:
+    images = torch.randn(1, 3, 32, 32)
+    before = clip.tokens(images), clip.text_features(NAMES, ["{}"]), fingerprint(clip)
+    adapt(clip, some_prompts(), NAMES).features(adapt(clip, some_prompts(), NAMES).tokens(images))
+    assert torch.equal(clip.tokens(images), before[0])
+    assert torch.equal(clip.text_features(NAMES, ["{}"]), before[1])
+    assert fingerprint(clip) == before[2]
+
+
+@torch.no_grad()
+def test_text_towers_with_a_module_of_their_own() -> None:
+    custom = tiny(kind=open_clip.CustomTextCLIP)
+    prompts = some_prompts()
+    adapted = adapt(custom, prompts, NAMES)
+    plain = custom.text_features(NAMES, ["a photo of a {}."])
+    assert not torch.allclose(adapted.text, plain)
+    words = custom.model.text.token_embedding(custom.tokenizer(["a photo of a cat"]))[0, 1:3]
+    unchanged = adapt(custom, replace(prompts, text=words[None]), NAMES)
+    assert (unchanged.text - plain).abs().max() < 1e-6
+
+
+def test_underscores_of_class_names_are_spaces(clip: SplitCLIP) -> None:
+    prompts = some_prompts()
+    one, other = adapt(clip, prompts, ["red_dog"]), adapt(clip, prompts, ["red dog"])
+    assert torch.equal(one.text, other.text)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (
+            Prompts(torch.zeros(1, 2, 25), torch.zeros(1, 2, 32)),
+            r"text prompts .*\(1, 2, 25\).*24",
+        ),
+        (Prompts(torch.zeros(1, 2, 24), torch.zeros(1, 2, 33)), r"visual .*\(1, 2, 33\).*32"),
+        (Prompts(torch.zeros(4, 2, 24), torch.zeros(4, 2, 32)), r"text .*\(4, 2, 24\).*3 blocks"),
+        (Prompts(torch.zeros(3, 2, 24), torch.zeros(5, 2, 32)), r"visual .*4 blocks"),
+        (Prompts(torch.zeros(1, 5, 24), torch.zeros(1, 5, 32)), r"5 context tokens.*only 4"),
+        (Prompts(torch.zeros(1, 2, 24), torch.zeros(1, 2, 32), "a photo"), r"one \{\}"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(clip: SplitCLIP, prompts: Prompts, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        adapt(clip, prompts, NAMES)
+
+
+# --- statistics and masks of one ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(small: SplitCLIP):
+    """The small CLIP with prompts, an autoencoder, six pictures."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(
+        torch.randn(2, 2, 128, generator=generator) * 0.02,
+        torch.randn(2, 2, 192, generator=generator),
+        "a photo of a {}",
+    )
+    world = World("objects", "test", 6)
+    adapted = adapt(small, prompts, world.class_names[:3])
+    with torch.no_grad():
+        z = adapted.tokens(adapted.preprocess(world.batch(range(6))))
+    sae = SAE(192, 64).eval().requires_grad_(False).fold(float(z.norm(dim=-1).mean()))
+    sae.b_dec.copy_(z.mean((0, 1)))
+    return adapted, sae, world, z
+
+
+def test_a_scan_counts_prompts_only_when_asked(measured) -> None:
+    adapted, sae, world, _ = measured
+    assert scan(adapted, sae, world, progress=False).tokens == 6 * 197
+    with_prompts = scan(adapted, sae, world, prompts=True, progress=False)
+    assert with_prompts.tokens == 6 * 199
+
+
+@torch.no_grad()
+def test_masks_leave_the_prompts_alone_unless_asked(measured, monkeypatch) -> None:
+    adapted, sae, _, z = measured
+    seen = []
+    classify = AdaptedCLIP.classify
+
+    def spy(self, x, text):
+        seen.append(x)
+        return classify(self, x, text)
+
+    monkeypatch.setattr(AdaptedCLIP, "classify", spy)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    for prompts in (False, True):
+        seen.clear()
+        rankings = {"random": at_random(64)}
+        mask_latents(
+            adapted, sae, z, labels, adapted.text, rankings, [0], prompts=prompts, progress=False
+        )
+        original, all_on, all_off, nothing_on_nothing_off = seen
+        n = 199 if prompts else 197
+        assert torch.equal(original, z)
+        assert torch.allclose(all_on[:, :n], sae(z[:, :n]), atol=1e-4)
+        assert torch.equal(all_off[:, :n], sae.b_dec.expand(6, n, -1))
+        tails = [all_on, all_off, *nothing_on_nothing_off.split(6)]
+        assert all(torch.equal(x[:, n:], z[:, n:]) for x in tails)
+
+
+@torch.no_grad()
+def test_the_error_added_back_restores_every_prediction(measured) -> None:
+    adapted, sae, _, z = measured
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    result = mask_latents(
+        adapted, sae, z, labels, adapted.text, {"r": at_random(64)}, [64], error=True,
+        progress=False,
+    )  # fmt: skip
+    assert torch.equal(result.predictions["r"][0, 0], result.original)
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+def test_half_of_the_classes_are_base_and_an_odd_one_too() -> None:
+    assert [base_classes(n) for n in (2, 3, 8, 35)] == [1, 2, 4, 18]
+    assert all(base_classes(len(t.classes)) == len(t.base) for t in TASKS.values())
+    with pytest.raises(ValueError, match=r"two classes or more are needed, not 1"):
+        base_classes(1)
+
+
+def test_few_shot_takes_as_many_of_each_base_class_and_no_others() -> None:
+    labels = torch.arange(5).repeat(10)
+    chosen = few_shot(labels, 3, 4, seed=1)
+    assert labels[chosen].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(chosen.unique()) == 12
+    assert torch.equal(chosen, few_shot(labels, 3, 4, seed=1))
+    assert not torch.equal(chosen, few_shot(labels, 3, 4, seed=2))
+
+
+def test_fewer_pictures_than_shots_and_one_class_are_errors() -> None:
+    with pytest.raises(
+        ValueError, match=r"class 1 has 3 pictures to learn from, prompts.shots is"
+    ):
+        few_shot(torch.tensor([0] * 9 + [1] * 3), 2, 4, 0)
+    with pytest.raises(ValueError, match=r"two or more, not 1"):
+        few_shot(torch.zeros(9), 1, 4, 0)
+
+
+def test_the_learning_rate_is_maples() -> None:
+    config = PromptsConfig()
+    rates = [learning_rate(config, epoch) for epoch in range(5)]
+    cosine = [0.0035 * (1 + math.cos(math.pi * i / 5)) / 2 for i in range(4)]
+    assert rates == pytest.approx([1e-5, *cosine])
+
+
+def test_learning_starts_from_the_words(small: SplitCLIP) -> None:
+    learner = PromptLearner(small, SHOT, "a photo of a {} flower")
+    ids = torch.tensor([small.tokenizer.ids[word] for word in ("a", "photo")])
+    assert torch.equal(learner.text[0], small.model.token_embedding(ids))
+    prompts = learner()
+    assert (prompts.text.shape, prompts.visual.shape) == ((2, 2, 128), (2, 2, 192))
+    wanted = prompts.text[1] @ learner.weight[1] + learner.bias[1]
+    assert torch.allclose(prompts.visual[1], wanted)
+
+
+@pytest.mark.parametrize("encoders", ["both", "text", "picture"])
+def test_learning_lowers_the_loss_and_nothing_of_clip_changes(small, encoders: str) -> None:
+    before = fingerprint(small)
+    world = World("land", "train", 64)
+    config = replace(SHOT, encoders=encoders, epochs=6, warmup_epochs=0, lr=0.01)
+    prompts, history = train_prompts(
+        small, world, TASKS["land"].base, config, "a photo of a {}", progress=False
+    )
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert [len(prompts.text), len(prompts.visual)] == [
+        0 if encoders == "picture" else 2,
+        0 if encoders == "text" else 2,
+    ]
+    assert fingerprint(small) == before
+    assert all(p.grad is None and not p.requires_grad for p in small.parameters())
+    adapt(small, prompts, TASKS["land"].novel)
+
+
+def test_the_same_seed_gives_the_same_prompts_and_another_does_not(small) -> None:
+    world, names = World("land", "train", 64), TASKS["land"].base
+    config = replace(SHOT, epochs=1, warmup_lr=1e-3, augment=True)
+    runs = [
+        train_prompts(small, world, names, replace(config, seed=s), progress=False)[0]
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0].text, runs[1].text)
+    assert not torch.equal(runs[0].text, runs[2].text)
+
+
+def test_a_killed_run_ends_where_it_would_have_ended(small, tmp_path, monkeypatch) -> None:
+    world, names = World("land", "train", 64), TASKS["land"].base
+    whole, _ = train_prompts(small, world, names, SHOT, progress=False)
+    path = tmp_path / "prompts.safetensors"
+    keep = maple._keep
+
+    def keep_and_die(*args):
+        keep(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maple, "_keep", keep_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_prompts(small, world, names, SHOT, checkpoint=path, progress=False)
+    monkeypatch.setattr(maple, "_keep", keep)
+    resumed, history = train_prompts(small, world, names, SHOT, checkpoint=path, progress=False)
+    assert torch.equal(resumed.text, whole.text)
+    assert torch.equal(resumed.visual, whole.visual)
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+
+
+def test_a_checkpoint_of_other_classes_is_set_aside(small, tmp_path) -> None:
+    world, path = World("land", "train", 64), tmp_path / "prompts.safetensors"
+    one = replace(SHOT, epochs=1)
+    train_prompts(small, world, TASKS["land"].base, one, checkpoint=path, progress=False)
+    others = TASKS["land"].base[::-1]
+    with pytest.warns(UserWarning, match=r"another run's checkpoint \(classes: .*starting again"):
+        train_prompts(small, world, others, one, checkpoint=path, progress=False)
+    assert path.with_name("prompts.safetensors.old").is_file()
+
+
+def test_half_a_checkpoint_is_an_error(small, tmp_path) -> None:
+    path = tmp_path / "prompts.safetensors"
+    path.write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match=r"not a whole checkpoint of prompts"):
+        world = World("land", "train", 64)
+        train_prompts(small, world, TASKS["land"].base, SHOT, checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"depth": 4}, "prompts.depth 4: the text encoder has 3 blocks"),
+        ({"depth": 7, "encoders": "picture"}, "the picture encoder has 6 blocks"),
+        ({"n_ctx": 5}, "prompts.n_ctx 5: .* has fewer"),
+    ],
+)
+def test_what_cannot_be_learnt_is_an_error(small, change, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        train_prompts(
+            small, World("land", "train", 64), TASKS["land"].base, replace(SHOT, **change)
+        )
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoders": "all"}, {"depth": 0}, {"lr": 0.0}, {"shots": 0}, {"seed": -1}]
+)
+def test_settings_without_sense_are_errors(change) -> None:
+    with pytest.raises(ValueError, match=r"prompts\."):
+        PromptsConfig(**change)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_prompts_survive_a_file(tmp_path: Path) -> None:
+    prompts = replace(some_prompts(), config={"classes": ["a", "é"]})
+    save_prompts(tmp_path / "p", prompts)
+    found = load_prompts(tmp_path / "p")
+    assert torch.equal(found.text, prompts.text)
+    assert torch.equal(found.visual, prompts.visual)
+    assert (found.template, found.config) == (prompts.template, prompts.config)
+
+
+def test_prompts_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    prompts = some_prompts()
+    prompts.text[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"text prompts"):
+        save_prompts(tmp_path / "p", prompts)
+    assert not list(tmp_path.iterdir())
+
+
+class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    """A scheduler that holds another, as the one that MaPLe's checkpoints hold."""
+
+    def __init__(self, optimizer, successor) -> None:
+        self.successor = successor
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def official(depth: int = 3, n_classes: int = 5) -> OrderedDict:
+    """The state dict of an official checkpoint."""
+    generator = torch.Generator().manual_seed(depth)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator)
+
+    state = OrderedDict()
+    state["prompt_learner.ctx"] = noise(2, 24).half()
+    state["prompt_learner.proj.weight"] = noise(32, 24).half()
+    state["prompt_learner.proj.bias"] = noise(32).half()
+    for i in range(depth - 1):
+        state[f"prompt_learner.compound_prompts_text.{i}"] = noise(2, 24)
+        of = f"prompt_learner.compound_prompt_projections.{i}"
+        state[f"{of}.weight"], state[f"{of}.bias"] = noise(32, 24), noise(32)
+    state["prompt_learner.token_prefix"] = noise(n_classes, 1, 24)
+    state["prompt_learner.token_suffix"] = noise(n_classes, 13, 24)
+    state["image_encoder.conv1.weight"] = noise(32, 3, 2, 2)
+    return state
+
+
+def write(path: Path, state, **more) -> Path:
+    """As Dassl writes it: an optimiser's state, and a scheduler that lives."""
+    parameter = nn.Parameter(torch.ones(3))
+    sgd = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    parameter.sum().backward()
+    sgd.step()
+    live = Warmup(sgd, torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 5))
+    whole = {"state_dict": state, "epoch": 5, "optimizer": sgd.state_dict(), "scheduler": live}
+    torch.save({**whole, **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("depth", [1, 3, 9])
+def test_an_official_checkpoint_is_read_with_the_depth_it_has(depth: int, tmp_path: Path) -> None:
+    state = official(depth)
+    found = load_prompts(write(tmp_path / "model.pth.tar-5", state))
+    assert found.text.shape == (depth, 2, 24)
+    assert found.visual.shape == (depth, 2, 32)
+    mine = {k.removeprefix("prompt_learner."): v.float() for k, v in state.items()}
+    wanted = mine["ctx"] @ mine["proj.weight"].T + mine["proj.bias"]
+    assert torch.allclose(found.visual[0], wanted)
+    if depth > 1:
+        last = f"compound_prompt_projections.{depth - 2}"
+        wanted = mine[f"compound_prompts_text.{depth - 2}"] @ mine[f"{last}.weight"].T
+        assert torch.allclose(found.visual[-1], wanted + mine[f"{last}.bias"])
+
+
+def test_a_checkpoint_of_another_class_list_has_the_same_prompts(tmp_path: Path) -> None:
+    one, other = official(), official()
+    other["prompt_learner.token_prefix"] = torch.zeros(9, 1, 24)
+    other["prompt_learner.token_suffix"] = torch.zeros(9, 13, 24)
+    found = [load_prompts(write(tmp_path / str(i), s)) for i, s in enumerate((one, other))]
+    assert torch.equal(found[0].text, found[1].text)
+    assert torch.equal(found[0].visual, found[1].visual)
+
+
+class Runs:
+    """A pickle of it calls a function."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("how", ["system", "exec", "import", "in the weights"])
+def test_a_hostile_checkpoint_runs_nothing(how: str, tmp_path: Path) -> None:
+    mark, state = tmp_path / "ran", official()
+    evil = {
+        "system": Runs(os.system, f"touch {mark}"),
+        "exec": Runs(exec, f"open({str(mark)!r}, 'w')"),
+        "import": Runs(__import__, "this"),
+        "in the weights": None,
+    }[how]
+    if evil is None:
+        state["prompt_learner.ctx"] = Runs(os.system, f"touch {mark}")
+        with pytest.raises(ValueError, match=r"has no ctx"):
+            load_prompts(write(tmp_path / "model.pth.tar-5", state))
+    else:
+        found = load_prompts(write(tmp_path / "model.pth.tar-5", state, val_result=evil))
+        assert found.text.shape == (3, 2, 24)
+    assert not mark.exists()
+    assert torch.load(tmp_path / "model.pth.tar-5", weights_only=False)  # it is what it seems
+    assert mark.exists() or how == "import"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_torchscript_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth.tar-5"
+    torch.jit.script(nn.Linear(2, 2)).save(path)
+    with pytest.raises(ValueError, match=r"TorchScript"):
+        load_prompts(path)
+
+
+def without(state, *names):
+    return OrderedDict((k, v) for k, v in state.items() if not k.endswith(names))
+
+
+SECOND = "prompt_learner.compound_prompts_text.1"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (without(official(), "ctx"), "has no ctx"),
+        (without(official(), "projections.1.bias"), "has no compound_prompt_projections.1.bias"),
+        (without(official(), "prompts_text.1"), "unknown parts.*compound_prompt_projections.1"),
+        (without(official(), "prompts_text.0"), "has no compound_prompts_text.0"),
+        (official() | {"prompt_learner.extra": torch.ones(1)}, "unknown parts.*extra"),
+        (official() | {SECOND: torch.ones(3, 24)}, r"text.1 is \(3, 24\).*\(2, 24\)"),
+        (official() | {"prompt_learner.proj.weight": torch.ones(24, 32)}, r"\(24, 32\)"),
+        (official() | {"prompt_learner.ctx": torch.full((2, 24), torch.nan)}, "text prompts"),
+        ({}, "has no ctx"),
+    ],
+)  # fmt: skip
+def test_half_a_learner_is_refused_and_never_filled(state, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_prompts(write(tmp_path / "model.pth.tar-5", state))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_truncated_checkpoint_is_an_error(share: float, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.pth.tar-5", official())
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"damaged or cut short"):
+        load_prompts(path)
+    save_prompts(path, some_prompts())
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"damaged or cut short|neither safetensors"):
+        load_prompts(path)
+
+
+def test_other_files_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no prompts at .*5_maple"):
+        load_prompts(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("these are no prompts at all")
+    with pytest.raises(ValueError, match=r"neither safetensors nor a torch checkpoint"):
+        load_prompts(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"not prompts of ours"):
+        load_prompts(DATA / "sae.safetensors")
+    (tmp_path / "list").write_bytes(struct.pack("<Q", 2) + b"{}")
+    with pytest.raises(ValueError, match=r"not prompts of ours"):
+        load_prompts(tmp_path / "list")
+    torch.save([1, 2], tmp_path / "a list.pt")
+    with pytest.raises(ValueError, match=r"has no ctx"):
+        load_prompts(tmp_path / "a list.pt")
