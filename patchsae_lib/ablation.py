@@ -253,9 +253,13 @@ class Active:
     @classmethod
     def of(cls, sae: SAE, z: Tensor, n: int | None = None) -> Active:
         """Those of tokens z (images, tokens, d_vit), in the first `n` of each image."""
-        f = sae.encode(z[:, :n])
+        return cls.sparse(sae.encode(z[:, :n]), z.shape)
+
+    @classmethod
+    def sparse(cls, f: Tensor, shape: torch.Size) -> Active:
+        """Those of latents f (images, tokens or fewer, d_sae)."""
         image, token, latent = f.nonzero(as_tuple=True)
-        return cls(z.shape, image * z.shape[1] + token, latent, f[image, token, latent])
+        return cls(shape, image * shape[1] + token, latent, f[image, token, latent])
 
     def take(self, entries: Tensor) -> Active:
         """Some of the entries; their rows have to be in order."""

@@ -96,6 +96,10 @@ class AdaptedCLIP(SplitCLIP):
                 f"only {n_words} before the class name"
             )
 
+    def unadapted(self) -> SplitCLIP:
+        """The CLIP that this one adapts."""
+        return SplitCLIP(self.model, self.tokenizer, self.block)
+
     def encode_text(self, ids: Tensor) -> Tensor:
         """The features (n, d_embed), unit norm, of n texts, their first words replaced."""
         tower = text_tower(self.model)

@@ -357,8 +357,8 @@ def test_a_checkpoint_of_other_classes_is_set_aside(small, tmp_path) -> None:
 def test_half_a_checkpoint_is_an_error(small, tmp_path) -> None:
     path = tmp_path / "prompts.safetensors"
     path.write_bytes(b"\0" * 100)
+    world = World("land", "train", 64)
     with pytest.raises(ValueError, match=r"not a whole checkpoint of prompts"):
-        world = World("land", "train", 64)
         train_prompts(small, world, TASKS["land"].base, SHOT, checkpoint=path, progress=False)
 
 

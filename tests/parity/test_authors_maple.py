@@ -24,7 +24,7 @@ NORMS = ("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final")
 
 
 def filled(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The weights that the reference values were made with: noise, of a size that suits its use."""
+    """The weights that the reference values were made with: noise of a size for each use."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     if name.endswith("logit_scale"):
         return torch.tensor(4.6052)

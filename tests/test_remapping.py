@@ -1,0 +1,298 @@
+"""Groups and overlaps by hand; a gain that is shared out to the last right answer."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.latents import LatentTable
+from patchsae_lib.maple import Prompts, adapt
+from patchsae_lib.remapping import (
+    FACTORS,
+    GROUPS,
+    Gain,
+    chance_overlap,
+    decompose,
+    groups,
+    improvement,
+    overlap,
+    per_picture,
+    probe,
+    ranks,
+    shapley,
+    share_out,
+)
+from patchsae_lib.sae import SAE
+from patchsae_lib.world import World
+
+READINGS = ("class rank", "class value", "dataset rank", "dataset value")
+
+
+def test_improvement_is_the_share_of_errors_taken_away() -> None:
+    # Table 1, Flowers102, in per cent of the paper
+    assert improvement(0.5632, 0.8807) == pytest.approx(0.7269, abs=1e-4)
+    assert improvement(0.9, 0.8) == pytest.approx(-1)
+    assert math.isnan(improvement(1.0, 1.0))
+
+
+def test_levels_are_tokens_a_picture() -> None:
+    table = LatentTable.empty(2, ["a", "b"])
+    table.class_above = torch.tensor([[6, 0], [1, 1]], dtype=torch.int32)
+    table.class_images = torch.tensor([3, 0])
+    assert per_picture(table).tolist() == [[2.0, 0.0], [1.0, 1.0]]
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def falling(d: int = 200) -> torch.Tensor:
+    """Activations of one class that fall with the number of the latent."""
+    return torch.arange(d, 0, -1.0)[None]
+
+
+@pytest.mark.parametrize("by", READINGS)
+def test_the_same_activations_are_high_in_both_or_nothing(by: str) -> None:
+    same = groups(falling(), falling(), by)
+    assert same.tolist() == [[1] * 50 + [0] * 150]
+
+
+@pytest.mark.parametrize("by", READINGS)
+def test_latents_that_change_places_change_groups(by: str) -> None:
+    before = falling()
+    after = before.clone()
+    after[0, [3, 150]] = before[0, [150, 3]]  # 3 falls out of the hundred, 150 rises to the top
+    after[0, [7, 60]] = before[0, [60, 7]]  # 7 stays among the hundred: neither
+    found = groups(before, after, by)[0]
+    assert GROUPS[found[3]] == "high to low"
+    assert GROUPS[found[150]] == "low to high"
+    assert found[7] == found[60] == 0
+    assert (found == 1).sum() == 48
+
+
+def test_readings_differ_where_a_class_is_stronger() -> None:
+    before = torch.cat([falling(), 10 * falling()])
+    after = before * 2
+    assert (groups(before, after, "class rank") == 1).sum(1).tolist() == [50, 50]
+    by_value = groups(before, after, "class value")
+    assert (by_value == 1).sum(1).tolist() == [50, 50]  # all stronger: none is low before
+    by_dataset = groups(before, after, "dataset value")
+    assert (by_dataset == 1).sum(1).tolist() == [0, 117]  # over (151 + 1510) / 2: 84 … 200
+    assert (groups(before, after, "dataset rank") == 1).sum(1).tolist() == [50, 50]
+
+
+def test_a_latent_that_is_silent_in_a_class_is_never_high() -> None:
+    before = torch.zeros(1, 200)
+    after = before.clone()
+    after[0, 5] = 1.0
+    for by in ("class rank", "dataset rank"):
+        found = groups(before, after, by)[0]
+        assert GROUPS[found[5]] == "low to high"
+        assert (found > 0).sum() == 1
+
+
+def test_other_readings_and_other_latents_are_errors() -> None:
+    with pytest.raises(ValueError, match="class rank or value, dataset rank or value"):
+        groups(falling(), falling(), "top")
+    with pytest.raises(ValueError, match="different classes or latents"):
+        groups(falling(), falling(100))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(READINGS))
+def test_groups_turn_round_with_the_models_by_rank(seed: int, by: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    one, other = torch.rand(2, 3, 150, generator=generator)
+    found, turned = groups(one, other, by), groups(other, one, by)
+    if by.endswith("rank"):
+        assert torch.equal((found == 1), (turned == 1))
+        assert torch.equal((found == 2), (turned == 3))
+    order = torch.randperm(150, generator=generator)
+    assert torch.equal(groups(one[:, order], other[:, order], by), found[:, order])
+
+
+def test_ranks_are_places() -> None:
+    assert ranks(torch.tensor([[0.1, 0.9, 0.5]])).tolist() == [[2, 0, 1]]
+
+
+def test_overlaps_by_hand() -> None:
+    one = torch.tensor([[5.0, 4, 3, 2, 1, 0], [1, 0, 0, 0, 0, 0], [0] * 6])
+    other = torch.tensor([[5.0, 4, 0, 0, 3, 2], [0, 1, 0, 0, 0, 0], [0] * 6])
+    shared = overlap(one, other, 3)
+    assert shared[:2].tolist() == pytest.approx([2 / 3, 0.0])
+    assert math.isnan(shared[2])
+    chance = chance_overlap(one, other, 3)
+    assert chance[:2].tolist() == pytest.approx([3 / 6, 1 / 2])
+
+
+def test_chance_is_what_random_sets_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 400, 60, generator=generator) + 1
+    expected = chance_overlap(one, other, 20)
+    assert overlap(one, other, 20).mean() == pytest.approx(float(expected.mean()), abs=0.01)
+
+
+# --- shares of a gain ---------------------------------------------------------------------------
+
+
+def game(k: int, seed: int, n: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*(2,) * k, n, generator=generator, dtype=torch.double)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 2**31))
+def test_shapley_is_the_mean_over_all_orders(k: int, seed: int) -> None:
+    values = game(k, seed)
+    wanted = torch.zeros(k, 3, dtype=torch.double)
+    orders = list(permutations(range(k)))
+    for order in orders:
+        at = [0] * k
+        for player in order:
+            before = values[tuple(at)]
+            at[player] = 1
+            wanted[player] += (values[tuple(at)] - before) / len(orders)
+    assert torch.allclose(shapley(values), wanted)
+    assert torch.allclose(shapley(values).sum(0), values[(1,) * k] - values[(0,) * k])
+
+
+def test_who_changes_nothing_gets_nothing() -> None:
+    values = game(3, 0)
+    values[:, 1] = values[:, 0]  # the second player makes no difference
+    assert shapley(values)[1].abs().max() == 0
+
+
+def test_a_share_that_is_the_whole_gain() -> None:
+    shares = torch.zeros(5, 400, dtype=torch.double)
+    shares[0, :100] = 1
+    table = share_out(shares)
+    assert table.loc["class names", "points"] == table.loc["all", "points"] == 0.25
+    assert table.loc["class names", ["share", "share_low", "share_high"]].tolist() == [1, 1, 1]
+    assert table.loc["new latents", "points"] == 0
+    assert 0.2 < table.loc["all", "low"] < 0.25 < table.loc["all", "high"] < 0.3
+    assert list(table.index) == [*FACTORS, "all"]
+
+
+@pytest.fixture(scope="module")
+def changed():
+    """The small CLIP with strong prompts, before and after on eight pictures, and heads."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(
+        torch.randn(2, 2, 128, generator=generator) * 0.05,
+        torch.randn(2, 2, 192, generator=generator) * 2,
+        "a photo of a {}",
+    )
+    clip = load_small_clip(DATA / "small_clip", -2)
+    world = World("objects", "test", 8)
+    adapted = adapt(clip, prompts, world.class_names[:8])
+    with torch.no_grad():
+        x = clip.preprocess(world.batch(range(8)))
+        before, after = clip.tokens(x), adapted.tokens(x)
+    texts = clip.text_features(world.class_names[:8], ["a photo of a {}"]), adapted.text
+    sae = SAE(192, 256).eval().requires_grad_(False).fold(float(before.norm(dim=-1).mean()))
+    sae.b_dec.copy_(before.mean((0, 1)))
+    return clip, adapted, sae, before, after, torch.arange(8), texts
+
+
+@pytest.mark.parametrize("per", ["token", "picture"])
+@torch.no_grad()
+def test_all_without_is_clip_and_all_with_is_the_adapted_model(changed, per: str) -> None:
+    clip, adapted, sae, before, after, labels, texts = changed
+    gain = decompose(adapted, sae, before, after, labels, texts, per)
+    named = gain.named()
+    looks = clip.features(before), adapted.features(after)
+    for column, look, text in (
+        ("CLIP", looks[0], texts[0]),
+        ("adapted text, CLIP's pictures", looks[0], texts[1]),
+        ("CLIP's text, adapted pictures", looks[1], texts[0]),
+        ("adapted", looks[1], texts[1]),
+    ):
+        wanted = (look @ text.T).argmax(1) == labels
+        assert named[column].tolist() == wanted.double().tolist(), column
+    total = gain.shares().sum(0)
+    assert torch.allclose(total, torch.tensor((named["adapted"] - named["CLIP"]).to_numpy()))
+
+
+@torch.no_grad()
+def test_each_state_is_what_its_formula_says(changed, monkeypatch) -> None:
+    _, adapted, sae, before, after, labels, texts = changed
+    seen = []
+    features = type(adapted).features
+
+    def spy(self, z):
+        seen.append(z)
+        return features(self, z)
+
+    monkeypatch.setattr(type(adapted), "features", spy)
+    decompose(adapted, sae, before, after, labels, texts)
+    (states,) = seen
+    states, tails = states[:, :197].unflatten(0, (9, 8)), states[:, 197:].unflatten(0, (9, 8))
+    assert all(torch.equal(tail, after[:, 197:]) for tail in tails)
+    f0, f1 = sae.encode(before), sae.encode(after[:, :197])
+    old = f0 > 0
+    e0, e1 = before - sae.decode(f0), after[:, :197] - sae.decode(f1)
+    wanted = {
+        (0, 0, 0): before,
+        (1, 1, 1): after[:, :197],
+        (1, 0, 1): sae.decode(f1 * old) + e1,  # old latents with new strengths
+        (0, 0, 1): sae.decode(f0) + e1,  # and with old strengths
+        (0, 1, 0): sae.decode(f0 + f1 * ~old) + e0,
+    }
+    for (strength, more, error), z in wanted.items():
+        assert torch.allclose(states[4 * strength + 2 * more + error], z, atol=1e-3)
+    assert torch.allclose(states[8], sae.decode(f1 * ~old) + e1, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_is_left_out_is_counted(changed) -> None:
+    _, adapted, sae, before, after, labels, texts = changed
+    by_token = decompose(adapted, sae, before, after, labels, texts)
+    f0, f1 = sae.encode(before), sae.encode(after[:, :197])
+    new = (f1 > 0) & (f0 == 0)
+    assert by_token.left_out.tolist() == pytest.approx(new.sum(2).double().mean(1).tolist())
+    assert by_token.active.tolist() == pytest.approx((f1 > 0).sum(2).double().mean(1).tolist())
+    assert by_token.mass[0] == pytest.approx(float((f1 * new)[0].sum() / f1[0].sum()), rel=1e-4)
+    by_picture = decompose(adapted, sae, before, after, labels, texts, "picture")
+    assert (by_picture.left_out <= by_token.left_out).all()
+    assert by_token.left_out.min() > 0  # not vacuous
+
+
+@torch.no_grad()
+def test_nothing_changes_and_nothing_is_gained(changed) -> None:
+    clip, _, sae, before, _, labels, (text, _) = changed
+    same = adapt(clip, Prompts(torch.empty(0, 2, 0), torch.empty(0, 2, 0)), ["a photo"])
+    gain = decompose(same, sae, before, before, labels, (text, text))
+    assert gain.shares().abs().max() == 0
+    assert gain.left_out.max() == 0
+
+
+def test_tokens_of_the_wrong_model_are_errors(changed) -> None:
+    _, adapted, sae, before, after, labels, texts = changed
+    with pytest.raises(ValueError, match="not those of CLIP and of this adapted model"):
+        decompose(adapted, sae, after, before, labels, texts)
+    with pytest.raises(ValueError, match="token or picture"):
+        decompose(adapted, sae, before, after, labels, texts, per="pixel")
+
+
+def test_states_have_names(changed) -> None:
+    cube = torch.zeros(2, 2, 2, 2, 2, 1, dtype=torch.bool)
+    cube[1, 0, 0, 1, 1] = True
+    one = torch.zeros(1)
+    named = Gain(cube, one.bool(), one, one, one).named()
+    assert named.columns[named.iloc[0] == 1].tolist() == [
+        "adapted, old latents with old strengths"
+    ]
+
+
+def test_a_probe_tells_apart_what_latents_tell_apart() -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.arange(4).repeat(30)
+    x = torch.tensor(rng.random((120, 50)), dtype=torch.float32)
+    noise = probe(x[:60], labels[:60], x[60:], labels[60:]).mean()
+    x[torch.arange(120), labels] += 2
+    assert probe(x[:60], labels[:60], x[60:], labels[60:]).mean() > 0.95
+    assert noise < 0.5
