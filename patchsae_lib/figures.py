@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -329,6 +330,92 @@ def line_panels(
     said = "; ".join(f"{p}, {b}: {start:.2g} to {end:.2g}" for p, b, start, end in ends)
     layout = {"legend_y": 1.0 + 0.14 / rows, "legend_yanchor": "bottom"}
     return finish(figure, title, caption, f"{y} over {x}: {said}.", 60 + 260 * rows, **layout)
+
+
+def group_panels(
+    table: pd.DataFrame,
+    panel: str,
+    x: str,
+    y: str,
+    groups: Sequence[str],
+    title: str,
+    caption: str = "",
+    columns: int = 4,
+) -> go.Figure:
+    """Latents before and after adaptation (paper Figs. 6, 20): a panel for each value of column
+    `panel`, a point a row, coloured by column `group`, of which `groups` says the order.
+
+    Both axes are logarithmic; what is 0 lies on the edge. `hover` is what a point says.
+    """
+    names = list(table[panel].unique())
+    rows = -(-len(names) // columns)
+    columns = min(columns, len(names))
+    edge = 0.7 * float(table[[x, y]].where(table[[x, y]] > 0).min().min())
+    top = 1.4 * float(table[[x, y]].max().max())
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(map(str, names)), shared_yaxes=True, shared_xaxes=True,
+        horizontal_spacing=0.03, vertical_spacing=0.1 if rows > 1 else 0.0,
+    )  # fmt: skip
+    sizes = table.groupby([panel, "group"], sort=False).size()
+    # what has changed is drawn last, and larger
+    looks = (
+        (GREY, "circle", 4, 0.4),
+        (TEAL, "circle", 4, 0.6),
+        (ORANGE, "diamond", 8, 1.0),
+        (VIOLET, "square", 8, 1.0),
+    )
+    for i, name in enumerate(names):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        ends = [math.log10(edge), math.log10(top)]
+        figure.add_scatter(
+            x=[edge, top], y=[edge, top], mode="lines", hoverinfo="skip", showlegend=False,
+            line={"color": GREY, "width": 1, "dash": "dot"}, **place,
+        )  # fmt: skip
+        for (colour, symbol, size, opacity), group in zip(looks, groups, strict=False):
+            part = table[(table[panel] == name) & (table["group"] == group)]
+            figure.add_scattergl(
+                x=part[x].clip(lower=edge).round(3),
+                y=part[y].clip(lower=edge).round(3),
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": size, "opacity": opacity},
+                name=group,
+                legendgroup=group,
+                showlegend=i == 0,
+                text=part["hover"],
+                hovertemplate="%{text}<br>%{x:.3g} before, %{y:.3g} after<extra></extra>",
+                **place,
+            )
+        figure.update_xaxes(type="log", range=ends, nticks=4, **place)
+        figure.update_yaxes(type="log", range=ends, nticks=4, **place)
+    figure.update_xaxes(title_text=x, row=rows)
+    figure.update_yaxes(title_text=y, col=1)
+    said = "; ".join(
+        f"{name}: " + listed((g, sizes.get((name, g), 0)) for g in groups) for name in names
+    )
+    height = 100 + (280 if rows > 1 else 420) * rows
+    legend = {"legend_y": 1.0 + 0.12 / rows, "legend_itemsizing": "constant"}
+    return finish(figure, title, caption, f"{said}.", height, **legend)
+
+
+def stacked(table: pd.DataFrame, title: str, caption: str = "", label: str = "") -> go.Figure:
+    """What a sum is made of: a bar for each row of the table, a colour for each column; those
+    below 0 go to the left."""
+    figure = go.Figure()
+    for colour, name in zip(CYCLE, table.columns, strict=False):
+        figure.add_bar(
+            y=list(map(str, table.index)),
+            x=table[name],
+            name=name,
+            orientation="h",
+            marker_color=colour,
+            hovertemplate="%{y}: %{x:+.3f}<extra>" + html.escape(str(name)) + "</extra>",
+        )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text=label, zeroline=True, zerolinecolor=GREY)
+    said = "; ".join(f"{name}: {listed(row.items())}" for name, row in table.iterrows())
+    height = 130 + 30 * len(table)
+    layout = {"barmode": "relative", "bargap": 0.3, "legend_traceorder": "normal"}
+    return finish(figure, title, caption, f"{said}.", height, **layout)
 
 
 def heat_map(table: pd.DataFrame, title: str, caption: str = "", label: str = "") -> go.Figure:

@@ -86,29 +86,34 @@ def learnt_prompts(
     clip: SplitCLIP,
     spec: str,
     seed: int = 0,
-    swapped: bool = False,
+    control: str = "",
     train: bool = False,
 ) -> Prompts:
     """Prompts for the base classes of the task `spec`, of the few-shot `seed`.
 
     Taken from the first of `folders` that has those this would train, unless `train`; else trained
-    and written to the first folder. `swapped`: every class is given the name of the next.
+    and written to the first folder. As a `control`, "swapped" gives every class the name of the
+    next, and "picture" lets only the picture's encoder have prompts.
     """
+    if control not in ("", "swapped", "picture"):
+        raise ValueError(f"control {control!r} is not swapped or picture")
     pictures = open_pictures(spec, "train", 0, clip.visual.image_size[0])
-    base = pictures.class_names[: base_classes(len(pictures.class_names))]
-    names = (*base[1:], base[0]) if swapped else base
-    template = template_of(pictures)
+    names = pictures.class_names[: base_classes(len(pictures.class_names))]
     config = replace(profile.prompts, seed=seed)
-    chosen = few_shot(labels_of(pictures), len(base), config.shots, seed)
+    chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
+    if control == "swapped":
+        names = (*names[1:], names[0])
+    elif control == "picture":
+        config = replace(config, encoders="picture")
+    template = template_of(pictures)
     run = run_of(clip, names, config, template, chosen)
-    stem = f"{Path(spec.partition(':')[2] or spec).name}{'-swapped' if swapped else ''}-{seed}"
-    for folder in folders:
-        path = folder / f"{stem}.safetensors"
+    task = Path(spec.partition(":")[2] or spec).name
+    name = f"{'-'.join(filter(None, (task, control)))}-{seed}.safetensors"
+    for path in (folder / name for folder in folders):
         if not train and path.is_file() and (found := load_prompts(path)).config == run:
             return found
-    path = folders[0] / f"{stem}.safetensors"
     prompts, _ = train_prompts(clip, pictures, names, config, template)
-    save_prompts(path, prompts)
+    save_prompts(folders[0] / name, prompts)
     return prompts
 
 

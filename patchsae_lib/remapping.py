@@ -139,16 +139,19 @@ class Gain:
         return shapley(self.correct.double())
 
     def named(self) -> pd.DataFrame:
-        """Right or not (0 or 1) for every picture, a column for each of the states of interest."""
+        """Right or not (0 or 1) for every picture, a column for each of the states of interest.
+
+        Where only latents are named, all else is adapted.
+        """
         c = self.correct
         columns = {
             "CLIP": c[0, 0, 0, 0, 0],
-            "adapted text, CLIP's pictures": c[1, 0, 0, 0, 0],
-            "CLIP's text, adapted pictures": c[0, 1, 1, 1, 1],
+            "adapted text only": c[1, 0, 0, 0, 0],
+            "adapted pictures only": c[0, 1, 1, 1, 1],
             "adapted": c[1, 1, 1, 1, 1],
-            "adapted, old latents with new strengths": c[1, 1, 0, 1, 1],
-            "adapted, old latents with old strengths": c[1, 0, 0, 1, 1],
-            "adapted, new latents alone": self.only_new,
+            "old latents, new strengths": c[1, 1, 0, 1, 1],
+            "old latents, old strengths": c[1, 0, 0, 1, 1],
+            "new latents alone": self.only_new,
         }
         return pd.DataFrame({name: x.double().numpy() for name, x in columns.items()})
 
@@ -250,17 +253,19 @@ def share_out(shares: Tensor, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Of `Gain.shares` (5, pictures), a row a factor: `points`, what it adds to accuracy (0..1),
     and `share`, that over the gain, each with its 95 % interval over resamples of pictures.
 
-    `share` means something only where the gain is clearly not 0; the last row is the gain.
+    Shares are NaN unless the interval of the gain, which is the last row, is above 0.
     """
     x = torch.cat([shares, shares.sum(0, keepdim=True)]).numpy()
     picks = np.random.default_rng(seed).integers(x.shape[1], size=(n, x.shape[1]))
     points = x[:, picks].mean(2)  # (6, n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios, ratio = points / points[-1], x.mean(1) / x[-1].mean()
-    table = pd.DataFrame({"points": x.mean(1)}, index=[*FACTORS, "all"])
-    table["low"], table["high"] = np.quantile(points, [0.025, 0.975], axis=1)
-    table["share"] = ratio
-    table["share_low"], table["share_high"] = np.nanquantile(ratios, [0.025, 0.975], axis=1)
+    low, high = np.quantile(points, [0.025, 0.975], axis=1)
+    table = pd.DataFrame({"points": x.mean(1), "low": low, "high": high}, index=[*FACTORS, "all"])
+    share = np.full((3, len(x)), np.nan)
+    if low[-1] > 0:
+        share[0] = x.mean(1) / x[-1].mean()
+        ratios = points / np.maximum(points[-1], 1e-9)
+        share[1:] = np.quantile(ratios, [0.025, 0.975], axis=1)
+    table["share"], table["share_low"], table["share_high"] = share
     return table.rename_axis("factor")
 
 

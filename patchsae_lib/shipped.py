@@ -132,6 +132,7 @@ def prompts(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     profile = load_profile("world")
     clip = load_clip(profile.model)
-    for seed, swapped in [(0, False), (0, True), *((s, False) for s in range(1, profile.seeds))]:
+    seeds = range(profile.seeds)
+    for seed, control in [(0, "swapped"), (0, "picture"), *((seed, "") for seed in seeds)]:
         for spec in profile.tasks:
-            learnt_prompts(profile, [given.out], clip, spec, seed, swapped)
+            learnt_prompts(profile, [given.out], clip, spec, seed, control)

@@ -106,3 +106,29 @@ def test_every_figure_has_its_words() -> None:
     lines = figure.layout.title.subtitle.text.split("<br>")
     assert max(map(len, lines)) <= 100
     assert figure.layout.height == 300 + figure.layout.meta["heading"] > 300 + 17 * len(lines)
+
+
+def test_groups_have_a_trace_each_in_every_panel_and_zero_lies_on_the_edge() -> None:
+    rows = [
+        ("one", 4.0, 2.0, "high", "a <b>"),
+        ("one", 0.0, 1.0, "low to high", "b"),
+        ("two", 2.0, 0.5, "high", "c"),
+    ]
+    table = pd.DataFrame(rows, columns=["task", "before", "after", "group", "hover"])
+    groups = ("other", "high", "high to low", "low to high")
+    figure = figures.group_panels(table, "task", "before", "after", groups, "Title")
+    points = [trace for trace in figure.data if trace.type == "scattergl"]
+    assert [trace.name for trace in points] == [*groups, *groups]
+    assert [len(trace.x) for trace in points] == [0, 1, 0, 1, 0, 1, 0, 0]
+    assert np.allclose(points[3].x, [0.35])  # 0.7 of the smallest activation there is
+    assert [trace.showlegend for trace in points] == [True] * 4 + [False] * 4
+    assert "one: other 0, high 1, high to low 0, low to high 1; two:" in figure.layout.meta["alt"]
+
+
+def test_stacked_bars_go_to_both_sides() -> None:
+    table = pd.DataFrame({"names": [0.4, 0.1], "new": [-0.1, 0.0]}, index=["land", "flowers"])
+    figure = figures.stacked(table, "Title", label="points")
+    assert figure.layout.barmode == "relative"
+    assert [trace.name for trace in figure.data] == ["names", "new"]
+    assert list(figure.data[1].x) == [-0.1, 0.0]
+    assert "land: names 0.4, new -0.1; flowers: names 0.1, new 0" in figure.layout.meta["alt"]

@@ -6,6 +6,7 @@ import os
 import struct
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patchsae_lib import maple
+from patchsae_lib import maple, notebooks
 from patchsae_lib.ablation import at_random, mask_latents
 from patchsae_lib.checkpoints import load_prompts, save_prompts
-from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, load_small_clip
+from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, load_clip, load_small_clip
+from patchsae_lib.images import labels_of
 from patchsae_lib.latents import scan
 from patchsae_lib.maple import (
     AdaptedCLIP,
@@ -28,9 +30,11 @@ from patchsae_lib.maple import (
     few_shot,
     fingerprint,
     learning_rate,
+    run_of,
     train_prompts,
 )
-from patchsae_lib.profiles import PromptsConfig
+from patchsae_lib.notebooks import learnt_prompts
+from patchsae_lib.profiles import PromptsConfig, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import TASKS, World
 
@@ -564,3 +568,62 @@ def test_other_files_are_told_apart(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "a list.pt")
     with pytest.raises(ValueError, match=r"has no ctx"):
         load_prompts(tmp_path / "a list.pt")
+
+
+# --- the prompts of a notebook ------------------------------------------------------------------
+
+
+def test_prompts_are_learnt_once_and_again_when_asked_or_when_anything_differs(
+    small, tmp_path, monkeypatch
+) -> None:
+    profile = load_profile("smoke")
+    made = []
+
+    def fake(clip, pictures, names, config, template):
+        made.append((names, config.encoders))
+        chosen = few_shot(labels_of(pictures), len(names), config.shots, config.seed)
+        run = run_of(clip, names, config, template, chosen)
+        return Prompts(torch.zeros(2, 2, 128), torch.zeros(2, 2, 192), template, run), []
+
+    monkeypatch.setattr(notebooks, "train_prompts", fake)
+    own, shipped = tmp_path / "run", tmp_path / "data"
+    learnt = partial(learnt_prompts, profile, [own, shipped], small, "world:land")
+    assert learnt().template == "a photo of a {}"
+    assert [path.name for path in own.iterdir()] == ["land-0.safetensors"]
+    learnt()
+    assert len(made) == 1
+    learnt(train=True)
+    learnt(seed=1)
+    learnt(control="swapped")
+    learnt(control="picture")
+    base = TASKS["land"].base
+    assert made[1:] == [
+        (base, "both"),
+        (base, "both"),
+        ((*base[1:], base[0]), "both"),
+        (base, "picture"),
+    ]
+    more = replace(profile, prompts=replace(profile.prompts, epochs=9))
+    learnt_prompts(more, [own], small, "world:land")
+    assert len(made) == 6
+    own.rename(shipped)
+    learnt(seed=1)
+    assert len(made) == 6  # those in the second folder are as good
+    with pytest.raises(ValueError, match=r"'swap' is not swapped or picture"):
+        learnt(control="swap")
+
+
+def test_the_prompts_that_ship_are_those_that_would_be_learnt(monkeypatch) -> None:
+    def never(*_args, **_kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(notebooks, "train_prompts", never)
+    profile = load_profile("world")
+    clip = load_clip(profile.model)
+    runs = [(seed, "") for seed in range(profile.seeds)] + [(0, "swapped"), (0, "picture")]
+    for spec in profile.tasks:
+        for seed, control in runs:
+            prompts = learnt_prompts(profile, [DATA / "prompts"], clip, spec, seed, control)
+            adapt(clip, prompts, ["cat", "dog"])
+    size = sum(path.stat().st_size for path in (DATA / "prompts").iterdir())
+    assert size < 3e6

@@ -177,6 +177,14 @@ def test_a_share_that_is_the_whole_gain() -> None:
     assert list(table.index) == [*FACTORS, "all"]
 
 
+def test_a_gain_that_may_be_none_is_not_shared_out() -> None:
+    shares = torch.zeros(5, 400, dtype=torch.double)
+    shares[0, :3], shares[1, 3:6] = 1, -1
+    table = share_out(shares)
+    assert table["share"].isna().all()
+    assert table.loc["strengths", "points"] == -3 / 400
+
+
 @pytest.fixture(scope="module")
 def changed():
     """The small CLIP with strong prompts, before and after on eight pictures, and heads."""
@@ -207,8 +215,8 @@ def test_all_without_is_clip_and_all_with_is_the_adapted_model(changed, per: str
     looks = clip.features(before), adapted.features(after)
     for column, look, text in (
         ("CLIP", looks[0], texts[0]),
-        ("adapted text, CLIP's pictures", looks[0], texts[1]),
-        ("CLIP's text, adapted pictures", looks[1], texts[0]),
+        ("adapted text only", looks[0], texts[1]),
+        ("adapted pictures only", looks[1], texts[0]),
         ("adapted", looks[1], texts[1]),
     ):
         wanted = (look @ text.T).argmax(1) == labels
@@ -283,9 +291,7 @@ def test_states_have_names(changed) -> None:
     cube[1, 0, 0, 1, 1] = True
     one = torch.zeros(1)
     named = Gain(cube, one.bool(), one, one, one).named()
-    assert named.columns[named.iloc[0] == 1].tolist() == [
-        "adapted, old latents with old strengths"
-    ]
+    assert named.columns[named.iloc[0] == 1].tolist() == ["old latents, old strengths"]
 
 
 def test_a_probe_tells_apart_what_latents_tell_apart() -> None:
