@@ -99,7 +99,7 @@ def collect_tokens(
     images: _Pictures,
     indices: Sequence[int],
     path: str | Path | None = None,
-    batch: int = 64,
+    batch: int = 32,
     dtype: torch.dtype = torch.bfloat16,
     progress: bool = True,
 ) -> TokenCache:

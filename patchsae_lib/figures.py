@@ -418,13 +418,21 @@ def stacked(table: pd.DataFrame, title: str, caption: str = "", label: str = "")
     return finish(figure, title, caption, f"{said}.", height, **layout)
 
 
-def heat_map(table: pd.DataFrame, title: str, caption: str = "", label: str = "") -> go.Figure:
-    """A table of numbers as colours: its index downwards, its columns to the right."""
+def heat_map(
+    table: pd.DataFrame,
+    title: str,
+    caption: str = "",
+    label: str = "",
+    span: tuple[float, float] | None = None,
+) -> go.Figure:
+    """A table of numbers as colours: its index downwards, its columns to the right. The colours go
+    over `span`, which figures to be compared should share, or else over what there is."""
     x, y = (list(map(str, names)) for names in (table.columns, table.index))
     bar = {"title": {"text": label, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     figure = go.Figure(
         go.Heatmap(
             z=table.to_numpy(), x=x, y=y, colorscale=SCALE, colorbar=bar, xgap=1, ygap=1,
+            zmin=span and span[0], zmax=span and span[1],
             hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
         )
     )  # fmt: skip

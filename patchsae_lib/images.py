@@ -35,6 +35,28 @@ class Pictures(Protocol):
         """(len(indices), 3, h, w) uint8."""
 
 
+class ReadOnce:
+    """Pictures that are kept in memory, once read, for the next one who asks."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures, self.class_names = pictures, pictures.class_names
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def label(self, index: int) -> int:
+        """The class of a picture, an index into `class_names`."""
+        return self.pictures.label(index)
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """(len(indices), 3, h, w) uint8."""
+        missing = [i for i in dict.fromkeys(indices) if i not in self._kept]
+        if missing:
+            self._kept |= zip(missing, self.pictures.batch(missing), strict=True)
+        return torch.stack([self._kept[i] for i in indices])
+
+
 def labels_of(pictures: Pictures) -> torch.Tensor:
     """(pictures,) int64: the class of each."""
     return torch.tensor([pictures.label(i) for i in range(len(pictures))])
@@ -50,6 +72,7 @@ def captions_of(pictures: Pictures) -> list[str]:
 
 def template_of(pictures: Pictures) -> str:
     """A sentence with {} for the name of a class: that of a task of the world, else MaPLe's."""
+    pictures = pictures.pictures if isinstance(pictures, ReadOnce) else pictures
     return pictures.task.templates[0] if isinstance(pictures, World) else "a photo of a {}."
 
 

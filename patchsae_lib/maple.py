@@ -270,7 +270,8 @@ def train_prompts(
     Deviation: float32, where MaPLe's are float16.
 
     Raises `ValueError` for one class, too few pictures of a class, a depth or number of context
-    tokens that does not fit, and a file that is no checkpoint.
+    tokens that does not fit, and a file that is no checkpoint; `FloatingPointError` when the loss
+    stops being a number.
     """
     chosen = few_shot(labels_of(pictures), len(class_names), config.shots, config.seed)
     labels = torch.arange(len(class_names)).repeat_interleave(config.shots)
@@ -287,8 +288,7 @@ def train_prompts(
     images = torch.cat([pictures.batch(part.tolist()) for part in chosen.split(64)])
     names = [name.replace("_", " ") for name in class_names]
     ids = clip.tokenizer([template.format(name) for name in names]).to(clip.mean.device)
-    batch = min(config.batch, len(labels))
-    n_batches = len(labels) // batch
+    n_batches = len(labels) // min(config.batch, len(labels))
     with tqdm(
         total=config.epochs * n_batches,
         initial=len(history) * n_batches,
@@ -297,37 +297,62 @@ def train_prompts(
         **({} if progress else {"disable": True}),  # else TQDM_DISABLE decides
     ) as bar:
         for epoch in range(len(history), config.epochs):
-            for group in sgd.param_groups:
-                group["lr"] = learning_rate(config, epoch)
-            generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-            order = torch.randperm(len(labels), generator=generator)[: n_batches * batch]
-            losses, hits = [], 0
-            for rows in order.split(batch):
-                adapted = AdaptedCLIP(clip, learner())
-                x = images[rows]
-                x = _augment(x, int(generator.initial_seed() + rows[0])) if config.augment else x
-                z = adapted.tokens(clip.preprocess(x))
-                logits = adapted.classify(z, adapted.encode_text(ids))
-                target = labels[rows].to(logits.device)
-                loss = F.cross_entropy(logits, target)
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-                losses.append(loss.item())
-                hits += int((logits.argmax(1) == target).sum())
-                bar.update()
-                bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            row = {"epoch": epoch, "loss": sum(losses) / n_batches, "accuracy": hits / len(order)}
-            history.append({**row, "lr": learning_rate(config, epoch)})
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(f"the loss is {row['loss']} in epoch {epoch}: lower lr")
+            history.append(_epoch(clip, learner, sgd, (images, labels, ids), epoch, bar))
             if path:
                 _keep(path, learner, sgd, run, history)
-    learnt = learner()
-    return (
-        Prompts(learnt.text.detach().cpu(), learnt.visual.detach().cpu(), template, run),
-        history,
+    with torch.no_grad():
+        learnt = learner()
+    return Prompts(learnt.text.cpu(), learnt.visual.cpu(), template, run), history
+
+
+def _epoch(
+    clip: SplitCLIP,
+    learner: PromptLearner,
+    sgd: torch.optim.SGD,
+    data: tuple[Tensor, Tensor, Tensor],
+    epoch: int,
+    bar: Any,
+) -> dict[str, float]:
+    """One pass over the pictures (n, 3, h, w), labels (n,), and ids of the classes' texts; what is
+    left over after whole batches is not seen. A row of the history."""
+    images, labels, ids = data
+    config, batch = learner.config, min(learner.config.batch, len(labels))
+    sgd.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
+    generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+    order = torch.randperm(len(labels), generator=generator)[: len(labels) // batch * batch]
+    losses, hits = [], 0
+    for step, rows in enumerate(order.split(batch)):
+        x = images[rows]
+        if config.augment:
+            x = _augment(x, generator.initial_seed() * 100_003 + step)
+        adapted = AdaptedCLIP(clip, learner())
+        z = adapted.tokens(clip.preprocess(x))
+        logits = adapted.classify(z, adapted.encode_text(ids))
+        target = labels[rows].to(logits.device)
+        loss = F.cross_entropy(logits, target)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in epoch {epoch}: lower prompts.lr")
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+        hits += int((logits.argmax(1) == target).sum())
+        bar.update()
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    mean = sum(losses) / len(losses)
+    return {"epoch": epoch, "loss": mean, "accuracy": hits / len(order), "lr": lr}
+
+
+def _augment(images: Tensor, seed: int) -> Tensor:
+    """Each of the images (b, 3, h, w) uint8 cut out and mirrored at random."""
+    size = tuple(images.shape[-2:])
+    bicubic = v2.InterpolationMode.BICUBIC
+    change = v2.Compose(
+        [v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip()]
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.stack([change(image) for image in images])
 
 
 def run_of(
@@ -349,17 +374,6 @@ def fingerprint(clip: SplitCLIP) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _augment(images: Tensor, seed: int) -> Tensor:
-    """Each of the images (b, 3, h, w) uint8 cut out and mirrored at random."""
-    size = tuple(images.shape[-2:])
-    change = v2.Compose(
-        [v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=3), v2.RandomHorizontalFlip()]
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return torch.stack([change(image) for image in images])
 
 
 def _keep(

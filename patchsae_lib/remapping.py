@@ -100,10 +100,10 @@ def overlap(one: Tensor, other: Tensor, k: int = TOP) -> Tensor:
 
 
 def chance_overlap(one: Tensor, other: Tensor, k: int = TOP) -> Tensor:
-    """What `overlap` would be of sets drawn from the latents active in either: (classes,)."""
+    """What `overlap` would be of sets as large, drawn from the latents that any class activates in
+    either: (classes,)."""
     sizes = [(x > 0).sum(1).clamp_max(k) for x in (one, other)]
-    among = ((one > 0) | (other > 0)).sum(1)
-    return torch.minimum(*sizes) / among.where(among > 0, torch.nan)
+    return torch.minimum(*sizes) / ((one > 0) | (other > 0)).any(0).sum()
 
 
 # --- where the gain comes from ------------------------------------------------------------------
@@ -208,45 +208,48 @@ def decompose(
             f"CLIP and of this adapted model, which has {n} and {adapted.n_prompts} for prompts"
         )
     clip = adapted.unadapted()
-    parts: list[tuple[Tensor, ...]] = []
+    batches: list[list[Tensor]] = []
     for z0, z1, y in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
-        z0, z1, prompts = z0.float(), z1[:, :n].float(), z1[:, n:].float()
-        f0, f1 = sae.encode(z0), sae.encode(z1)
-        old = f0 > 0 if per == "token" else (f0 > 0).any(1, keepdim=True)
-        was, kept, added = (
-            Active.sparse(f, z0.shape).decode(sae) for f in (f0, f1 * old, f1 * ~old)
-        )
-        errors = z0 - was - sae.b_dec, z1 - kept - added - sae.b_dec
-        nothing = torch.zeros_like(added)
-        states = torch.cat(
-            [
-                sae.b_dec + strength + more + error
-                for strength in (was, kept)
-                for more in (nothing, added)
-                for error in errors
-            ]
-            + [sae.b_dec + added + errors[1]]
-        )
-        tails = prompts.repeat(9, 1, 1)
+        b, prompts = len(y), z1[:, n:].float()
+        states, counts = _states(sae, z0.float(), z1[:, :n].float(), per)
         looks = (
-            clip.features(states[: 8 * len(y)]),  # without the prompts' tokens
-            adapted.features(torch.cat([states, tails], 1)),
+            clip.features(states[: 8 * b]),
+            adapted.features(torch.cat([states, prompts.repeat(9, 1, 1)], 1)),
         )
         right = [
-            [(clip.logit_scale * x @ text.T).argmax(1).view(-1, len(y)) == y for text in texts]
-            for x in looks
-        ]
-        cube = torch.stack([torch.stack([seen[t][:8] for seen in right], 1) for t in (0, 1)])
-        parts.append(
-            (
-                cube.view(2, 2, 2, 2, 2, len(y)),
-                right[1][1][8],
-                (f1 * ~old > 0).sum(2).double().mean(1),
-                (f1 > 0).sum(2).double().mean(1),
-                (f1 * ~old).sum((1, 2)) / f1.sum((1, 2)).clamp_min(1e-9),
-            )
-        )
-    return Gain(*(torch.cat(column, -1) for column in zip(*parts, strict=True)))
+            [(x @ text.T).argmax(1).view(-1, b) == y for text in texts] for x in looks
+        ]  # of both looks and texts: (8 or 9 states, b)
+        cube = torch.stack([torch.stack([look[t][:8] for look in right], 1) for t in (0, 1)])
+        batches.append([cube.view(2, 2, 2, 2, 2, b), right[1][1][8], *counts])
+    return Gain(*(torch.cat(column, -1).cpu() for column in zip(*batches, strict=True)))
+
+
+def _states(sae: SAE, z0: Tensor, z1: Tensor, per: str) -> tuple[Tensor, list[Tensor]]:
+    """Nine states (9 b, tokens, d_vit) of tokens before and after (b, tokens, d_vit): without and
+    with changed strengths, new latents, error, in this order; then new latents alone. And the last
+    three fields of a `Gain`."""
+    b, n, _ = z0.shape
+    f0, present = sae.encode(z0), Active.of(sae, z1)
+    old = f0 > 0 if per == "token" else (f0 > 0).any(1, keepdim=True).expand_as(f0)
+    is_old = old.flatten(0, 1)[present.row, present.latent]
+    kept, new = (present.take(some.nonzero()[:, 0]) for some in (is_old, ~is_old))
+    was, strengths, added = (x.decode(sae) for x in (Active.sparse(f0, z0.shape), kept, new))
+    errors = z0 - was - sae.b_dec, z1 - strengths - added - sae.b_dec
+    states = [
+        sae.b_dec + strength + more + error
+        for strength in (was, strengths)
+        for more in (torch.zeros_like(added), added)
+        for error in errors
+    ]
+    states.append(sae.b_dec + added + errors[1])
+    sums = [
+        torch.zeros(2, b, device=z0.device)
+        .index_add_(1, part.row // n, torch.stack([torch.ones_like(part.value), part.value]))
+        .double()
+        for part in (new, present)
+    ]
+    (left_out, mass), (active, whole) = sums
+    return torch.cat(states), [left_out / n, active / n, mass / whole.clamp_min(1e-9)]
 
 
 def share_out(shares: Tensor, n: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -275,6 +278,8 @@ def probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
     Logistic regression on image-level latents (pictures, d_sae), each divided by its standard
     deviation: what can be told apart with the latents that are there.
     """
-    model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(max_iter=2000))
+    model = make_pipeline(
+        StandardScaler(with_mean=False), LogisticRegression(max_iter=2000, tol=1e-2)
+    )
     model.fit(train.numpy(), train_labels.numpy())
     return model.predict(test.numpy()) == test_labels.numpy()

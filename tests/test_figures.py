@@ -132,3 +132,10 @@ def test_stacked_bars_go_to_both_sides() -> None:
     assert [trace.name for trace in figure.data] == ["names", "new"]
     assert list(figure.data[1].x) == [-0.1, 0.0]
     assert "land: names 0.4, new -0.1; flowers: names 0.1, new 0" in figure.layout.meta["alt"]
+
+
+def test_heat_maps_that_are_compared_share_a_scale() -> None:
+    table = pd.DataFrame({"a": [0.1, 0.2]}, index=["x", "y"])
+    free, fixed = figures.heat_map(table, "T"), figures.heat_map(table, "T", span=(0, 1))
+    assert (free.data[0].zmin, free.data[0].zmax) == (None, None)
+    assert (fixed.data[0].zmin, fixed.data[0].zmax) == (0, 1)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from patchsae_lib import images
 from patchsae_lib.images import Files, Pictures, _class_names, open_pictures, read_image
 from patchsae_lib.world import World
 
@@ -337,3 +338,25 @@ def test_classes_without_names_are_called_by_their_numbers() -> None:
     data = datasets.FakeData(3, (3, 8, 8))
     data.targets = [0, 2, 1]
     assert Files(data, "", 0, 4).class_names == ("0", "1", "2")
+
+
+def test_pictures_read_once_are_the_same_and_read_once() -> None:
+    world = World("land", "test", 8)
+    asked = []
+
+    class Counted:
+        class_names = world.class_names
+        label = staticmethod(world.label)
+        __len__ = world.__len__
+
+        def batch(self, indices):
+            asked.extend(indices)
+            return world.batch(indices)
+
+    once = images.ReadOnce(Counted())
+    assert torch.equal(once.batch([3, 1, 3]), world.batch([3, 1, 3]))
+    assert torch.equal(once.batch([1, 2]), world.batch([1, 2]))
+    assert asked == [3, 1, 2]
+    assert (len(once), once.label(3), once.class_names) == (8, 3, world.class_names)
+    assert images.template_of(images.ReadOnce(world)) == "a photo of a {}"
+    assert images.template_of(Counted()) == "a photo of a {}."

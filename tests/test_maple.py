@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from patchsae_lib import maple, notebooks
-from patchsae_lib.ablation import at_random, mask_latents
+from patchsae_lib.ablation import at_random, latent_effects, mask_latents
+from patchsae_lib.activations import TokenCache
 from patchsae_lib.checkpoints import load_prompts, save_prompts
 from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, load_clip, load_small_clip
+from patchsae_lib.evaluation import HeldOut, evaluate_sae
 from patchsae_lib.images import labels_of
 from patchsae_lib.latents import scan
 from patchsae_lib.maple import (
@@ -35,7 +37,7 @@ from patchsae_lib.maple import (
 )
 from patchsae_lib.notebooks import learnt_prompts
 from patchsae_lib.profiles import PromptsConfig, load_profile
-from patchsae_lib.sae import SAE
+from patchsae_lib.sae import SAE, explained_variance
 from patchsae_lib.world import TASKS, World
 
 WORDS = ["a", "photo", "of", "red", "cat", "dog", "boat"]
@@ -251,6 +253,28 @@ def test_the_error_added_back_restores_every_prediction(measured) -> None:
         progress=False,
     )  # fmt: skip
     assert torch.equal(result.predictions["r"][0, 0], result.original)
+
+
+def test_effects_of_latents_are_those_of_image_tokens(measured) -> None:
+    adapted, sae, _, z = measured
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    of_latents, of_tokens = latent_effects(adapted, sae, z, labels, adapted.text)
+    assert (of_latents.shape, of_tokens.shape) == ((6, 64), (6, 199))
+    assert of_tokens[:, 197:].abs().max() == 0
+    assert torch.allclose(of_latents.sum(1), of_tokens.sum(1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_autoencoder_is_measured_on_image_tokens(measured) -> None:
+    adapted, sae, world, z = measured
+    labels, text = torch.tensor([0, 1, 2, 0, 1, 2]), adapted.text
+    held_out = HeldOut(adapted, TokenCache(z, torch.arange(6)), labels, text, text[labels])
+    report = evaluate_sae(sae, held_out)
+    image = z[:, :197]
+    assert report.explained_variance == pytest.approx(explained_variance(image, sae(image)), 1e-4)
+    replaced = torch.cat([sae(image), z[:, 197:]], 1)
+    wanted = adapted.classify(replaced, text).argmax(1) == labels
+    assert report.accuracy == pytest.approx(float(wanted.float().mean()))
 
 
 # --- learning -----------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_overlaps_by_hand() -> None:
     assert shared[:2].tolist() == pytest.approx([2 / 3, 0.0])
     assert math.isnan(shared[2])
     chance = chance_overlap(one, other, 3)
-    assert chance[:2].tolist() == pytest.approx([3 / 6, 1 / 2])
+    assert chance.tolist() == pytest.approx([3 / 6, 1 / 6, 0])
 
 
 def test_chance_is_what_random_sets_share() -> None:
