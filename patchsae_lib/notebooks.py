@@ -112,8 +112,10 @@ def learnt_prompts(
     for path in (folder / name for folder in folders):
         if not train and path.is_file() and (found := load_prompts(path)).config == run:
             return found
-    prompts, _ = train_prompts(clip, pictures, names, config, template)
+    begun = folders[0] / f".{name}"  # a training that is killed goes on from here
+    prompts, _ = train_prompts(clip, pictures, names, config, template, begun)
     save_prompts(folders[0] / name, prompts)
+    begun.unlink()
     return prompts
 
 

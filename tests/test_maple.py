@@ -266,7 +266,7 @@ def test_effects_of_latents_are_those_of_image_tokens(measured) -> None:
 
 @torch.no_grad()
 def test_an_autoencoder_is_measured_on_image_tokens(measured) -> None:
-    adapted, sae, world, z = measured
+    adapted, sae, _, z = measured
     labels, text = torch.tensor([0, 1, 2, 0, 1, 2]), adapted.text
     held_out = HeldOut(adapted, TokenCache(z, torch.arange(6)), labels, text, text[labels])
     report = evaluate_sae(sae, held_out)
@@ -603,8 +603,10 @@ def test_prompts_are_learnt_once_and_again_when_asked_or_when_anything_differs(
     profile = load_profile("smoke")
     made = []
 
-    def fake(clip, pictures, names, config, template):
+    def fake(clip, pictures, names, config, template, begun):
         made.append((names, config.encoders))
+        begun.parent.mkdir(exist_ok=True)
+        begun.touch()
         chosen = few_shot(labels_of(pictures), len(names), config.shots, config.seed)
         run = run_of(clip, names, config, template, chosen)
         return Prompts(torch.zeros(2, 2, 128), torch.zeros(2, 2, 192), template, run), []
