@@ -47,9 +47,8 @@ def dataset_level(table: LatentTable) -> Tensor:
 def class_specific(table: LatentTable) -> Tensor:
     """By class-level minus dataset-level activation, each as a share of pictures: what the class
     has and others have not."""
-    counted = _counted(table)
-    mine = counted / table.class_images[:, None]
-    return by_score(mine - table.n_above / max(1, table.images))
+    _counted(table)
+    return by_score(table.class_per_image - table.n_above / max(1, table.images))
 
 
 def at_random(d_sae: int, seed: int = 0) -> Tensor:

@@ -130,28 +130,27 @@ def _sniff(path: Path, readers: Mapping[str, Callable[[Path], T]], what: str, ex
 
 
 def _read_ours(path: Path) -> tuple[SAE, dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} is a safetensors file but not an autoencoder of ours: its format is "
-                f"{metadata.get('format')!r}, expected {FORMAT!r}, with {', '.join(file.keys())}"
-            )
-        tensors = {name: file.get_tensor(name) for name in (*PARAMETERS, "threshold")}
-    sae = _build(path, tensors, metadata["activation"], json.loads(metadata["k"]))
-    return sae, json.loads(metadata["config"])
+    about, tensors = _contents(path, FORMAT, "an autoencoder")
+    sae = _build(path, tensors, about["activation"], json.loads(about["k"]))
+    return sae, json.loads(about["config"])
 
 
 def _read_prompts(path: Path) -> Prompts:
+    about, tensors = _contents(path, PROMPTS_FORMAT, "prompts")
+    config = json.loads(about["config"])
+    return _prompts(path, tensors["text"], tensors["visual"], about["template"], config)
+
+
+def _contents(path: Path, expected: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file that we have written in the format `expected`."""
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
-        if about.get("format") != PROMPTS_FORMAT:
+        if about.get("format") != expected:
             raise ValueError(
-                f"{path} is a safetensors file but not prompts of ours: its format is "
-                f"{about.get('format')!r}, expected {PROMPTS_FORMAT!r}"
+                f"{path} is a safetensors file but not {what} of ours: its format is "
+                f"{about.get('format')!r}, expected {expected!r}, with {', '.join(file.keys())}"
             )
-        text, visual = file.get_tensor("text"), file.get_tensor("visual")
-    return _prompts(path, text, visual, about["template"], json.loads(about["config"]))
+        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _prompts(path: Path, text: Tensor, visual: Tensor, *about: Any) -> Prompts:

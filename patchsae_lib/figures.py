@@ -356,6 +356,10 @@ def group_panels(
         rows, columns, subplot_titles=list(map(str, names)), shared_yaxes=True, shared_xaxes=True,
         horizontal_spacing=0.03, vertical_spacing=0.1 if rows > 1 else 0.0,
     )  # fmt: skip
+    ends = [math.log10(edge), math.log10(top)]
+    drawn = table.assign(  # with four digits, which is what a page has to load
+        **{name: [float(f"{max(v, edge):.4g}") for v in table[name]] for name in (x, y)}
+    )
     sizes = table.groupby([panel, "group"], sort=False).size()
     # what has changed is drawn last, and larger
     looks = (
@@ -366,16 +370,15 @@ def group_panels(
     )
     for i, name in enumerate(names):
         place = {"row": i // columns + 1, "col": i % columns + 1}
-        ends = [math.log10(edge), math.log10(top)]
         figure.add_scatter(
             x=[edge, top], y=[edge, top], mode="lines", hoverinfo="skip", showlegend=False,
             line={"color": GREY, "width": 1, "dash": "dot"}, **place,
         )  # fmt: skip
         for (colour, symbol, size, opacity), group in zip(looks, groups, strict=False):
-            part = table[(table[panel] == name) & (table["group"] == group)]
+            part = drawn[(drawn[panel] == name) & (drawn["group"] == group)]
             figure.add_scattergl(
-                x=part[x].clip(lower=edge).round(3),
-                y=part[y].clip(lower=edge).round(3),
+                x=part[x],
+                y=part[y],
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": size, "opacity": opacity},
                 name=group,

@@ -20,6 +20,8 @@ from torchvision import datasets
 
 from patchsae_lib.world import World
 
+TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
+
 
 class Pictures(Protocol):
     """Labelled pictures with random access."""
@@ -67,13 +69,13 @@ def captions_of(pictures: Pictures) -> list[str]:
     if isinstance(pictures, World):
         return [pictures.caption(i) for i in range(len(pictures))]
     names = pictures.class_names
-    return [f"a photo of a {names[pictures.label(i)]}." for i in range(len(pictures))]
+    return [TEMPLATE.format(names[pictures.label(i)]) for i in range(len(pictures))]
 
 
 def template_of(pictures: Pictures) -> str:
     """A sentence with {} for the name of a class: that of a task of the world, else MaPLe's."""
     pictures = pictures.pictures if isinstance(pictures, ReadOnce) else pictures
-    return pictures.task.templates[0] if isinstance(pictures, World) else "a photo of a {}."
+    return pictures.task.templates[0] if isinstance(pictures, World) else TEMPLATE
 
 
 class Files:

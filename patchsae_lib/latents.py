@@ -182,6 +182,12 @@ class LatentTable:
         return self.total / max(1, per_image) / self.n_images.clamp_min(1)
 
     @property
+    def class_per_image(self) -> Tensor:
+        """(classes, d) class-level activation of an image: in how many of its tokens f > `tau`, on
+        average over the images of a class; 0 for a class without any."""
+        return self.class_above / self.class_images.clamp_min(1)[:, None]
+
+    @property
     def token_frequency(self) -> Tensor:
         """(d,) the share of tokens where a latent is active, 0..1."""
         return self.n_active / max(1, self.tokens)

@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 from patchsae_lib.artefacts import _difference, atomic_path
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.images import Pictures, labels_of
+from patchsae_lib.images import TEMPLATE, Pictures, labels_of
 from patchsae_lib.profiles import PromptsConfig
 
-TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
 History = list[dict[str, float]]
 
 
@@ -106,7 +105,8 @@ class AdaptedCLIP(SplitCLIP):
         blocks, first = tower.transformer.resblocks, tower.transformer.batch_first
         rows = list(self.prompts.text)
         if rows:
-            rows[0] = rows[0] + tower.positional_embedding[1 : 1 + len(rows[0])]
+            position = tower.positional_embedding[1 : 1 + len(rows[0])]
+            rows[0] = rows[0].to(position) + position
 
         def replace(i: int) -> Any:
             def hook(_block: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -145,10 +145,6 @@ def adapt(clip: SplitCLIP, prompts: Prompts, class_names: Sequence[str]) -> Adap
     another width, deeper than an encoder, or longer than the template's words.
     """
     adapted = AdaptedCLIP(clip, prompts)
-    device = clip.mean.device
-    adapted.prompts = Prompts(
-        prompts.text.to(device), prompts.visual.to(device), prompts.template, prompts.config
-    )
     names = [name.replace("_", " ") for name in class_names]
     adapted.register_buffer("text", adapted.text_features(names, [prompts.template]), False)
     return adapted.eval()
@@ -194,9 +190,8 @@ def few_shot(labels: Tensor, n_classes: int, shots: int, seed: int) -> Tensor:
 
 
 class PromptLearner(nn.Module):
-    """The parameters that `Prompts` are made of: `text`, and `project` or `visual`.
-
-    With both encoders, visual = text W + b, a map (d_text → d_vit) for each depth.
+    """The parameters that `Prompts` are made of: `text`, or `visual`, or for both encoders `text`,
+    `weight` and `bias`: visual = text W + b, a map (d_text → d_vit) for each depth.
     """
 
     def __init__(self, clip: SplitCLIP, config: PromptsConfig, template: str) -> None:

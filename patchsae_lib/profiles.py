@@ -194,7 +194,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         "train": TrainConfig,
         "prompts": PromptsConfig,
     }
-    table["tasks"] = tuple(table.get("tasks", ()))
+    if not isinstance(table.get("tasks", []), list):
+        raise ValueError(f"{path.name}: tasks must be a list, e.g. ['world:land']")
+    table["tasks"] = tuple(table.get("tasks", []))
     filled: dict[str, Any] = {
         k: _fill(kinds[k], v, f"{path.name} [{k}]") if k in kinds else v for k, v in table.items()
     }

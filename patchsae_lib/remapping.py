@@ -20,7 +20,6 @@ from torch import Tensor
 
 from patchsae_lib.ablation import Active, by_score
 from patchsae_lib.evaluation import BATCH
-from patchsae_lib.latents import LatentTable
 from patchsae_lib.maple import AdaptedCLIP
 from patchsae_lib.sae import SAE
 
@@ -42,12 +41,6 @@ def improvement(zero_shot: float, adapted: float) -> float:
 # --- which latents a class has, before and after ------------------------------------------------
 
 
-def per_picture(table: LatentTable) -> Tensor:
-    """Class-level activations (classes, d_sae): in how many tokens of a picture of the class a
-    latent is active, on average (eq. 5 over the number of pictures)."""
-    return table.class_above / table.class_images.clamp_min(1)[:, None]
-
-
 def ranks(levels: Tensor) -> Tensor:
     """The place of every latent among those of a class (classes, d_sae), from 0."""
     return by_score(levels).argsort(dim=1)
@@ -57,8 +50,8 @@ def groups(before: Tensor, after: Tensor, by: str = "class rank") -> Tensor:
     """Which of `GROUPS` a latent is in, for every class: (classes, d_sae) int64.
 
     "High" is in the top 50 of both models; "high to low" in the top 50 before and not in the top
-    100 after; "low to high" the other way round. `before` and `after` are class-level activations
-    per picture (classes, d_sae); a latent that a class does not activate is never high.
+    100 after; "low to high" the other way round. `before` and `after` (classes, d_sae) are a
+    `LatentTable`'s `class_per_image`; a latent that a class does not activate is never high.
 
     The paper does not say what the two bounds are bounds of. There are four readings, `by`:
 

@@ -5,7 +5,7 @@
 
 The autoencoder is written to `data/sae.safetensors` with a card. Notebook 1 trains its own before
 the reader's eyes and shows both; later notebooks take this one unless told otherwise. Prompts of
-every task, three seeds, and a control go to `data/prompts/`; notebook 5 trains those of one task.
+every task, of three seeds and two controls, go to `data/prompts/`; notebook 5 trains one of them.
 """
 
 from __future__ import annotations

@@ -139,3 +139,12 @@ def test_heat_maps_that_are_compared_share_a_scale() -> None:
     free, fixed = figures.heat_map(table, "T"), figures.heat_map(table, "T", span=(0, 1))
     assert (free.data[0].zmin, free.data[0].zmax) == (None, None)
     assert (fixed.data[0].zmin, fixed.data[0].zmax) == (0, 1)
+
+
+def test_small_activations_keep_their_digits() -> None:
+    rows = [("a", 0.000123456, 0.0, "high", ""), ("a", 0.5, 0.25, "high", "")]
+    table = pd.DataFrame(rows, columns=["task", "before", "after", "group", "hover"])
+    figure = figures.group_panels(table, "task", "before", "after", ("high",), "Title")
+    (points,) = (trace for trace in figure.data if trace.type == "scattergl")
+    assert np.allclose(points.x, [0.0001235, 0.5])
+    assert min(points.y) > 0  # an axis is logarithmic

@@ -257,3 +257,10 @@ def test_an_unreadable_picture_is_skipped_and_listed(clip) -> None:
         scan(clip, sae, world, range(100), batch=50, progress=False)
     with pytest.raises(ValueError, match="no pictures"):
         scan(clip, sae, world, [], progress=False)
+
+
+def test_levels_are_tokens_a_picture() -> None:
+    table = LatentTable.empty(2, ["a", "b"])
+    table.class_above = torch.tensor([[6, 0], [1, 1]], dtype=torch.int32)
+    table.class_images = torch.tensor([3, 0])
+    assert table.class_per_image.tolist() == [[2.0, 0.0], [1.0, 1.0]]

@@ -61,3 +61,12 @@ def test_other_pictures_leave_the_rest_alone() -> None:
     assert p.pictures.spec == "folder:/my/photos"
     assert p.pictures.test == ""
     assert p.sae == load_profile("clip").sae
+
+
+def test_tasks_are_a_list(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('tasks = ["world:land"]')
+    assert load_profile(path).tasks == ("world:land",)
+    path.write_text('tasks = "world:land"')
+    with pytest.raises(ValueError, match=r"mine.toml: tasks must be a list"):
+        load_profile(path)

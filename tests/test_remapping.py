@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchsae_lib.clip import DATA, load_small_clip
-from patchsae_lib.latents import LatentTable
 from patchsae_lib.maple import Prompts, adapt
 from patchsae_lib.remapping import (
     FACTORS,
@@ -21,7 +20,6 @@ from patchsae_lib.remapping import (
     groups,
     improvement,
     overlap,
-    per_picture,
     probe,
     ranks,
     shapley,
@@ -38,13 +36,6 @@ def test_improvement_is_the_share_of_errors_taken_away() -> None:
     assert improvement(0.5632, 0.8807) == pytest.approx(0.7269, abs=1e-4)
     assert improvement(0.9, 0.8) == pytest.approx(-1)
     assert math.isnan(improvement(1.0, 1.0))
-
-
-def test_levels_are_tokens_a_picture() -> None:
-    table = LatentTable.empty(2, ["a", "b"])
-    table.class_above = torch.tensor([[6, 0], [1, 1]], dtype=torch.int32)
-    table.class_images = torch.tensor([3, 0])
-    assert per_picture(table).tolist() == [[2.0, 0.0], [1.0, 1.0]]
 
 
 # --- groups -------------------------------------------------------------------------------------
