@@ -112,6 +112,13 @@ class Masked:
         ]
         return pd.DataFrame(rows, columns=["ranking", "k", "mask", "accuracy", "low", "high"])
 
+    def shares(self, ranking: str, n_classes: int) -> Tensor:
+        """(n_classes, 2, len(ks), n_classes) what the pictures of a class are taken for: the share
+        that is given each class, on and off; 0 for a class without pictures."""
+        given = F.one_hot(self.predictions[ranking], n_classes).double()  # (2, ks, n, classes)
+        of = F.one_hot(self.labels, n_classes).double()
+        return torch.einsum("mkpg,pc->cmkg", given, of / of.sum(0).clamp_min(1))
+
     def reference(self) -> dict[str, float]:
         """Accuracy with untouched tokens, with all latents, and with none, 0..1."""
         names = ("original", "all_on", "all_off")

@@ -11,9 +11,11 @@ import base64
 import html
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pandas as pd
@@ -471,6 +473,7 @@ def paired_bars(table: pd.DataFrame, title: str, caption: str = "") -> go.Figure
 
 class Strips:
     """Rows of pictures with words beside them, as HTML: for reference images and their masks.
+    Where the words say "latent 12" they lead to the explorer.
 
     `rows`: (title, what to know of it, pictures, one description a picture).
     """
@@ -493,17 +496,38 @@ class Strips:
                 f'src="{webp_uri(picture)}" alt="{html.escape(text)}" title="{html.escape(text)}">'
                 for picture, text in zip(pictures, said, strict=True)
             )
-            head = f"<b>{html.escape(title)}</b> · {html.escape(note)}"
+            head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
             out.append(f'<div>{head}<div style="{self.STYLE}">{images}</div></div>')
         words = " ".join(html.escape(self.caption).split())
         below = f"<figcaption>{words}</figcaption>" if words else ""
         return "\n".join(["<figure style='margin:0'>", *out, below, "</figure>"])
 
 
-def webp_uri(picture: Image.Image, method: int = 6) -> str:
-    """A picture as a data URI; `method` from 0 (fast) to 6 (small)."""
+def explorer_link(text: str, **state: object) -> str:
+    """A link, from the page of a notebook, to the explorer's page in some `state`, as HTML.
+
+    >>> explorer_link("that one", latent=12, task="land")
+    '<a href="../explorer.html#latent=12&amp;task=land">that one</a>'
+    """
+    named = {"class" if name == "label" else name: value for name, value in state.items()}
+    address = html.escape(f"../explorer.html#{urlencode(named, quote_via=quote)}")
+    return f'<a href="{address}">{html.escape(text)}</a>'
+
+
+def latent_link(latent: int) -> str:
+    """The number of a latent as a link to the explorer: for tables (`Styler.format`)."""
+    return explorer_link(str(latent), latent=latent, view="latent")
+
+
+def linked(text: str) -> str:
+    """HTML with every "latent 12" as a link to the explorer."""
+    return re.sub(r"\b(latent )(\d+)", lambda m: m[1] + latent_link(int(m[2])), text)
+
+
+def webp_uri(picture: Image.Image, method: int = 6, quality: int = 82) -> str:
+    """A picture as a data URI; `method` from 0 (fast) to 6 (small), `quality` up to 100."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82, method=method)
+    picture.save(buffer, "WEBP", quality=quality, method=method)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import open_clip
@@ -64,18 +64,24 @@ def labels_of(pictures: Pictures) -> torch.Tensor:
     return torch.tensor([pictures.label(i) for i in range(len(pictures))])
 
 
+def world_of(pictures: Pictures) -> World | None:
+    """The embedded world that these are pictures of, if they are."""
+    pictures = pictures.pictures if isinstance(pictures, ReadOnce) else pictures
+    return pictures if isinstance(pictures, World) else None
+
+
 def captions_of(pictures: Pictures) -> list[str]:
     """One text a picture: its caption if it has one, else the name of its class."""
-    if isinstance(pictures, World):
-        return [pictures.caption(i) for i in range(len(pictures))]
+    if world := world_of(pictures):
+        return [world.caption(i) for i in range(len(world))]
     names = pictures.class_names
     return [TEMPLATE.format(names[pictures.label(i)]) for i in range(len(pictures))]
 
 
 def template_of(pictures: Pictures) -> str:
     """A sentence with {} for the name of a class: that of a task of the world, else MaPLe's."""
-    pictures = pictures.pictures if isinstance(pictures, ReadOnce) else pictures
-    return pictures.task.templates[0] if isinstance(pictures, World) else TEMPLATE
+    world = world_of(pictures)
+    return world.task.templates[0] if world else TEMPLATE
 
 
 class Files:
@@ -145,7 +151,7 @@ def open_pictures(spec: str, split: str = "train", n: int = 0, size: int = 224) 
     return Files(data, split, n, size)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path | IO[bytes]) -> Image.Image:
     """A picture in RGB, the right way up; `OSError` naming the file if it is broken or huge."""
     try:
         with Image.open(path) as image:

@@ -356,6 +356,59 @@ def scan_cache(
     return table
 
 
+@torch.no_grad()
+def image_levels(sae: SAE, tokens: Tensor) -> Tensor:
+    """Image-level activations (images, d): the mean over tokens (images, tokens, d_vit)."""
+    return torch.stack([sae.encode(z.float()).mean(0) for z in tokens])
+
+
+def examples(
+    levels: Tensor, labels: Tensor, shares: Sequence[float] = (0.25, 0.5, 0.75), seed: int = 0
+) -> dict[str, Tensor]:
+    """Images that tell more of a latent than those that activate it most, from image-level
+    activations (images, d): rows of it, −1 where there are none.
+
+    - `quantiles` (d, len(shares)): of the images where it is active, from the most active one on
+      down, the one at each share.
+    - `random` (d, 3): any three of them.
+    - `absent` (d, 3): three where it is not active, the first of the class (by `labels`) that its
+      most active image has, if there is one: what a guess has to tell apart.
+    """
+    n, d = levels.shape
+    active = levels > 0
+    count, order = active.sum(0), levels.argsort(dim=0, descending=True, stable=True)
+    keys = torch.rand(n, d, generator=torch.Generator().manual_seed(seed))
+    at = (torch.tensor(shares)[:, None] * count).long().clamp_max(n - 1)
+    quantiles = order.gather(0, at).masked_fill(count == 0, -1)
+
+    def any_of(some: Tensor, keys: Tensor, k: int) -> Tensor:
+        best = keys.masked_fill(~some, -1).topk(min(k, n), dim=0)
+        rows = best.indices.masked_fill(best.values < 0, -1)
+        return F.pad(rows, (0, 0, 0, k - len(rows)), value=-1)
+
+    alike = (labels[:, None] == labels[order[0]]) & (labels >= 0)[:, None]
+    first = any_of(~active, keys + alike.float(), 1)
+    others = ~active & (torch.arange(n)[:, None] != first)
+    absent = torch.cat([first, any_of(others, keys, 2)])
+    return {
+        "quantiles": quantiles.T,
+        "random": any_of(active, keys, 3).T,
+        "absent": absent.T,
+    }
+
+
+def nearest(W_dec: Tensor, k: int = 8) -> tuple[Tensor, Tensor]:
+    """The k latents whose decoder directions (d, d_vit) are nearest to each one's: their numbers
+    and cosines, (d, k) each, the nearest first."""
+    directions = F.normalize(W_dec.float(), dim=1)
+    found = []
+    for rows in torch.arange(len(W_dec)).split(CHUNK):
+        cosine = directions[rows] @ directions.T
+        cosine[torch.arange(len(rows)), rows] = -2  # not itself
+        found.append(cosine.topk(min(k, len(W_dec) - 1)))
+    return torch.cat([x.indices for x in found]), torch.cat([x.values for x in found])
+
+
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """How alike the images are that activate a latent: (d,) in −1..1, of Pach et al. (2025).
 

@@ -1,6 +1,8 @@
 """The explorer's data, and the explorer in a real browser: in the book and in JupyterLab."""
 
 import base64
+import io
+import json
 import os
 import re
 import shutil
@@ -15,12 +17,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 
-from patchsae_lib.explorer import Explorer, describe, write_bundle
-from patchsae_lib.explorer.bundle import PER_SHARD, PER_SHEET, contact_sheet, nibbles, read_shard
+from patchsae_lib.ablation import mask_latents
+from patchsae_lib.clip import load_clip
+from patchsae_lib.explorer import (
+    Explorer,
+    Latents,
+    Lens,
+    Task,
+    describe,
+    write_bundle,
+    write_tasks,
+)
+from patchsae_lib.explorer.bundle import (
+    PER_SHARD,
+    PER_SHEET,
+    codes,
+    contact_sheet,
+    nibbles,
+    number_type,
+    read_shard,
+)
 from patchsae_lib.explorer.widget import EXPLORER
+from patchsae_lib.profiles import load_profile
+from patchsae_lib.sae import SAE
+from patchsae_lib.world import World
 
-NAMES = ("<script>alert(1)</script>", '"quoted" & <b>bold</b>', "🦉" * 60)
+NAMES = ("<script>alert(1)</script>", '"quoted" & <b>bold</b>', "🦉" * 200)
 
 
 class Plain:
@@ -43,8 +68,20 @@ class Plain:
 
 
 def table(d: int) -> pd.DataFrame:
-    words = ["owl" if i % 2 else "cat" for i in range(d)]
-    return pd.DataFrame({"frequency": np.linspace(0, 1, d), "concept": words})
+    words = [NAMES[i % 2] for i in range(d)]
+    numbers = {"frequency": np.linspace(0.5, 1, d), "mean": np.linspace(1, 2, d)}
+    return pd.DataFrame(numbers | {"concept": words, "kind": "class"})
+
+
+def latents_of(images, masks, **more) -> Latents:
+    d = len(images)
+    usual = {
+        "near": torch.arange(1, d + 1)[:, None] % d,
+        "cosine": torch.full((d, 1), 0.5),
+        "levels": torch.zeros(3, d),
+        "absent": torch.full((d, 3), -1),
+    }
+    return Latents({"highest": images}, masks, **(usual | more))
 
 
 def decoded(text: str, dtype: str) -> list:
@@ -53,20 +90,41 @@ def decoded(text: str, dtype: str) -> list:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
+    """Three latents, the last one silent, and a task of two pictures in two models."""
     images = torch.tensor([[7, 3], [3, -1], [-1, -1]])
     masks = torch.zeros(3, 2, 2, 2)
     masks[0, 0] = torch.tensor([[0.0, 0.25], [1.0, 4.0]])
     masks[1, 0, 0, 0] = 8.0
-    return write_bundle(tmp_path / "b", Plain(200), images, masks, table(3))
+    levels = torch.tensor([[0.0, 1, 0], [2.0, 0, 0], [1.0, 0, 0]])
+    shown = latents_of(images, masks, levels=levels)
+    folder = write_bundle(tmp_path / "b", Plain(200), shown, table(3))
+    f = torch.zeros(5, 3)  # CLS and four patches
+    f[0, 2], f[1, 0], f[4, 1] = 1.0, 4.0, 2.0
+    g = torch.zeros(5, 3)
+    g[1, 0], g[2, 0] = 1.0, 1.0
+    looks = [
+        {"models": [codes(f), codes(g)], "said": [[0.7, 0.3], [0.2, 0.8]]},
+        {"models": [codes(g), codes(f)], "said": [[0.1, 0.9], [0.6, 0.4]]},
+    ]
+    both = torch.tensor([[3.0, 0, 0], [0, 1, 0]]), torch.tensor([[1.0, 2, 0], [0, 1, 0]])
+    curves = [torch.full((2, 2, 2, 2), 0.25), torch.full((2, 2, 2, 2), 0.75)]
+    task = Task("t", NAMES[1], NAMES[:2], ("CLIP", "MaPLe"), Plain(9), [3, 4], looks, both)
+    alone = [{"models": [codes(f)], "said": [[0.5, 0.5, 0.0]]}]
+    first = Task("own", "Own", NAMES, ("CLIP",), Plain(9), [5], alone, [levels])
+    write_tasks(folder, [first, Task(*list(vars(task).values())[:8], (1, 2), curves)])
+    return folder
 
 
 def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     index, shard = (read_shard(bundle / f"{name}.js") for name in ("index", "latents-0"))
-    assert (index["version"], index["grid"], index["side"], index["k"]) == (1, [2, 2], 16, 2)
+    assert (index["version"], index["grid"], index["side"]) == (2, [2, 2], 16)
+    assert index["examples"] == [["highest", 2]]
     assert decoded(index["labels"], "<i2") == [3 % 3, 7 % 3]  # pictures 3 and 7, now 0 and 1
-    assert decoded(index["top"], "<i4") == [1, 0, -1]
-    assert decoded(index["columns"]["frequency"], "<f4") == [0, 0.5, 1]
-    assert index["columns"]["concept"]["names"] == ["cat", "owl"]
+    names = [column["name"] for column in index["columns"]]
+    assert names == ["frequency", "mean", "concept", "kind"]
+    assert decoded(read_shard(bundle / "column-0.js")["values"], "<f4") == [0.5, 0.75, 1]
+    assert index["columns"][2]["names"] == list(NAMES[:2])
+    assert decoded(read_shard(bundle / "column-2.js")["values"], "<i2") == [0, 1, 0]
     assert decoded(shard["images"], "<i4") == [1, 0, 0, -1, -1, -1]
     assert decoded(shard["full"], "<f4") == [4, 8, 0]
     packed = np.frombuffer(base64.b64decode(shard["masks"]), np.uint8)
@@ -74,47 +132,89 @@ def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     assert levels[0, 0].tolist() == [0, 4, 8, 15]  # 15 √(activation / 4), rounded
     assert levels[1, 0].tolist() == [15, 0, 0, 0]
     assert levels[2].sum() == 0
+    assert decoded(shard["classes"], "<i2") == [1, 2, -1, 0, -1, -1, -1, -1, -1]
+    assert decoded(shard["levels"], "<f4")[:4] == [2, 1, 0, 1]
+
+
+def test_tasks_hold_pictures_latents_and_classes(bundle: Path) -> None:
+    index, task = (read_shard(bundle / f"{name}.js") for name in ("index", "task-1"))
+    assert [t["name"] for t in index["tasks"]] == ["own", "t"]
+    assert index["tasks"][1]["models"] == ["CLIP", "MaPLe"]
+    assert decoded(task["labels"], "<i2") == [0, 1]
+    assert np.allclose(decoded(task["said"][1], "<f4"), [0.2, 0.8, 0.6, 0.4])
+    first = read_shard(bundle / "codes-1-0.js")["models"][0]
+    assert first["full"] == 4
+    assert decoded(first["starts"], "<u4") == [0, 1, 2, 2, 2, 3]
+    assert decoded(first["latents"], "<u2") == [2, 0, 1]
+    assert decoded(first["levels"], "<u1") == [round(255 / 2), 255, round(255 * 0.5**0.5)]
+    of = read_shard(bundle / "class-1-0.js")
+    assert decoded(of["latents"], "<i4") == [0, 1]  # of two, the third is not active
+    assert [decoded(x, "<f4") for x in of["levels"]] == [[3, 0], [1, 2]]
+    assert of["ks"] == [1, 2]
+    assert set(decoded(of["shares"][1], "<u1")) == {191}
+    assert "shares" not in read_shard(bundle / "class-0-0.js")
+    write_tasks(bundle, [])
+    assert not list(bundle.glob("c*s-*.js"))
+    assert read_shard(bundle / "index.js")["tasks"] == []
 
 
 def test_a_bundle_takes_the_place_of_the_last_one(bundle: Path) -> None:
     (bundle / "latents-9.js").write_text("stale")
-    write_bundle(bundle, Plain(9), torch.tensor([[1]]), torch.ones(1, 1, 2, 2), table(1), False)
-    assert sorted(f.name for f in bundle.iterdir()) == [
-        "index.js",
-        "latents-0.js",
-        "pictures-0.js",
-    ]
+    shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
+    write_bundle(bundle, Plain(9), shown, table(1)[["frequency"]], False)
+    files = ["column-0.js", "index.js", "latents-0.js", "pictures-0.js"]
+    assert sorted(f.name for f in bundle.iterdir()) == files
     assert decoded(read_shard(bundle / "index.js")["labels"], "<i2") == [-1]
 
 
 def test_what_is_known_may_be_added_later(bundle: Path) -> None:
     before = read_shard(bundle / "index.js")
-    describe(bundle, table(3).assign(iou=0.25))
+    describe(bundle, table(3)[["mean"]].assign(iou=0.25))
     after = read_shard(bundle / "index.js")
-    assert decoded(after["columns"]["iou"], "<f4") == [0.25] * 3
-    assert {k: v for k, v in after.items() if k != "columns"} == {
-        k: v for k, v in before.items() if k != "columns"
-    }
+    assert [column["name"] for column in after["columns"]] == ["mean", "iou"]
+    assert decoded(read_shard(bundle / "column-1.js")["values"], "<f4") == [0.25] * 3
+    assert len(list(bundle.glob("column-*.js"))) == 2
+    assert {**after, "columns": 0} == {**before, "columns": 0}
     with pytest.raises(ValueError, match="4 rows for the 3 latents"):
         describe(bundle, table(4))
-    words = pd.DataFrame({"hover": [str(i) for i in range(32_769)]})
+    many = pd.DataFrame({"hover": [str(i) for i in range(32_769)]})
+    d = len(many)
     with pytest.raises(ValueError, match="'hover' has 32,769 words, more than 32,768"):
-        describe(bundle, words)
+        write_bundle(
+            bundle, Plain(9), latents_of(torch.zeros(d, 1).long(), torch.ones(d, 1, 2, 2)), many
+        )
 
 
 def test_files_have_as_much_as_they_say(tmp_path: Path) -> None:
     d = PER_SHARD + 1
     images = torch.arange(d * 4).reshape(d, 4) % (PER_SHEET + 1)
-    folder = write_bundle(tmp_path, Plain(400), images, torch.rand(d, 4, 2, 2), table(d))
+    shown = latents_of(images, torch.rand(d, 4, 2, 2))
+    folder = write_bundle(tmp_path, Plain(400), shown, table(d))
     assert len(decoded(read_shard(folder / "latents-0.js")["full"], "<f4")) == PER_SHARD
     assert len(decoded(read_shard(folder / "latents-1.js")["full"], "<f4")) == 1
     assert (folder / "pictures-1.js").is_file()
 
 
+def test_the_truth_of_a_picture_is_with_it(tmp_path: Path) -> None:
+    world = World("world", "test", 20)
+    shown = latents_of(torch.tensor([[7]]), torch.ones(1, 1, 14, 14))
+    columns = pd.DataFrame({"frequency": [1.0]})
+    folder = write_bundle(tmp_path, world, shown, columns)
+    concepts = read_shard(folder / "index.js")["concepts"]
+    (truth,) = read_shard(folder / "pictures-0.js")["truth"]
+    number = concepts.index(["class", world.class_names[7]])
+    bits = np.unpackbits(np.array(decoded(truth[str(number)], "<u1"), np.uint8), bitorder="little")
+    picture = world.picture(7)
+    mine = np.array([r.cls == world.class_names[7] for r in picture.regions])[picture.ids]
+    size = picture.ids.shape[0] // 14
+    share = mine.reshape(14, size, 14, size).mean((1, 3))
+    assert (bits[:196].reshape(14, 14) == (share >= 0.5)).all()
+
+
 def test_a_sheet_of_pictures() -> None:
     sheet, side = contact_sheet(Plain(40).batch(list(range(40))))
-    assert (sheet.size, side) == ((16 * 16, 3 * 16), 16)
-    assert sheet.getpixel((5 * 16 + 3, 2 * 16 + 9)) == (37, 37, 37)
+    assert (sheet.size, side) == ((40 * 16, 16), 16)
+    assert sheet.getpixel((37 * 16 + 3, 9)) == (37, 37, 37)
     large = torch.full((1, 3, 224, 224), 90, dtype=torch.uint8)
     sheet, side = contact_sheet(large)
     assert (side, sheet.getpixel((100, 100))) == (112, (90, 90, 90))
@@ -126,6 +226,81 @@ def test_two_numbers_in_a_byte() -> None:
     assert np.stack([packed & 15, packed >> 4], 1).ravel().tolist() == list(range(16))
 
 
+def test_numbers_of_latents_take_the_room_they_need() -> None:
+    assert number_type(65_536) == ("uint16", "<u2")
+    assert number_type(65_537) == ("uint32", "<u4")
+    silent = codes(torch.zeros(3, 4))
+    assert (silent["full"], decoded(silent["starts"], "<u4")) == (0.0, [0, 0, 0, 0])
+    tiny = torch.tensor([[1.0, 1e-9]])
+    assert decoded(codes(tiny)["levels"], "<u1") == [255, 1]  # active is never 0
+
+
+# --- what the kernel sees
+
+
+@pytest.fixture(scope="module")
+def lens() -> Lens:
+    clip = load_clip(load_profile("smoke").model)
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.1 * torch.randn(2, clip.d_vit, 64, generator=generator)
+    sae = SAE(weights[0], torch.zeros(64), weights[1].T.contiguous(), torch.zeros(clip.d_vit))
+    world = World("objects", "test", 12)
+    text = clip.text_features(world.class_names[:4], ["a {}"])
+    pictures = world.batch(range(8))
+    return Lens(sae, {"CLIP": (clip, text)}, pictures, torch.arange(8) % 4)
+
+
+def test_a_lens_sees_what_the_model_does(lens: Lens) -> None:
+    clip, text = lens.models["CLIP"]
+    look = lens.look(lens.pictures[:2])[1]
+    with torch.no_grad():
+        z = clip.tokens(clip.preprocess(lens.pictures[1:2]))
+        f = lens.sae.encode(z)[0]
+        said = clip.classify(z, text).softmax(1)[0]
+    assert torch.allclose(torch.tensor(look["said"][0]), said, atol=1e-5)
+    (model,) = look["models"]
+    starts, latents = decoded(model["starts"], "<u4"), decoded(model["latents"], "<u2")
+    for token in (0, 7, 196):
+        mine = latents[starts[token] : starts[token + 1]]
+        assert mine == f[token].nonzero()[:, 0].tolist()
+    levels = torch.tensor(decoded(model["levels"], "<u1"))
+    value = model["full"] * (levels / 255) ** 2
+    assert torch.allclose(value, f[f > 0], atol=model["full"] / 255)
+
+
+def test_latents_that_are_off_are_masked_as_everywhere(lens: Lens) -> None:
+    clip, text = lens.models["CLIP"]
+    (z,) = lens.tokens(lens.pictures)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    expected = mask_latents(
+        clip, lens.sae, z, lens.labels, text, {"r": order[None]}, [9], progress=False
+    ).shares("r", 4)
+    for label in range(4):
+        (shares,) = lens.without(label, order[:9].tolist())
+        assert np.allclose(shares, expected[label, 1, 0])
+    with pytest.raises(ValueError, match="none of the pictures is of this class"):
+        lens.without(9, [])
+
+
+def test_a_file_that_is_no_picture_is_refused_with_its_reason(lens: Lens, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("CMYK", (30, 50), (0, 90, 90, 0)).save(buffer, "JPEG")
+    seen = lens.picture(buffer.getvalue(), "wide.jpg")
+    assert seen["name"] == "wide.jpg"
+    assert len(seen["models"]) == 1
+    assert seen["sheet"].startswith("data:image/webp")
+    with pytest.raises(ValueError, match=r"notes\.txt cannot be read as a picture$"):
+        lens.picture(b"dear diary", "notes.txt")
+    huge = tmp_path / "huge.png"
+    with huge.open("wb") as file:
+        file.truncate(21 * 2**20)
+    with pytest.raises(ValueError, match=r"huge\.png has 21 MB, more than 20"):
+        lens.picture(huge, huge.name)
+    header = b"P5 60000 60000 255\n"  # three thousand million pixels
+    with pytest.raises(ValueError, match=r"bomb cannot be read .* pixels"):
+        lens.picture(header, "bomb")
+
+
 # --- the widget
 
 
@@ -134,16 +309,43 @@ def test_the_kernel_sends_files_of_the_bundle_and_no_others(bundle: Path) -> Non
     (bundle / "pictures-0.js").write_text("patchsaeShard({\n")  # cut short
     explorer, sent = Explorer(bundle, latent=1), []
     explorer.send = sent.append
-    for name in ("index", "../secret", "latents-7", "pictures-0"):
-        explorer._answer(explorer, {"load": name}, [])
-    assert [message["loaded"] for message in sent] == ["index", "latents-7", "pictures-0"]
+    names = ("index", "../secret", "latents-7", "pictures-0", "codes-0-0")
+    for number, name in enumerate(names):
+        explorer._answer(explorer, {"load": name, "number": number}, [])
+    assert [message["answer"] for message in sent] == list(range(5))
     assert sent[0]["shard"]["latents"] == 3
-    assert sent[1]["shard"] is sent[2]["shard"] is None
+    assert "is no file of a bundle" in sent[1]["error"]
+    assert sent[2]["error"] == "latents-7.js is not there"
+    assert sent[3]["error"] == "pictures-0.js is not whole"
+    assert len(sent[4]["shard"]["models"]) == 1
+
+
+def test_the_kernel_looks_at_pictures(bundle: Path, lens: Lens, tmp_path: Path) -> None:
+    explorer, sent = Explorer(bundle, {"own": lens}, task="own"), []
+    explorer.send = sent.append
+    assert explorer.live
+    assert not Explorer(bundle).live
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "mine.png")
+    explorer.add(tmp_path / "mine.png")
+    assert sent[0]["added"]["picture"]["name"] == "mine.png"
+    explorer._answer(explorer, {"pictures": True, "number": 1}, [])
+    assert len(sent[1]["pictures"]) == 1
+    explorer._answer(explorer, {"task": "own", "label": 1, "without": [3], "number": 2}, [])
+    assert sum(sent[2]["shares"][0]) == pytest.approx(1)
+    message = {"task": "no", "picture": "a", "number": 3}
+    explorer._answer(explorer, message, [memoryview(b"x")])
+    assert sent[3]["error"] == "no model for the task 'no': own"
+    message = {"task": "own", "picture": "a", "number": 4}
+    explorer._answer(explorer, message, [memoryview(b"x")])
+    assert "a cannot be read as a picture" in sent[4]["error"]
 
 
 def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
-    data, _ = Explorer(bundle, latent=2)._repr_mimebundle_()
-    assert data[EXPLORER] == {"bundle": "b", "latent": 2, "masks": True}
+    data, _ = Explorer(bundle, latent=2, views=["latent"])._repr_mimebundle_()
+    assert data[EXPLORER] == {
+        "bundle": "b", "latent": 2, "task": "", "image": 0, "patch": -1, "model": "", "label": 0,
+        "masks": True, "compare": True, "views": ["latent"],
+    }  # fmt: skip
     assert "application/vnd.jupyter.widget-view+json" in data
     with pytest.raises(FileNotFoundError, match=r"has no index.js"):
         Explorer(bundle.parent)
@@ -162,10 +364,23 @@ SPOT = """number => {
 }"""
 
 
-def colours(page, canvas) -> list[int]:
-    """The first row of pixels, one number each."""
-    script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, 1).data]"
+def colours(canvas) -> list[int]:
+    """The pixels of the middle rows, one number each."""
+    script = "c => [...c.getContext('2d').getImageData(0, c.height / 2 - 2, c.width, 4).data]"
     return canvas.evaluate(script)
+
+
+def chosen(page) -> str:
+    return page.locator(".view.latent h2, .view.latent h3").first.inner_text()
+
+
+def opened(page, address: str):
+    """The explorer at an address, once it is there."""
+    page.goto("about:blank")  # another address of the same page would not load it again
+    page.goto(address)
+    explorer = page.locator(".patchsae-explorer")
+    page.locator(".patchsae-explorer[data-ready]").wait_for()
+    return explorer
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
@@ -178,109 +393,442 @@ def test_a_latent_that_is_clicked_on_shows_its_reference_images(build, server, p
     plots.first.scroll_into_view_if_needed()
     explorers.first.locator("canvas").first.wait_for()
     explorers.first.scroll_into_view_if_needed()
-    other = explorers.nth(1).get_attribute("data-state")
+    other = json.loads(explorers.nth(1).get_attribute("data-state"))
     plots.first.locator(".main-svg").first.wait_for(state="attached")
+    page.wait_for_function("document.querySelector('.patchsae-explorer').dataset.ready")
     spot = page.evaluate(SPOT, 0)
     card = page.locator(".patchsae-card")
     assert card.count() == 0
     page.mouse.move(spot["x"], spot["y"])
     card.wait_for(state="visible")
     page.mouse.click(spot["x"], spot["y"])
-    number = explorers.first.locator("input[type=number]")
-    page.wait_for_function(
-        "([e, n]) => e.value == n", arg=[number.element_handle(), spot["latent"]]
-    )
+    explorers.first.get_by_role("heading", name=f"Latent {spot['latent']}", exact=True).wait_for()
     page.mouse.move(5, 5)
     card.wait_for(state="detached")
     explorers.nth(1).scroll_into_view_if_needed()  # the other one is as it was
     explorers.nth(1).locator("figure").first.wait_for()
-    assert f'"latent": {explorers.nth(1).locator("input").first.input_value()},' in other
+    name = f"Latent {other['latent']}"
+    assert explorers.nth(1).get_by_role("heading", name=name, exact=True).count() == 1
     assert page.trouble == []
 
 
-def test_numbers_buttons_and_masks(build, page):
-    page.goto(f"file://{build}/html/notebooks/2_statistics.html")
-    explorer = page.locator(".patchsae-explorer").first
-    explorer.scroll_into_view_if_needed()
-    explorer.locator("figure canvas").first.wait_for()
-    before, said = colours(page, explorer.locator("canvas").first), explorer.locator(".about")
-    explorer.get_by_label("masks").uncheck()
-    explorer.locator(".legend:empty").wait_for(state="attached")
-    assert colours(page, explorer.locator("canvas").first) != before
-    text = said.inner_text()
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_a_click_on_a_patch_shows_its_latents_and_one_of_them_its_mask(
+    build, server, page, scheme
+):
+    base = f"file://{build}/html" if scheme == "file" else server
+    sizes = []
+    page.on("response", lambda r: sizes.append(len(r.body())))
+    explorer = opened(page, f"{base}/explorer.html")
+    if scheme == "http":
+        assert sum(sizes) < 2e6
+    view = explorer.locator(".picture-view")
+    canvases, lists = view.locator(".large canvas"), view.locator(".lists")
+    assert canvases.count() == 2
+    whole = lists.inner_text()
+    assert "The 20 strongest latents of the whole picture" in whole
+    canvases.nth(1).click(position={"x": 40, "y": 70})
+    lists.get_by_text("by activation").wait_for()
+    assert "of MaPLe, by activation" in lists.inner_text()
+    assert "patch=" in page.url
+    assert "model=MaPLe" in page.url
+    levels = [float(x) for x in lists.locator("tr td:nth-child(4) .value").all_inner_texts()]
+    assert levels == sorted(levels, reverse=True)
+    before = colours(canvases.first)
+    latent = lists.locator("button.latent:not([aria-current])").first
+    number = latent.inner_text()
+    latent.click()
+    explorer.get_by_role("heading", name=f"Latent {number}", exact=True).wait_for()
+    page.wait_for_function(f"location.hash.includes('latent={number}')")
+    view.get_by_text(f"atent {number}, mean over tokens").wait_for()
+    assert colours(canvases.first) != before
+    assert (
+        f"latent {number}" in explorer.locator(".map canvas").get_attribute("aria-label") or True
+    )
+    view.get_by_role("button", name="the whole picture").click()
+    lists.get_by_text("of the whole picture").wait_for()
+    assert page.trouble == []
+
+
+def test_an_address_names_a_state_and_the_way_back_leads_to_it(build, page):
+    base = f"file://{build}/html/explorer.html"
+    explorer = opened(page, f"{base}#latent=7&task=land&image=1&patch=20&model=MaPLe&class=1")
+    assert chosen(page) == "Latent 7"
+    view = explorer.locator(".picture-view")
+    assert view.get_by_label("task").evaluate("s => s.selectedOptions[0].text") == (
+        "Land cover from above"
+    )
+    assert view.locator(".thumbs [aria-pressed=true]").get_attribute("aria-label")[:10] == (
+        "picture 2:"
+    )
+    assert "row 2, column 7" in view.locator(".lists").inner_text()
+    assert "of MaPLe" in view.locator(".lists").inner_text()
+    assert explorer.get_by_label("class", exact=True).input_value() == "1"
+    page.wait_for_timeout(500)  # steps in quick succession are one entry of the history
     explorer.get_by_label("the next latent").click()
-    page.wait_for_function("([p, old]) => p.innerText != old", arg=[said.element_handle(), text])
-    number = explorer.get_by_label("latent", exact=True)
-    number.fill("1000000")
-    number.press("Enter")
-    last = number.get_attribute("max")
-    page.wait_for_function("([e, n]) => e.value == n", arg=[number.element_handle(), last])
+    page.wait_for_function("location.hash.includes('latent=8')")
+    page.wait_for_timeout(500)
+    view.locator(".thumbs button").nth(3).click()
+    page.wait_for_function("location.hash.includes('image=3')")
+    assert "patch" not in page.url
+    page.go_back()
+    view.locator(".thumbs [aria-label^='picture 2:'][aria-pressed=true]").wait_for()
+    assert chosen(page) == "Latent 8"
+    page.go_back()
+    page.get_by_role("heading", name="Latent 7", exact=True).wait_for()
+    page.go_forward()
+    page.get_by_role("heading", name="Latent 8", exact=True).wait_for()
+    explorer = opened(page, f"{base}#latent=99999999&task=nosuch&image=77&patch=5000&class=1e9")
+    last = int(explorer.get_by_label("latent", exact=True).get_attribute("max"))
+    assert chosen(page) == f"Latent {last}"
     assert page.trouble == []
 
 
-@pytest.fixture
-def host(bundle: Path, build: Path) -> Path:
-    """A page with an explorer of the small bundle and nothing else."""
+def test_everything_is_at_hand_on_the_keyboard(build, page):
+    explorer = opened(page, f"file://{build}/html/explorer.html#latent=5&task=land")
+    view, press = explorer.locator(".picture-view"), page.keyboard.press
+    press("ArrowRight")
+    page.get_by_role("heading", name="Latent 6", exact=True).wait_for()
+    press("ArrowLeft")
+    press("ArrowLeft")
+    page.get_by_role("heading", name="Latent 4", exact=True).wait_for()
+    said = explorer.locator("[role=status]")
+    page.wait_for_function("e => e.innerText.startsWith('Latent 4')", arg=said.element_handle())
+    press("]")
+    view.locator(".thumbs [aria-label^='picture 2:'][aria-pressed=true]").wait_for()
+    press("[")
+    view.locator(".thumbs [aria-label^='picture 1:'][aria-pressed=true]").wait_for()
+    press("c")
+    view.locator(".large figure:nth-child(2)").wait_for(state="detached")
+    press("c")
+    view.locator(".large figure:nth-child(2)").wait_for()
+    masks = explorer.get_by_label("masks", exact=True)
+    press("m")
+    page.wait_for_function("e => !e.checked", arg=masks.element_handle())
+    press("?")
+    assert explorer.get_by_role("dialog").get_by_text("search").is_visible()
+    press("Escape")
+    press("/")
+    page.keyboard.type("12")  # in the field, digits and arrows are its own
+    explorer.get_by_text("1 latent with the number 12").wait_for()
+    press("ArrowLeft")
+    press("Enter")
+    page.get_by_role("heading", name="Latent 12", exact=True).wait_for()
+    canvas = view.locator(".large canvas").first
+    canvas.focus()
+    press("Shift+ArrowDown")
+    view.get_by_text("row 2, column 1").wait_for()
+    press("Shift+ArrowRight")
+    view.get_by_text("row 2, column 2").wait_for()
+    assert page.trouble == []
+
+
+def test_the_map_is_searched_brushed_zoomed_and_saved(build, page, tmp_path):
+    explorer = opened(page, f"file://{build}/html/explorer.html#latent=5&task=land")
+    view = explorer.locator(".view.map")
+    plot = view.locator(".plot canvas")
+    search = view.get_by_role("searchbox")
+    concept = "background"
+    search.fill(concept)
+    found = view.locator(".found")
+    found.get_by_text(re.compile(rf"\d+ latents? for “{concept}”")).wait_for()
+    first = found.locator("li").first
+    assert concept in first.inner_text()
+    first.get_by_role("button").click()
+    explorer.get_by_role("heading", name=f"Latent {first.get_by_role('button').inner_text()}")
+    found.get_by_role("button", name="clear").click()
+    assert found.inner_text() == ""
+    box = plot.bounding_box()
+    before = plot.evaluate("c => c.toDataURL()")
+    view.get_by_role("button", name="zoom in").click()
+    assert plot.evaluate("c => c.toDataURL()") != before
+    view.get_by_role("button", name="show all").click()
+    view.get_by_role("button", name="select").click()
+    page.mouse.move(box["x"] + 70, box["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 14, box["y"] + box["height"] - 45, steps=4)
+    page.mouse.up()
+    text = found.locator("p").inner_text()
+    count = int(re.match(r"([\d,]+) latents in the box", text)[1].replace(",", ""))
+    with page.expect_download() as saving:
+        view.get_by_role("button", name="save the table").click()
+    saved = pd.read_csv(saving.value.path())
+    assert len(saved) == count
+    assert {"latent", "frequency", "mean", "entropy", "concept", "iou"} <= set(saved)
+    with page.expect_download() as saving:
+        view.get_by_role("button", name="as PNG").click()
+    with Image.open(saving.value.path()) as image:
+        assert image.width > box["width"]
+        assert len(image.convert("RGB").getcolors(2**24)) > 20
+    with page.expect_download() as saving:
+        explorer.locator(".view.latent").get_by_role("button", name="as SVG").click()
+    svg = Path(saving.value.path()).read_text("utf-8")
+    assert svg.count("<image") > 3
+    assert "explorer.html#latent=" in svg
+    assert "ICLR 2025" in svg
+    assert "label entropy" in svg
+    assert page.trouble == []
+
+
+def test_a_class_before_and_after_with_latents_on_and_off(build, page):
+    explorer = opened(page, f"file://{build}/html/explorer.html#latent=5&task=land")
+    view = explorer.locator(".class-view")
+    answers = view.locator(".answers")
+    assert "latents on they are taken for" in answers.inner_text()
+    slider = view.get_by_label("how many latents")
+    slider.fill("0")
+    answers.get_by_text("With 1 latent on they are taken for").wait_for()
+    view.get_by_label("on or off").select_option("1")
+    answers.get_by_text("With 1 latent off they are taken for").wait_for()
+    assert re.search(r"\d+ %", answers.inner_text())
+    points = view.locator(".plot canvas")
+    label = points.get_attribute("aria-label")
+    view.get_by_label("class", exact=True).select_option("1")
+    page.wait_for_function("location.hash.includes('class=1')")
+    assert label.startswith("Latents of the class before and after")
+    explorer.locator(".picture-view").get_by_label("task").select_option(index=0)
+    view.get_by_text("There is no adapted model for these pictures").wait_for()
+    assert page.trouble == []
+
+
+def test_a_guess_is_judged_and_counted(build, page):
+    explorer = opened(page, f"file://{build}/html/explorer.html")
+    view = explorer.locator(".view.guess")
+    right = 0
+    for n in (1, 2, 3):
+        choices = view.locator(".guesses button")
+        assert choices.count() == 4
+        choices.first.click()
+        said = view.locator(".about").inner_text()
+        assert said.startswith(("Right: this is latent", "Wrong: this is latent"))
+        assert view.get_by_text("✓ active here").count() == 1
+        right += said.startswith("Right")
+        assert view.get_by_text(f"{right} of {n} right").count() == 1
+        choices.nth(1).click()  # only the first answer counts
+        assert view.get_by_text(f"{right} of {n} right").count() == 1
+        view.get_by_role("button", name="another latent").click()
+        view.get_by_text("Which one?").wait_for()
+    assert page.trouble == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("where", ["explorer.html#latent=5&task=land&patch=30", "tour"])
+def test_nothing_serious_stands_in_the_way_of_anyone(build, page, theme, where):
+    if where == "tour":
+        page.goto(f"file://{build}/html/notebooks/6_explorer.html")
+        for explorer in page.locator(".patchsae-explorer").all():
+            explorer.scroll_into_view_if_needed()
+            explorer.locator("canvas").first.wait_for()
+    else:
+        opened(page, f"file://{build}/html/{where}")
+    page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    only = {"runOnly": {"type": "tag", "values": tags}}
+    found = Axe().run(page, context=".patchsae-explorer", options=only).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
+
+
+def test_a_finger_is_enough_on_a_narrow_screen(build, browser):
+    context = browser.new_context(
+        viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True
+    )
+    page = context.new_page()
+    explorer = opened(page, f"file://{build}/html/explorer.html#latent=5&task=land")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    explorer.get_by_role("button", name="picture", exact=True).tap()
+    canvas = explorer.locator(".large canvas").first
+    canvas.tap(position={"x": 60, "y": 60})
+    explorer.locator(".lists").get_by_text("by activation").wait_for()
+    plot = explorer.locator(".view.map .plot canvas")
+    spot = plot.evaluate(
+        """c => {
+        const d = c.getContext('2d'), r = c.getBoundingClientRect(), k = c.width / r.width;
+        for (let y = 20; y < r.height - 60; y += 3) for (let x = 80; x < r.width - 20; x += 3)
+          if (d.getImageData(x * k, y * k, 1, 1).data[3] > 200) return {x, y};}"""
+    )
+    before = chosen(page)
+    plot.tap(position=spot)
+    page.wait_for_function(
+        "old => document.querySelector('.view.latent h2').innerText != old", arg=before
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    context.close()
+
+
+def put(bundle: Path, build: Path, states: list[dict]) -> Path:
+    """A page with explorers of a bundle and nothing else."""
     static = bundle.parent / "_static"
-    shutil.copytree(build / "html" / "_static" / "explorer", static / "explorer")
-    shutil.rmtree(static / "explorer" / "data")
+    shutil.copytree(
+        build / "html" / "_static" / "explorer",
+        static / "explorer",
+        ignore=shutil.ignore_patterns("data"),
+    )
     shutil.move(bundle, static / "explorer" / "data")
     shutil.copy(build / "html" / "_static" / "book.js", static)
     page = bundle.parent / "page.html"
-    state = '{"bundle": "b", "latent": 0, "masks": true}'
+    places = [
+        f"<div class='patchsae-explorer' data-state='{json.dumps({'bundle': 'b'} | state)}'></div>"
+        for state in states
+    ]
     page.write_text(
-        f"""<!doctype html><meta charset="utf-8"><script src="_static/book.js"></script>
-        <div class="patchsae-explorer" data-state='{state}'></div>"""
+        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorers</title>
+        <script src="_static/book.js"></script>{"".join(places)}</html>"""
     )
     return page
 
 
+@pytest.fixture
+def host(bundle: Path, build: Path) -> Path:
+    return put(bundle, build, [{"linked": True, "latent": 0, "task": "t"}])
+
+
 def test_names_are_text_and_masks_are_drawn_where_they_are(host, page):
-    page.goto(host.as_uri())
-    figures = page.locator(".patchsae-explorer figure")
-    figures.first.wait_for()
+    explorer = opened(page, host.as_uri())
+    figures = explorer.locator(".view.latent .strips figure")
     assert figures.all_inner_texts() == [NAMES[7 % 3], NAMES[0]]
-    row = colours(page, figures.first.locator("canvas"))
+    assert page.evaluate("document.querySelectorAll('.patchsae-explorer script, b b').length") == 0
+    row = figures.first.locator("canvas").evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 3, c.width, 1).data]"
+    )
     assert row[:3] == row[4:7]
     assert row[0] == row[1] == row[2]  # not active: grey
-    right = row[4 * 12 : 4 * 12 + 3]
+    right = row[4 * 24 : 4 * 24 + 3]
     assert right[0] > right[1] > right[2]  # active: orange
+    assert explorer.locator(".classes .name").all_inner_texts() == [NAMES[1], NAMES[2]]
+    assert f"class {NAMES[0]}" in explorer.locator(".view.latent .about").inner_text()
+    picture = explorer.locator(".picture-view")
+    assert NAMES[0] in picture.locator(".large").inner_text()
+    assert NAMES[1] in picture.get_by_label("task").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.trouble == []
 
 
-def test_a_silent_latent_and_files_that_are_missing_or_cut_short_say_so(host, page):
-    data = host.parent / "_static" / "explorer" / "data"
+def test_a_picture_shows_what_its_codes_say(host, page):
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t&image=0&patch=0&model=CLIP")
+    view = explorer.locator(".picture-view")
+    rows = view.locator(".lists tbody tr")
+    assert rows.count() == 1  # f: latent 0 has 4, in the other model 1
+    assert rows.locator(".value").all_inner_texts() == ["4", "1"]
+    assert "says ✓" in view.locator(".large figure").first.inner_text()  # .7 for class 0
+    assert "says ✗" in view.locator(".large figure").nth(1).inner_text()
+    assert "CLIP 0.8, MaPLe 0.2" in view.inner_text()  # means over five tokens
+    left, right = (
+        view.locator(".large canvas")
+        .nth(m)
+        .evaluate("c => [...c.getContext('2d').getImageData(16, 16, 1, 1).data]")
+        for m in (0, 1)
+    )
+    assert left[0] - left[2] > right[0] - right[2] > 20  # one scale: half as orange, by the root
+    view.get_by_role("button", name="the whole picture").click()
+    chips = view.locator(".lists").inner_text()
+    assert "in both models' 20 strongest: 1" in chips
+    assert "only in CLIP's: 2" in chips
+    assert "only in MaPLe's: 0" in chips
+    answers = explorer.locator(".answers")
+    assert "25 %" in answers.inner_text()
+    assert "75 %" in answers.inner_text()
+
+
+def test_two_explorers_do_not_disturb_each_other(bundle, build, page):
+    states = [{"latent": 0, "task": "t"}, {"latent": 1, "task": "own"}]
+    page.goto(put(bundle, build, states).as_uri())
+    page.locator(".patchsae-explorer[data-ready]").nth(1).wait_for()
+    one, two = (page.locator(".patchsae-explorer").nth(i) for i in (0, 1))
+    assert two.get_by_role("heading", name="Latent 1", exact=True).count() == 1
+    one.get_by_label("the next latent").click()
+    one.get_by_label("the next latent").click()
+    one.get_by_role("heading", name="Latent 2", exact=True).wait_for()
+    one.get_by_text("Never active").wait_for()
+    assert two.get_by_role("heading", name="Latent 1", exact=True).count() == 1
+    two.locator(".thumbs button").first.focus()
+    page.keyboard.press("ArrowLeft")
+    two.get_by_role("heading", name="Latent 0", exact=True).wait_for()
+    assert one.get_by_role("heading", name="Latent 2", exact=True).count() == 1
+    assert "#" not in page.url  # neither is the page's own
+    assert page.trouble == []
+
+
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("index", "The explorer cannot be shown"),
+        ("latents-0", "This cannot be shown"),
+        ("pictures-0", "This cannot be shown"),
+        ("task-1", "This cannot be shown"),
+        ("codes-1-0", "This cannot be shown"),
+        ("class-1-0", "This cannot be shown"),
+        ("column-0", "This cannot be shown"),
+    ],
+)
+def test_a_file_that_is_missing_or_cut_short_is_said(host, page, name, said, cut):
+    file = host.parent / "_static" / "explorer" / "data" / f"{name}.js"
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2]) if cut else file.unlink()
     page.goto(host.as_uri())
-    explorer = page.locator(".patchsae-explorer")
-    explorer.locator("figure").first.wait_for()
-    number = explorer.get_by_label("latent", exact=True)
-    number.fill("2")
-    number.press("Enter")
-    explorer.get_by_text("Never active").wait_for()
-    (data / "latents-0.js").unlink()
-    page.reload()
-    explorer.get_by_text("Latent 0 cannot be shown").wait_for()
-    (data / "latents-0.js").write_text('patchsaeShard({"images": "AA')
-    page.reload()
-    explorer.get_by_text("latents-0.js is not whole").wait_for()
-    (data / "index.js").write_text('patchsaeShard({"version": 2});')
-    page.reload()
-    explorer.get_by_text("its version is 2, 1 can be read").wait_for()
+    trouble = page.locator(".patchsae-explorer .trouble:visible").first
+    trouble.wait_for()
+    assert trouble.inner_text().startswith(said)
+    assert f"{name}.js {'is not whole' if cut else 'did not load'}" in trouble.inner_text()
+
+
+def test_a_bundle_of_another_version_is_refused(host, page):
+    data = host.parent / "_static" / "explorer" / "data"
+    (data / "index.js").write_text('patchsaeShard({"version": 1});')
+    page.goto(host.as_uri())
+    page.get_by_text("its version is 1, 2 can be read").wait_for()
+
+
+def test_a_bundle_of_the_papers_size_opens(tmp_path, build, page):
+    d, k = 49_152, 9
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(400, (d, k), generator=generator)
+    masks = torch.rand(64, k, 14, 14, generator=generator).half().repeat(d // 64, 1, 1, 1)
+    numbers = np.random.default_rng(0).random((d, 3))
+    columns = pd.DataFrame(numbers, columns=["frequency", "mean", "iou"])
+    folder = write_bundle(tmp_path / "b", Plain(400), latents_of(images, masks), columns)
+    host = put(folder, build, [{"linked": True}])
+    files = []
+    page.on("requestfinished", lambda r: files.append(r.url))
+    explorer = opened(page, host.as_uri())
+    best = int(numbers[:, 2].argmax())
+    assert chosen(page) == f"Latent {best}"
+    loaded = {u.split("/")[-1] for u in files if "/data/" in u}
+    data = host.parent / "_static" / "explorer" / "data"
+    assert len(list(data.iterdir())) > 790
+    assert sum((data / name).stat().st_size for name in loaded) < 2e6
+    explorer.get_by_label("latent", exact=True).fill(str(d - 1))
+    explorer.get_by_label("latent", exact=True).press("Enter")
+    explorer.get_by_role("heading", name=f"Latent {d - 1}", exact=True).wait_for()
+    assert page.trouble == []
 
 
 # --- in JupyterLab, with a kernel behind it
 
 FIRST = """
 from pathlib import Path
-import plotly.graph_objects as go
+import torch
 from patchsae_lib import figures
-from patchsae_lib.explorer import Explorer
+from patchsae_lib.clip import load_clip
+from patchsae_lib.checkpoints import load_sae
+from patchsae_lib.explorer import Explorer, Lens
+from patchsae_lib.explorer.bundle import read_shard
 from patchsae_lib.latents import LatentTable
+from patchsae_lib.profiles import load_profile
 
 run = Path({run!r})
 frame = LatentTable.load(run / "latents.safetensors").frame().assign(hover="")
 figures.latent_scatter(frame, "entropy", "entropy", "Latents", "What to look for.").show()
-explorer = Explorer(run / "explorer", latent=3)
+clip, sae = load_clip(load_profile("smoke").model), load_sae(run / "sae.safetensors")
+task = read_shard(run / "explorer" / "index.js")["tasks"][1]
+head = clip.text_features(task["classes"], ["a {{}}"])
+pictures = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
+models = dict(CLIP=(clip, head), MaPLe=(clip, head))
+lens = Lens(sae, models, pictures, torch.tensor([0, 1]))
+explorer = Explorer(run / "explorer", {{task["name"]: lens}}, latent=3, task=task["name"])
+seen = []
+explorer.observe(lambda change: seen.append(change["new"]), ["patch"])
 explorer
 """
 
@@ -289,7 +837,8 @@ explorer
 def lab(tmp_path: Path, build: Path):
     """The address of a notebook in a running JupyterLab."""
     run = build.parent / "runs" / "smoke"
-    cells = [FIRST.format(run=str(run)), "explorer.latent = 7", "print('now', explorer.latent)"]
+    more = ["explorer.latent = 7", "print('now', explorer.latent, seen)"]
+    cells = [FIRST.format(run=str(run)), *more]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
     nbformat.write(notebook, tmp_path / "try.ipynb")
@@ -313,16 +862,18 @@ def lab(tmp_path: Path, build: Path):
         log.close()
 
 
-def test_a_scatter_and_its_explorer_are_linked_to_each_other_and_to_python(lab, page):
+def run_cell(page, number: int) -> None:
+    page.locator(".jp-CodeCell").nth(number).locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+
+
+def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, page, tmp_path):
     page.goto(lab)
-    cell = page.locator(".jp-CodeCell").first
     page.get_by_text("| Idle").wait_for(timeout=60_000)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
+    run_cell(page, 0)
     explorer = page.locator(".patchsae-explorer")
-    explorer.locator("figure canvas").first.wait_for(timeout=60_000)
-    number = explorer.get_by_label("latent", exact=True)
-    assert number.input_value() == "3"
+    page.locator(".patchsae-explorer[data-ready]").wait_for(timeout=60_000)
+    assert chosen(page) == "Latent 3"
     plot = page.locator(".js-plotly-plot")
     assert "What to look for." in plot.text_content()
     plot.scroll_into_view_if_needed()
@@ -332,11 +883,35 @@ def test_a_scatter_and_its_explorer_are_linked_to_each_other_and_to_python(lab, 
     page.mouse.move(spot["x"], spot["y"])
     page.locator(".patchsae-card").wait_for(state="visible")
     page.mouse.click(spot["x"], spot["y"])
-    wanted = [number.element_handle(), str(spot["latent"])]
-    page.wait_for_function("([e, n]) => e.value == n", arg=wanted)
-    page.locator(".jp-CodeCell").nth(2).locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    page.get_by_text(f"now {spot['latent']}").wait_for()
-    page.locator(".jp-CodeCell").nth(1).locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function("e => e.value == '7'", arg=number.element_handle())
+    explorer.get_by_role("heading", name=f"Latent {spot['latent']}", exact=True).wait_for()
+    view = explorer.locator(".picture-view")
+    before = view.locator(".lists").inner_text()
+    view.locator(".large canvas").first.click(position={"x": 30, "y": 50})
+    view.get_by_text("by activation").wait_for()
+    assert view.locator(".lists").inner_text() != before
+    run_cell(page, 2)
+    page.get_by_text(re.compile(rf"now {spot['latent']} \[\d+\]")).wait_for()
+    run_cell(page, 1)
+    explorer.get_by_role("heading", name="Latent 7", exact=True).wait_for()
+
+    n = view.locator(".thumbs button").count()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "mine & <b>yours.png")
+    file = view.locator("input[type=file]")
+    file.set_input_files(tmp_path / "mine & <b>yours.png")
+    view.locator(f".thumbs button:nth-child({n + 1})[aria-pressed=true]").wait_for()
+    assert "mine & <b>yours.png" in view.locator(".thumbs button").last.get_attribute("title")
+    view.get_by_text("strongest latents of the whole picture").wait_for()
+    assert view.locator(".lists .chips button").count() >= 1
+    (tmp_path / "notes.txt").write_text("dear diary")
+    file.set_input_files(tmp_path / "notes.txt")
+    view.get_by_text("notes.txt cannot be read as a picture.").wait_for()
+    with (tmp_path / "huge.png").open("wb") as huge:
+        huge.truncate(21 * 2**20)
+    file.set_input_files(tmp_path / "huge.png")
+    view.get_by_text("huge.png has 21 MB, more than 20.").wait_for()
+
+    switch = explorer.locator(".without")
+    switch.get_by_role("checkbox").first.uncheck()
+    switch.get_by_text("With 1 latent off they are taken for").wait_for()
+    assert "%" in switch.inner_text()
+    assert [t for t in page.trouble if "explorer" in t] == []

@@ -106,7 +106,7 @@
   /* The explorer's model without a kernel: its state, who is told of changes, and its data. */
   class Model {
     constructor({ bundle, ...state }) {
-      Object.assign(this, { bundle, state, told: new Map() });
+      Object.assign(this, { bundle, state, told: new Map(), page: `${base}../explorer.html` });
     }
     get(name) { return this.state[name]; }
     set(name, value) {
@@ -152,6 +152,13 @@
     new MutationObserver(retheme).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
   }
 
-  const start = () => { drawMath(); watchFigures(); };
+  /* The theme follows the reader's place with all links of a page when it does not find its list of
+     contents, and stumbles over addresses like #latent=5: it is given the list, or nothing to do. */
+  function spyOnContents() {
+    if (document.querySelector("nav.page-toc")) document.body.dataset.bsTarget = "nav.page-toc";
+    else delete document.body.dataset.bsSpy;
+  }
+
+  const start = () => { spyOnContents(); drawMath(); watchFigures(); };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
 })();

@@ -1,6 +1,7 @@
-"""The explorer: reference images and masks of every latent, in the book and in JupyterLab."""
+"""The explorer: every latent and every patch, in the book and in JupyterLab."""
 
-from patchsae_lib.explorer.bundle import describe, write_bundle
+from patchsae_lib.explorer.bundle import Latents, Task, describe, write_bundle, write_tasks
+from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.widget import Explorer
 
-__all__ = ["Explorer", "describe", "write_bundle"]
+__all__ = ["Explorer", "Latents", "Lens", "Task", "describe", "write_bundle", "write_tasks"]

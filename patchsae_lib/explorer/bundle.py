@@ -1,26 +1,43 @@
 """The data of the explorer as files that a page loads one by one, when it needs them.
 
 Each file is JavaScript of one line, `patchsaeShard(JSON)`, since pages opened from a disk may run
-scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 1 has
+scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 2 has
 
 - `index.js`: `version`; `grid` (rows, columns); `side` of a picture in pixels; `perShard` latents
-  and `perSheet` pictures in a file; `k` reference images of a latent; `latents`, how many; `top`
-  (latents,) int32, the first reference image of each; `labels` (pictures,) int16, their classes
-  (−1: none), and `classes`, the names; `columns`, what is known of the latents: each float32
-  (latents,), or `names` and the int16 `codes` (latents,) of them.
-- `latents-N.js`: `images` (perShard, k) int32, the reference images (−1: none); `full` (perShard,)
+  and `perSheet` pictures in a file; `latents`, how many; `examples`, pairs of a name and how many
+  pictures of a latent are shown for it; `labels` (pictures,) int16, their classes (−1: none), and
+  `classes`, the names; `concepts`, pairs of kind and name that the truth knows of; `columns`, what
+  is known of all latents: `name`, `type`, and for words `names`; `number`, the type that a
+  latent's number has in codes; `tasks`: `name`, `title`, `classes`, `pictures` (how many), and
+  `models`, the one or two whose latents are there.
+- `column-C.js`: `values` (latents,) of column C, in its `type`; of words the number in `names`.
+- `latents-N.js`: `images` (perShard, k) int32, the example pictures (−1: none); `full` (perShard,)
   float32, the highest activation of each latent on any of their patches; `masks` (perShard, k,
-  rows × columns) of 4 bits, the lower half of a byte first: round(15·√(activation/full)).
-- `pictures-N.js`: `sheet`, a picture of perSheet pictures, 16 in a row, as a data URI.
+  rows × columns) of 4 bits, the lower half of a byte first: round(15·√(activation/full)); `near`
+  (perShard, n) int32, the nearest latents, and `cosine` of their decoder directions, float32;
+  `classes` (perShard, m) int16, those in which a latent is most active (−1: none), and `levels`,
+  its active tokens a picture there, float32; `absent` (perShard, 3) int32, pictures without it.
+- `pictures-N.js`: `sheet`, perSheet pictures in a row as a data URI; `truth`, one object a
+  picture: number of a concept → the bits of its patches, the lowest first.
+- `task-T.js`: `sheet`, `truth` of its pictures and `labels` int16; `said`: for each model the
+  probabilities of its classes (pictures, classes) float32; `groups` (latents,) uint8, the
+  strongest of `patchsae_lib.remapping.GROUPS` of a latent in any class.
+- `codes-T-P.js`: picture P of task T: one object a model with `full` float, `starts` (tokens + 1,)
+  uint32, and for all tokens in order their active `latents` (`number`) and `levels` uint8:
+  max(1, round(255·√(activation/full))). The first token is CLS.
+- `class-T-C.js`: class C of task T: its strongest `latents` int32; `levels`, for each model their
+  active tokens a picture float32; `groups` uint8; if there are curves, `ks` and `shares`: for each
+  model (on and off, ks, classes) uint8, 255 times the share of pictures given a class.
 
-Pictures are numbered anew: those that are nobody's reference are left out.
+Reference pictures are numbered anew, by class: those that no latent shows are left out.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,58 +50,113 @@ from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
 from patchsae_lib.figures import webp_uri
-from patchsae_lib.images import Pictures
+from patchsae_lib.images import Pictures, labels_of, world_of
+from patchsae_lib.remapping import groups
+from patchsae_lib.truth import CONCEPTS, patch_truth
 
-VERSION = 1
-PER_SHARD, PER_SHEET, ROW = 64, 256, 16
+VERSION = 2
+PER_SHARD, PER_SHEET = 64, 16
 SIDE = 112  # pixels; larger pictures are made smaller
+TOP_CLASSES, STRONGEST = 8, 500
 HEAD, TAIL = "patchsaeShard(", ");\n"
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a bundle shows of d latents.
+
+    `examples`: a name ("highest") → pictures (d, k), −1 for none. `masks` (d, all k, rows,
+    columns): the activations there. `near` and `cosine` (d, n): `latents.nearest`. `levels`
+    (classes, d): a `LatentTable`'s `class_per_image`. `absent` (d, 3): pictures without it.
+    """
+
+    examples: Mapping[str, Tensor]
+    masks: Tensor
+    near: Tensor
+    cosine: Tensor
+    levels: Tensor
+    absent: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures of a task as one or two models see them; the second is the adapted one.
+
+    `looks`: what `Lens.look` says of its pictures, the `rows` of `pictures`. `levels`: for each
+    model (classes, d) active tokens a picture. `curves`: for each model (classes, 2, ks, classes),
+    the share of a class's pictures that are given each class with its first k latents on and off.
+    """
+
+    name: str
+    title: str
+    class_names: Sequence[str]
+    models: Sequence[str]
+    pictures: Pictures
+    rows: Sequence[int]
+    looks: Sequence[Mapping[str, Any]]
+    levels: Sequence[Tensor]
+    ks: Sequence[int] = ()
+    curves: Sequence[Tensor] = field(default_factory=list)
 
 
 def write_bundle(
     folder: str | Path,
     pictures: Pictures,
-    images: Tensor,
-    masks: Tensor,
+    latents: Latents,
     columns: pd.DataFrame,
     labelled: bool = True,
 ) -> Path:
     """Write the data of all latents into `folder`, in place of an older bundle, and return it.
 
-    `images` (d, k) are their reference images among `pictures` (−1: none), `masks` (d, k, rows,
-    columns) their activations there. `columns` has a row a latent: numbers, or words that repeat.
+    `columns` has a row a latent: numbers, or words that repeat.
     """
     folder = Path(folder)
-    for name in ("index.js", "latents-*.js", "pictures-*.js"):
-        for old in folder.glob(name):
-            old.unlink()
-    used = images[images >= 0].unique()
+    for old in folder.glob("*-*.js"):
+        old.unlink()
+    (folder / "index.js").unlink(missing_ok=True)
+    images = torch.cat(list(latents.examples.values()), 1)
+    used = torch.cat([images.flatten(), latents.absent.flatten()]).unique()
+    used = used[used >= 0]
+    labels = labels_of(pictures) if labelled else torch.full((len(pictures),), -1)
+    used = used[labels[used].argsort(stable=True)]  # pictures of a class share a file
     anew = torch.full((len(pictures) + 1,), -1)  # the last one is that of no image
     anew[used] = torch.arange(len(used))
-    numbers = anew[images]
-    side = SIDE
+    grid = latents.masks.shape[2:]
+    side, truth = SIDE, False
     for n, part in enumerate(used.split(PER_SHEET)):
-        sheet, side = contact_sheet(pictures.batch(part.tolist()))
-        # method 6 takes three times as long and saves a twentieth
-        _write(folder / f"pictures-{n}.js", {"sheet": webp_uri(sheet, method=3)})
-    full = masks.flatten(1).amax(1).float()
+        shown, side = _pictures(pictures, part.tolist(), grid)
+        truth = truth or any(shown["truth"])
+        _write(folder / f"pictures-{n}.js", shown)
+    full = latents.masks.flatten(1).amax(1).float()
+    strongest = latents.levels.T.topk(min(TOP_CLASSES, len(latents.levels)))
+    classes = strongest.indices.masked_fill(strongest.values == 0, -1)
     for n, rows in enumerate(torch.arange(len(images)).split(PER_SHARD)):
-        share = masks[rows].float() / full[rows].clamp_min(1e-12)[:, None, None, None]
-        shard = {"images": _base64(numbers[rows], "<i4"), "full": _base64(full[rows], "<f4")}
-        _write(folder / f"latents-{n}.js", shard | {"masks": nibbles(share.sqrt() * 15)})
-    labels = [pictures.label(i) if labelled else -1 for i in used.tolist()]
+        share = latents.masks[rows].float() / full[rows].clamp_min(1e-12)[:, None, None, None]
+        shard = {
+            "images": _base64(anew[images[rows]], "<i4"),
+            "full": _base64(full[rows], "<f4"),
+            "masks": nibbles(share.sqrt() * 15),
+            "near": _base64(latents.near[rows], "<i4"),
+            "cosine": _base64(latents.cosine[rows], "<f4"),
+            "classes": _base64(classes[rows], "<i2"),
+            "levels": _base64(strongest.values[rows], "<f4"),
+            "absent": _base64(anew[latents.absent[rows]], "<i4"),
+        }
+        _write(folder / f"latents-{n}.js", shard)
     index = {
         "version": VERSION,
-        "grid": list(masks.shape[2:]),
+        "grid": list(grid),
         "side": side,
         "perShard": PER_SHARD,
         "perSheet": PER_SHEET,
-        "k": images.shape[1],
         "latents": len(images),
-        "top": _base64(numbers[:, 0], "<i4"),
-        "labels": _base64(labels, "<i2"),
+        "examples": [[name, x.shape[1]] for name, x in latents.examples.items()],
+        "labels": _base64(labels[used], "<i2"),
         "classes": list(pictures.class_names) if labelled else [],
-        "columns": _columns(columns),
+        "concepts": [list(c) for c in CONCEPTS] if truth else [],
+        "columns": _columns(folder, columns),
+        "number": number_type(len(images))[0],
+        "tasks": [],
     }
     _write(folder / "index.js", index)  # the last: a folder without it is not whole
     return folder
@@ -92,29 +164,91 @@ def write_bundle(
 
 def describe(folder: str | Path, columns: pd.DataFrame) -> None:
     """Put other `columns` into the bundle in `folder`; all else stays."""
-    path = Path(folder) / "index.js"
-    index = read_shard(path) | {"columns": _columns(columns)}
+    folder = Path(folder)
+    index = read_shard(folder / "index.js")
     if len(columns) != index["latents"]:
         raise ValueError(f"{len(columns)} rows for the {index['latents']} latents of {folder}")
-    _write(path, index)
+    _write(folder / "index.js", index | {"columns": _columns(folder, columns)})
+
+
+def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
+    """Put `tasks` into the bundle in `folder`, in place of those that are there."""
+    folder = Path(folder)
+    index = read_shard(folder / "index.js")
+    grid, known = index["grid"], []  # type: tuple[int, int], list[dict[str, Any]]
+    for kind in ("task", "codes", "class"):
+        for old in folder.glob(f"{kind}-*.js"):
+            old.unlink()
+    for number, task in enumerate(tasks):
+        shown, _ = _pictures(task.pictures, task.rows, grid, index["side"])
+        shown["labels"] = _base64([task.pictures.label(i) for i in task.rows], "<i2")
+        said = zip(*(look["said"] for look in task.looks), strict=True)
+        shown["said"] = [_base64(np.array(each), "<f4") for each in said]
+        of = torch.zeros_like(task.levels[0], dtype=torch.long)
+        if len(task.models) == 2:
+            of = groups(task.levels[0], task.levels[1])
+        shown["groups"] = _base64(of.amax(0), "<u1")
+        _write(folder / f"task-{number}.js", shown)
+        for i, look in enumerate(task.looks):
+            _write(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
+        for c in range(len(task.class_names)):
+            levels = torch.stack([x[c] for x in task.levels])
+            latents = levels.amax(0).topk(min(STRONGEST, levels.shape[1])).indices
+            latents = latents[levels.amax(0)[latents] > 0]
+            content: dict[str, Any] = {
+                "latents": _base64(latents, "<i4"),
+                "levels": [_base64(x[latents], "<f4") for x in levels],
+                "groups": _base64(of[c, latents], "<u1"),
+            }
+            if task.curves:
+                shares = [_base64((x[c] * 255).round(), "<u1") for x in task.curves]
+                content |= {"ks": list(task.ks), "shares": shares}
+            _write(folder / f"class-{number}-{c}.js", content)
+        about: dict[str, Any] = {"name": task.name, "title": task.title}
+        about |= {"classes": list(task.class_names), "models": list(task.models)}
+        known.append(about | {"pictures": len(task.rows)})
+    _write(folder / "index.js", index | {"tasks": known})
+
+
+def codes(f: Tensor) -> dict[str, Any]:
+    """The active latents f (tokens, d) of a picture, as `codes-T-P.js` has them of a model."""
+    token, latent = f.nonzero(as_tuple=True)
+    value = f[token, latent]
+    full = float(value.max()) if len(value) else 0.0
+    starts = torch.searchsorted(token, torch.arange(len(f) + 1))
+    levels = (255 * (value / max(full, 1e-12)).sqrt()).round().clamp_min(1)
+    return {
+        "full": full,
+        "starts": _base64(starts, "<u4"),
+        "latents": _base64(latent, number_type(f.shape[1])[1]),
+        "levels": _base64(levels, "<u1"),
+    }
+
+
+def number_type(d: int) -> tuple[str, str]:
+    """The smallest type for the number of one of d latents, as the page and as numpy call it."""
+    return ("uint16", "<u2") if d <= 2**16 else ("uint32", "<u4")
 
 
 def read_shard(path: str | Path) -> dict[str, Any]:
-    """What a file of a bundle holds."""
-    text = Path(path).read_text("utf-8")
-    return json.loads(text.removeprefix(HEAD).removesuffix(TAIL))
+    """What a file of a bundle holds. `ValueError` if it is not there, or cut short."""
+    try:
+        text = Path(path).read_text("utf-8")
+        return json.loads(text.removeprefix(HEAD).removesuffix(TAIL))
+    except FileNotFoundError:
+        raise ValueError(f"{Path(path).name} is not there") from None
+    except json.JSONDecodeError:
+        raise ValueError(f"{Path(path).name} is not whole") from None
 
 
-def contact_sheet(pictures: Tensor) -> tuple[Image.Image, int]:
-    """Pictures (n, 3, h, w) uint8 as one, `ROW` in a row, and the side of each in pixels."""
-    side = min(SIDE, pictures.shape[-1])
+def contact_sheet(pictures: Tensor, side: int = SIDE) -> tuple[Image.Image, int]:
+    """Pictures (n, 3, h, w) uint8 in a row, and the side of each in pixels, at most `side`."""
+    side = min(side, pictures.shape[-1])
     if pictures.shape[2:] != (side, side):
         small = F.interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True)
         pictures = small.round().clamp(0, 255).to(torch.uint8)
-    missing = -len(pictures) % ROW
-    whole = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, missing))
-    grid = whole.unflatten(0, (-1, ROW)).permute(0, 3, 1, 4, 2)  # rows, h, ROW, w, 3
-    return Image.fromarray(grid.reshape(-1, ROW * side, 3).numpy()), side
+    row = pictures.permute(2, 0, 3, 1)  # h, n, w, 3
+    return Image.fromarray(row.reshape(side, -1, 3).numpy()), side
 
 
 def nibbles(values: Tensor) -> str:
@@ -127,24 +261,54 @@ def nibbles(values: Tensor) -> str:
     return base64.b64encode((low | high << 4).numpy().tobytes()).decode()
 
 
-def _columns(table: pd.DataFrame) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _pictures(
+    pictures: Pictures, rows: Sequence[int], grid: Sequence[int], side: int = SIDE
+) -> tuple[dict[str, Any], int]:
+    """Sheet and truth of some pictures, and their side in pixels."""
+    truth: list[dict[int, str]] = [{} for _ in rows]
+    if world := world_of(pictures):
+        shots = [world.picture(i) for i in rows]  # drawn once, for both
+        batch = torch.from_numpy(np.stack([x.pixels for x in shots])).permute(0, 3, 1, 2)
+        truth = [_bits(patch_truth(x, CONCEPTS, (grid[0], grid[1]))) for x in shots]
+    else:
+        batch = pictures.batch(rows)
+    sheet, side = contact_sheet(batch, side)
+    # method 6 takes three times as long and saves a twentieth
+    return {"sheet": webp_uri(sheet, method=3, quality=72), "truth": truth}, side
+
+
+def _bits(truth: np.ndarray) -> dict[int, str]:
+    """The concepts that are there in (patches, concepts) bool, and the bits of their patches."""
+    packed = np.packbits(truth, axis=0, bitorder="little")
+    return {int(c): _base64(packed[:, c], "<u1") for c in np.flatnonzero(truth.any(0))}
+
+
+def _columns(folder: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
+    about: list[dict[str, Any]] = []
+    files = []
     for name, column in table.items():
         if pd.api.types.is_numeric_dtype(column):
-            out[str(name)] = _base64(column, "<f4")
-        else:
-            codes, words = pd.factorize(column)
-            if len(words) > 2**15:
-                raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
-            out[str(name)] = {"names": [str(w) for w in words], "codes": _base64(codes, "<i2")}
-    return out
+            about.append({"name": str(name), "type": "float32"})
+            files.append(_base64(column, "<f4"))
+            continue
+        numbers, words = pd.factorize(column)
+        if len(words) > 2**15:
+            raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
+        names = [str(word) for word in words]
+        about.append({"name": str(name), "type": "int16", "names": names})
+        files.append(_base64(numbers, "<i2"))
+    for old in folder.glob("column-*.js"):
+        old.unlink()
+    for i, values in enumerate(files):
+        _write(folder / f"column-{i}.js", {"values": values})
+    return about
 
 
 def _base64(values: Tensor | pd.Series | np.ndarray | Sequence[int], dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     with atomic_path(path) as temporary:
         temporary.write_text(f"{HEAD}{text}{TAIL}", "utf-8")

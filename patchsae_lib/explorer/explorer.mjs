@@ -1,30 +1,84 @@
-/* Reference images of a latent and where it is active in them. In JupyterLab this is the front of
-   an anywidget, in the book the same code runs on files; only `model.load` tells them apart. */
+/* Every latent, every patch, before and after adaptation. In JupyterLab this is the front of an
+   anywidget, in the book the same code runs on files; only `model.load` tells them apart.
 
-const ROW = 16; /* pictures in a row of a sheet */
+   Views are functions of the app that return { element, update }. What is chosen is the model's
+   state; a view changes it with `app.set` and is told of changes through `update`. */
+
+const VERSION = 2;
 const COLOUR = [255, 92, 0]; /* as in patchsae_lib.localization.overlay */
+const SCALE = ["#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00"]; /* patchsae_lib.figures.SCALE */
+const GROUPS = [
+  ["neither's top", "--x-grey", "circle"], ["top in both", "--x-teal", "circle"],
+  ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
+];
+const STATE = ["latent", "task", "image", "patch", "model", "label", "masks", "compare"];
+const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true };
+const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
+const HUGE = 20; /* MB of a picture that is given to the kernel */
+const TOP = 20; /* of a picture's latents that are compared between models */
+
+/* --- small things ------------------------------------------------------------------------------ */
 
 function make(tag, properties = {}, ...children) {
   const { aria, ...others } = properties;
   const element = Object.assign(document.createElement(tag), others);
   for (const [name, value] of Object.entries(aria ?? {})) element.setAttribute(`aria-${name}`, value);
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
 }
 
+const button = (textContent, onclick, more = {}) => make("button", { type: "button", textContent, onclick, ...more });
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const array = (text, type) => new type(bytes(text).buffer);
+const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
+const array = (text, type) => new TYPES[type](bytes(text).buffer);
+const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
+const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+const range = (n) => Array.from({ length: n }, (_, i) => i);
 
-/* Asks the kernel for a file of the bundle. */
-function fromKernel(model) {
+/* Two digits, and no more zeros than can be read. */
+const short = (x) => x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1) : String(Number(x.toPrecision(2)));
+/* A power of ten for an axis, or a number like 20 or 0.5. */
+const power = (x) => x > 0.0009 && x < 1001 ? short(x) : `${Math.round(x / 10 ** Math.floor(Math.log10(x) + 1e-9)) === 1 ? "" : `${Math.round(x / 10 ** Math.floor(Math.log10(x) + 1e-9))}·`}10${String(Math.floor(Math.log10(x) + 1e-9)).replace(/./g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)])}`;
+const percent = (x) => `${short(100 * x)} %`;
+
+/* Random numbers that are the same for the same seed (mulberry32). */
+function random(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/* The colour at a share 0..1 of the scale. */
+function shade(share) {
+  const x = clamp(share, 0, 1) * (SCALE.length - 1), i = Math.min(SCALE.length - 2, Math.floor(x));
+  const [a, b] = [SCALE[i], SCALE[i + 1]].map((hex) => [1, 3, 5].map((j) => parseInt(hex.slice(j, j + 2), 16)));
+  return `rgb(${a.map((c, j) => Math.round(c + (b[j] - c) * (x - i))).join(",")})`;
+}
+
+/* --- the data ---------------------------------------------------------------------------------- */
+
+/* Asks the kernel and waits for its answer. */
+function asking(model) {
   const waiting = new Map();
-  model.on("msg:custom", ({ loaded, shard }) => {
-    waiting.get(loaded)?.(shard);
-    waiting.delete(loaded);
+  let last = 0;
+  model.on("msg:custom", ({ answer, error, ...rest }) => {
+    const done = waiting.get(answer);
+    waiting.delete(answer);
+    if (done) error ? done.failed(new Error(error)) : done.said(rest);
   });
-  return (name) => new Promise((done, failed) => {
-    waiting.set(name, (shard) => shard ? done(shard) : failed(new Error(`${name} is not there`)));
-    model.send({ load: name });
+  return (question, buffers = []) => new Promise((said, failed) => {
+    waiting.set(++last, { said, failed });
+    model.send({ ...question, number: last }, undefined, buffers);
   });
 }
 
@@ -37,85 +91,1043 @@ function remembering(load) {
   };
 }
 
+async function decoded(source) {
+  const image = new Image();
+  image.src = source;
+  await image.decode();
+  return image;
+}
+
 class Bundle {
   constructor(load) {
     this.load = remembering(load);
-    this.sheet = remembering(async (name) => {
-      const image = new Image();
-      image.src = (await this.load(name)).sheet;
-      await image.decode();
-      return image;
-    });
+    this.sheet = remembering(async (name) => decoded((await this.load(name)).sheet));
+    this.column = remembering((name) => this.readColumn(name));
+    this.codes = remembering((name) => this.readCodes(name));
+    this.known = {}; /* columns that are there */
+    this.given = new Map(); /* task → pictures of the reader's own */
   }
 
   async open() {
     const index = await this.load("index");
-    if (index.version !== 1) throw new Error(`its version is ${index.version}, 1 can be read`);
+    if (index.version !== VERSION) throw new Error(`its version is ${index.version}, ${VERSION} can be read`);
     this.index = index;
-    this.labels = array(index.labels, Int16Array);
-    this.top = array(index.top, Int32Array);
-    this.columns = Object.fromEntries(Object.entries(index.columns).map(([name, column]) => {
-      if (typeof column === "string") return [name, array(column, Float32Array)];
-      const codes = array(column.codes, Int16Array);
-      return [name, Array.from(codes, (code) => column.names[code] ?? "")];
-    }));
+    this.labels = array(index.labels, "int16");
+    this.size = index.grid[0] * index.grid[1];
+    this.k = index.examples.reduce((sum, [, n]) => sum + n, 0);
+    this.concepts = new Map(index.concepts.map(([kind, name], i) => [`${kind} ${name}`, i]));
     return this;
+  }
+
+  /* What is known of all latents: numbers, words, or null. */
+  async readColumn(name) {
+    const at = this.index.columns.findIndex((column) => column.name === name);
+    if (at < 0) return null;
+    const { type, names } = this.index.columns[at];
+    const values = array((await this.load(`column-${at}`)).values, type);
+    return (this.known[name] = names ? Array.from(values, (code) => names[code] ?? "") : values);
+  }
+
+  of(latent, name) {
+    const value = this.known[name]?.[latent];
+    return Number.isNaN(value) ? undefined : value;
+  }
+
+  concept(latent) {
+    const name = this.of(latent, "concept");
+    return name ? `${this.of(latent, "kind")} ${name}` : "";
+  }
+
+  /* A latent's examples: picture, mask (0..1 a patch, the root of its share of `full`), kind. */
+  async latent(latent) {
+    const { perShard, examples } = this.index, { k, size } = this;
+    const shard = await this.load(`latents-${Math.floor(latent / perShard)}`), row = latent % perShard;
+    const part = (name, type) => {
+      const all = array(shard[name], type), n = all.length / (array(shard.full, "float32").length);
+      return all.slice(row * n, (row + 1) * n);
+    };
+    const packed = bytes(shard.masks), at = row * k * size;
+    const mask = (i) => Float32Array.from({ length: size }, (_, j) => {
+      const place = at + i * size + j;
+      return (packed[place >> 1] >> 4 * (place & 1) & 15) / 15;
+    });
+    const images = part("images", "int32"), out = { full: part("full", "float32")[0], shown: [] };
+    let i = 0;
+    for (const [kind, n] of examples) {
+      for (let j = 0; j < n; j++, i++) if (images[i] >= 0) out.shown.push({ kind, picture: images[i], mask: mask(i) });
+    }
+    for (const [name, type] of [["near", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"]]) {
+      out[name] = [...part(name, type)];
+    }
+    return out;
+  }
+
+  /* The first example picture of a latent, or −1. */
+  async first(latent) {
+    const { perShard } = this.index, shard = await this.load(`latents-${Math.floor(latent / perShard)}`);
+    return array(shard.images, "int32")[(latent % perShard) * this.k];
   }
 
   className(picture) { return this.index.classes[this.labels[picture]] ?? ""; }
 
-  /* The reference images of a latent: picture, mask (0..15 a patch), and the activation of a 15. */
-  async references(latent) {
-    const { perShard, k, grid } = this.index;
-    const shard = await this.load(`latents-${Math.floor(latent / perShard)}`);
-    const row = latent % perShard, size = grid[0] * grid[1];
-    const images = array(shard.images, Int32Array).slice(row * k, (row + 1) * k);
-    const packed = bytes(shard.masks), at = row * k * size;
-    const mask = (i) => Uint8Array.from({ length: size }, (_, j) => {
-      const place = at + i * size + j;
-      return packed[place >> 1] >> 4 * (place & 1) & 15;
-    });
-    const full = array(shard.full, Float32Array)[row];
-    return { full, shown: [...images].flatMap((picture, i) => picture < 0 ? [] : [{ picture, mask: mask(i) }]) };
+  /* Where to find reference picture number `picture`. */
+  async reference(picture) {
+    const { perSheet } = this.index, name = `pictures-${Math.floor(picture / perSheet)}`;
+    const [sheet, { truth }] = await Promise.all([this.sheet(name), this.load(name)]);
+    return { sheet, at: picture % perSheet, truth: truth[picture % perSheet] };
   }
 
-  /* A picture on a canvas, greyed where the mask is 0 and coloured where not. */
-  async draw(canvas, picture, mask) {
-    const { side, perSheet, grid: [rows, columns] } = this.index;
-    const sheet = await this.sheet(`pictures-${Math.floor(picture / perSheet)}`);
-    const place = picture % perSheet;
-    canvas.width = canvas.height = side;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(sheet, (place % ROW) * side, Math.floor(place / ROW) * side, side, side, 0, 0, side, side);
-    if (!mask) return;
-    const image = context.getImageData(0, 0, side, side), data = image.data;
+  taskNumber(name) { return Math.max(0, this.index.tasks.findIndex((task) => task.name === name)); }
+
+  /* The pictures of a task, the reader's own at the end. */
+  async pictures(number) {
+    const task = this.index.tasks[number], file = await this.load(`task-${number}`);
+    const sheet = await this.sheet(`task-${number}`), labels = array(file.labels, "int16");
+    const said = file.said.map((each) => array(each, "float32")), n = task.classes.length;
+    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one, i) => ({
+      sheet: await decoded(one.sheet), at: 0, truth: {}, label: -1, said: one.said, own: i, name: one.name,
+    })));
+    return [...range(task.pictures).map((i) => ({
+      sheet, at: i, truth: file.truth[i], label: labels[i], said: said.map((p) => p.slice(i * n, (i + 1) * n)), name: task.classes[labels[i]] ?? "",
+    })), ...own];
+  }
+
+  async readCodes(name) {
+    const [number, picture] = name.split("-").map(Number);
+    const own = picture - this.index.tasks[number].pictures;
+    const file = own < 0 ? await this.load(`codes-${name}`) : this.given.get(this.index.tasks[number].name)[own];
+    return file.models.map((model) => {
+      const starts = array(model.starts, "uint32"), latents = array(model.latents, this.index.number);
+      const levels = array(model.levels, "uint8"), value = (i) => model.full * (levels[i] / 255) ** 2;
+      const total = new Map();
+      for (let i = 0; i < latents.length; i++) total.set(latents[i], (total.get(latents[i]) ?? 0) + value(i) / (starts.length - 1));
+      return {
+        /* its image-level activation: the mean over tokens */
+        total,
+        /* [latent, activation] of a token, the strongest first */
+        token: (t) => range(starts[t + 1] - starts[t]).map((j) => [latents[starts[t] + j], value(starts[t] + j)]).sort((a, b) => b[1] - a[1] || a[0] - b[0]),
+        /* activations of one latent on all patches */
+        mask: (latent) => Float32Array.from({ length: this.size }, (_, patch) => {
+          for (let i = starts[patch + 1]; i < starts[patch + 2]; i++) if (latents[i] === latent) return value(i);
+          return 0;
+        }),
+      };
+    });
+  }
+}
+
+/* --- drawing pictures -------------------------------------------------------------------------- */
+
+const scratch = document.createElement("canvas");
+
+/* A picture on a canvas, greyed where the mask is 0 and coloured where not; `outline`: bits of
+   patches to draw a line around; `patch`: one to frame. */
+function paint(canvas, { sheet, at }, bundle, { mask, outline, patch, sharp = 2 } = {}) {
+  const { side, grid: [rows, columns] } = bundle.index;
+  scratch.width = scratch.height = side;
+  const work = scratch.getContext("2d", { willReadFrequently: true });
+  work.drawImage(sheet, at * side, 0, side, side, 0, 0, side, side);
+  if (mask) {
+    const image = work.getImageData(0, 0, side, side), data = image.data;
     for (let i = 0; i < side * side; i++) {
       const row = Math.floor(Math.floor(i / side) * rows / side), column = Math.floor((i % side) * columns / side);
-      const share = mask[row * columns + column] / 15;
+      const share = mask[row * columns + column];
       const grey = (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 3 * 0.55 + 40;
-      for (let c = 0; c < 3; c++) {
-        data[4 * i + c] = grey + share * (data[4 * i + c] * 0.55 + COLOUR[c] * 0.45 - grey);
-      }
+      for (let c = 0; c < 3; c++) data[4 * i + c] = grey + share * (data[4 * i + c] * 0.55 + COLOUR[c] * 0.45 - grey);
     }
-    context.putImageData(image, 0, 0);
+    work.putImageData(image, 0, 0);
+  }
+  canvas.width = canvas.height = side * sharp;
+  const context = canvas.getContext("2d"), cell = [canvas.width / columns, canvas.height / rows];
+  context.drawImage(scratch, 0, 0, canvas.width, canvas.height);
+  const frame = (draw, width) => {
+    for (const [colour, extra, dash] of [["#000", 1.5, []], ["#fff", 0, [4, 3]]]) {
+      Object.assign(context, { strokeStyle: colour, lineWidth: width + extra, lineCap: "butt" });
+      context.setLineDash(dash);
+      context.beginPath();
+      draw();
+      context.stroke();
+    }
+  };
+  if (outline) {
+    const inside = (r, c) => r >= 0 && c >= 0 && r < rows && c < columns && outline[(r * columns + c) >> 3] >> ((r * columns + c) & 7) & 1;
+    frame(() => {
+      for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
+        const [x, y] = [c * cell[0], r * cell[1]];
+        if (inside(r, c) !== inside(r - 1, c)) { context.moveTo(x, y); context.lineTo(x + cell[0], y); }
+        if (inside(r, c) !== inside(r, c - 1)) { context.moveTo(x, y); context.lineTo(x, y + cell[1]); }
+      }
+    }, 1.5);
+  }
+  if (patch >= 0 && patch < bundle.size) {
+    context.setLineDash([]);
+    const [x, y] = [(patch % columns) * cell[0], Math.floor(patch / columns) * cell[1]];
+    for (const [colour, width] of [["#000", 5], ["#fff", 2.5]]) {
+      Object.assign(context, { strokeStyle: colour, lineWidth: width });
+      context.strokeRect(x, y, cell[0], cell[1]);
+    }
   }
 }
 
-/* Two digits, and no more zeros than can be read. */
-const short = (x) => x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1) : String(Number(x.toPrecision(2)));
+const outlineOf = (bundle, truth, concept) => {
+  const bits = truth?.[bundle.concepts.get(concept)];
+  return bits && bytes(bits);
+};
 
-function words(bundle, latent) {
-  const of = (name) => bundle.columns[name]?.[latent];
-  const known = (name) => of(name) !== undefined && !Number.isNaN(of(name));
-  const parts = [];
-  if (of("concept")) parts.push(`${of("kind")} ${of("concept")}${known("iou") ? `, IoU ${of("iou").toFixed(2)}` : ""}`);
-  if (known("n_images")) parts.push(`on ${of("n_images").toLocaleString("en")} pictures (${short(100 * of("frequency"))} %)`);
-  if (known("mean")) parts.push(`mean activation ${short(of("mean"))}`);
-  if (known("entropy")) parts.push(`label entropy ${of("entropy").toFixed(2)} nats`);
-  return parts.join(" · ");
+const legend = (full, note = "activation of a patch") => [
+  "0 ", make("span", { className: "scale", role: "img", aria: { label: "from grey to orange" } }), ` ${short(full)} ${note}`,
+];
+
+/* --- saving a view ----------------------------------------------------------------------------- */
+
+/* A view as SVG: its pictures, lines and words where they are on the screen, without its controls;
+   below them a caption, the link and the citation. */
+function drawing(element, words) {
+  const box = element.getBoundingClientRect(), inks = getComputedStyle(element);
+  const out = svg("svg", { xmlns: "http://www.w3.org/2000/svg" }), at = (r) => ({ x: r.left - box.left, y: r.top - box.top });
+  const page = [...paths(element)].map((e) => getComputedStyle(e).backgroundColor).find((c) => !/^rgba\(.*, 0\)$|^transparent$/.test(c)) ?? "#fff";
+  const skipped = "button:not(.shown), select, input, dialog, .tools, .unseen, [hidden]";
+  const visit = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) { lines(node).forEach((line) => out.append(line)); return; }
+    if (node.nodeType !== Node.ELEMENT_NODE || node.matches(skipped)) return;
+    const place = node.getBoundingClientRect();
+    if (!place.width || !place.height) return;
+    if (node instanceof HTMLCanvasElement) {
+      out.append(svg("image", { ...at(place), width: place.width, height: place.height, href: node.toDataURL("image/png") }));
+      return;
+    }
+    if (node instanceof SVGElement) {
+      const copy = node.cloneNode(true), all = [node, ...node.querySelectorAll("*")];
+      [copy, ...copy.querySelectorAll("*")].forEach((part, i) => {
+        const style = getComputedStyle(all[i]);
+        for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "text-anchor"]) part.setAttribute(name, style.getPropertyValue(name));
+        part.removeAttribute("class");
+      });
+      for (const [name, value] of Object.entries({ ...at(place), width: place.width, height: place.height })) copy.setAttribute(name, value);
+      out.append(copy);
+      return;
+    }
+    const style = getComputedStyle(node), fill = style.backgroundColor;
+    if (node.matches(".bar, .scale")) {
+      const colour = node.matches(".scale") ? "#c2733c" : fill;
+      out.append(svg("rect", { ...at(place), width: place.width, height: place.height, fill: colour }));
+    }
+    node.childNodes.forEach(visit);
+  };
+  const lines = (node) => {
+    const text = node.data, style = getComputedStyle(node.parentElement), found = new Map(), reach = document.createRange();
+    for (const word of text.matchAll(/\S+/g)) {
+      reach.setStart(node, word.index);
+      reach.setEnd(node, word.index + word[0].length);
+      const place = reach.getBoundingClientRect();
+      if (!place.width) continue;
+      const line = found.get(place.top) ?? found.set(place.top, { words: [], place }).get(place.top);
+      line.words.push(word[0]);
+    }
+    return [...found.values()].map(({ words: some, place }) => {
+      const { x, y } = at(place), line = svg("text", { x, y: y + place.height * 0.78, fill: style.color, "font-size": style.fontSize, "font-family": style.fontFamily, "font-weight": style.fontWeight });
+      line.textContent = some.join(" ");
+      return line;
+    });
+  };
+  visit(element);
+  words.forEach((text, i) => {
+    const line = svg("text", { x: 0, y: box.height + 20 + 16 * i, fill: inks.color, "font-size": "12px", "font-family": inks.fontFamily });
+    line.textContent = text;
+    out.append(line);
+  });
+  const margin = 16, width = Math.ceil(box.width) + 2 * margin, height = Math.ceil(box.height) + 24 + 16 * words.length + 2 * margin;
+  for (const [name, value] of Object.entries({ width, height, viewBox: `${-margin} ${-margin} ${width} ${height}` })) out.setAttribute(name, value);
+  out.prepend(svg("rect", { x: -margin, y: -margin, width, height, fill: page }));
+  return out;
 }
 
-/* Calls back when a figure of the same cell is pointed at or clicked on; returns how to stop. */
+function* paths(element) { for (let e = element; e; e = e.parentElement) yield e; }
+
+function download(content, name, type) {
+  const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+async function save(element, app, name, kind) {
+  const state = app.bundle.index.tasks.length ? `latent ${app.get("latent")}, task ${app.task().title}` : `latent ${app.get("latent")}`;
+  const picture = drawing(element, [state, app.link(), CITATION]);
+  const text = new XMLSerializer().serializeToString(picture);
+  const file = `patchsae-${name}-${app.get("latent")}.${kind}`;
+  if (kind === "svg") { download(text, file, "image/svg+xml"); return; }
+  const image = await decoded(`data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`);
+  const canvas = make("canvas", { width: 2 * image.width, height: 2 * image.height });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => download(blob, file), "image/png");
+}
+
+/* --- what views have in common ----------------------------------------------------------------- */
+
+/* A part of the explorer with its name, its tools and what saves it. */
+function section(app, name, title, tools = [], more = []) {
+  const body = make("div", { className: "body" });
+  const saving = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => save(element, app, name, kind), { title: `save this part as ${kind.toUpperCase()}`, aria: { label: `save ${title} as ${kind.toUpperCase()}` } }));
+  const head = make(app.linked ? "h2" : "h3", { textContent: title });
+  const element = make("section", { className: `view ${name}`, aria: { label: title } },
+    make("header", {}, head, make("div", { className: "tools" }, ...tools, ...saving, ...more)), body);
+  return { element, body, head };
+}
+
+const choice = (name, options, onchange) => {
+  const select = make("select", { onchange: () => onchange(select.value) }, ...options.map(([value, textContent]) => make("option", { value, textContent })));
+  return [make("label", {}, `${name} `, select), select];
+};
+
+/* A latent as a button: its number and, where known, its concept. */
+function latentButton(app, latent, textContent = `${latent}`) {
+  return button(textContent, () => app.set({ latent }), { className: "shown latent", title: `latent ${latent}`, aria: { label: `latent ${latent}`, ...(latent === app.get("latent") && { current: "true" }) } });
+}
+
+const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
+
+/* Updates in turn: an answer that comes late is of no use, an error is said. */
+function careful(body, work) {
+  let turn = 0;
+  return async (...given) => {
+    const mine = ++turn;
+    try {
+      await work(() => mine === turn, ...given);
+    } catch (error) {
+      if (mine === turn) body.replaceChildren(make("p", { className: "trouble", role: "alert", textContent: `This cannot be shown: ${error.message}.` }));
+    }
+  };
+}
+
+/* A card that follows the pointer: a latent's first picture and what is known of it. */
+function pointing(app) {
+  const card = make("div", { className: "patchsae-card" }, make("canvas"), make("span"));
+  let now;
+  async function show(latent, event) {
+    now = latent;
+    if (latent === undefined) { card.remove(); return; }
+    const [canvas, text] = card.children;
+    try {
+      const picture = await app.bundle.first(latent);
+      if (picture < 0) throw new Error("never active");
+      const place = await app.bundle.reference(picture);
+      if (now !== latent || !app.el.isConnected) return;
+      paint(canvas, place, app.bundle, { sharp: 1 });
+      text.textContent = [`latent ${latent}`, app.bundle.concept(latent) || app.bundle.className(picture)].filter(Boolean).join(" · ");
+    } catch {
+      card.remove();
+      return;
+    }
+    document.body.append(card);
+    const room = card.getBoundingClientRect();
+    const left = event.clientX > innerWidth / 2 ? event.clientX - room.width - 24 : event.clientX + 24;
+    card.style.left = `${clamp(left, 4, innerWidth - room.width - 4)}px`;
+    card.style.top = `${Math.max(4, event.clientY - room.height - 16)}px`;
+  }
+  return { show, remove: () => { now = undefined; card.remove(); } };
+}
+
+/* Points over two logarithmic axes, to look at, point at, zoom and brush. */
+function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), square = false }) {
+  const canvas = make("canvas", { tabIndex: 0, role: "img" }), axes = svg("svg", { class: "axes", "aria-hidden": "true" });
+  const element = make("div", { className: `plot${square ? " square" : ""}` }, canvas, axes);
+  const card = pointing(app), M = { left: 62, right: 12, top: 10, bottom: 42 };
+  let points = [], view, whole, dragged, tool = "move", width = 0, height = 0;
+
+  const log = (v) => Math.log10(v);
+  function extent(values) {
+    const some = values.filter((v) => v > 0).map(log);
+    const low = some.reduce((a, b) => Math.min(a, b), Infinity), high = some.reduce((a, b) => Math.max(a, b), -Infinity);
+    return some.length ? [low - 0.04 * (high - low || 1), high + 0.04 * (high - low || 1)] : [-1, 1];
+  }
+  /* `points`: [{ latent, x, y, colour, shape, size, front }]; what is 0 lies on the edge. */
+  function set(given) {
+    points = given;
+    const both = square && extent(points.flatMap((p) => [p.x, p.y]));
+    whole = { x: both || extent(points.map((p) => p.x)), y: both || extent(points.map((p) => p.y)) };
+    for (const p of points) for (const axis of ["x", "y"]) p[`l${axis}`] = p[axis] > 0 ? log(p[axis]) : whole[axis][0];
+    view = view && !square ? view : structuredClone(whole);
+    draw();
+  }
+  const px = (v) => M.left + (v - view.x[0]) / (view.x[1] - view.x[0]) * (width - M.left - M.right);
+  const py = (v) => height - M.bottom - (v - view.y[0]) / (view.y[1] - view.y[0]) * (height - M.top - M.bottom);
+  const back = (at) => [view.x[0] + (at.x - M.left) / (width - M.left - M.right) * (view.x[1] - view.x[0]), view.y[0] + (height - M.bottom - at.y) / (height - M.top - M.bottom) * (view.y[1] - view.y[0])];
+
+  function draw() {
+    const room = element.getBoundingClientRect();
+    if (!room.width || !view) return;
+    [width, height] = [room.width, room.height];
+    const ratio = devicePixelRatio || 1;
+    canvas.width = width * ratio;
+    canvas.height = height * ratio;
+    const c = canvas.getContext("2d"), style = getComputedStyle(app.el), ink = (name) => style.getPropertyValue(name).trim() || "#888";
+    c.scale(ratio, ratio);
+    c.save();
+    c.beginPath();
+    c.rect(M.left - 5, M.top - 5, width - M.left - M.right + 10, height - M.top - M.bottom + 10);
+    c.clip();
+    if (square) {
+      Object.assign(c, { strokeStyle: ink("--x-grey"), lineWidth: 1 });
+      c.setLineDash([2, 4]);
+      c.beginPath();
+      c.moveTo(px(whole.x[0]), py(whole.y[0]));
+      c.lineTo(px(whole.x[1]), py(whole.y[1]));
+      c.stroke();
+      c.setLineDash([]);
+    }
+    /* one path for each look: tens of thousands of points take a few milliseconds */
+    const looks = new Map();
+    for (const p of points) {
+      const key = `${p.front ? 1 : 0}|${p.colour}|${p.shape ?? "circle"}|${p.size ?? 2.2}|${p.dim ? 1 : 0}`;
+      (looks.get(key) ?? looks.set(key, []).get(key)).push(p);
+    }
+    for (const [key, some] of [...looks].sort(([a], [b]) => a < b ? -1 : 1)) {
+      const [, colour, shape, size, dim] = key.split("|"), r = Number(size);
+      c.fillStyle = colour.startsWith("--") ? ink(colour) : colour;
+      c.globalAlpha = dim === "1" ? 0.12 : 0.85;
+      c.beginPath();
+      for (const p of some) {
+        const [a, b] = [px(p.lx), py(p.ly)];
+        if (shape === "circle") { c.moveTo(a + r, b); c.arc(a, b, r, 0, 7); }
+        else if (shape === "square") c.rect(a - r, b - r, 2 * r, 2 * r);
+        else { c.moveTo(a, b - 1.3 * r); c.lineTo(a + 1.3 * r, b); c.lineTo(a, b + 1.3 * r); c.lineTo(a - 1.3 * r, b); c.closePath(); }
+      }
+      c.fill();
+    }
+    c.globalAlpha = 1;
+    const mark = points.find((p) => p.latent === app.get("latent"));
+    if (mark) {
+      for (const [colour, line] of [["--x-page", 5], ["--x-ink", 2]]) {
+        Object.assign(c, { strokeStyle: ink(colour), lineWidth: line });
+        c.beginPath();
+        c.arc(px(mark.lx), py(mark.ly), 8, 0, 7);
+        c.stroke();
+      }
+    }
+    if (dragged?.box) {
+      Object.assign(c, { strokeStyle: ink("--x-ink"), lineWidth: 1 });
+      c.setLineDash([4, 3]);
+      c.strokeRect(dragged.from.x, dragged.from.y, dragged.to.x - dragged.from.x, dragged.to.y - dragged.from.y);
+    }
+    c.restore();
+    const parts = [svg("path", { d: `M${M.left - 5} ${M.top}V${height - M.bottom + 5}H${width - M.right}`, class: "axis" })];
+    const marks = ([low, high]) => {
+      const step = Math.max(1, Math.ceil((high - low) / 6)), out = [];
+      for (let e = Math.floor(low); e <= high; e += step) for (const m of high - low < 1.2 ? [1, 2, 5] : [1]) out.push(e + log(m));
+      return out.filter((v) => v >= low - 1e-6 && v <= high + 1e-6);
+    };
+    for (const v of marks(view.x)) {
+      parts.push(svg("path", { d: `M${px(v)} ${height - M.bottom + 5}v4`, class: "axis" }));
+      parts.push(Object.assign(svg("text", { x: px(v), y: height - M.bottom + 21, "text-anchor": "middle" }), { textContent: ticks(10 ** v, "x") }));
+    }
+    for (const v of marks(view.y)) {
+      parts.push(svg("path", { d: `M${M.left - 9} ${py(v)}h4`, class: "axis" }));
+      parts.push(Object.assign(svg("text", { x: M.left - 12, y: py(v) + 4, "text-anchor": "end" }), { textContent: ticks(10 ** v, "y") }));
+    }
+    parts.push(Object.assign(svg("text", { x: (width + M.left - M.right) / 2, y: height - 4, "text-anchor": "middle" }), { textContent: x }));
+    parts.push(Object.assign(svg("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(11 ${(height - M.bottom + M.top) / 2}) rotate(-90)` }), { textContent: y }));
+    axes.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    axes.replaceChildren(...parts);
+    canvas.setAttribute("aria-label", `${label()}: ${plural(points.length, "point")} by ${x} and ${y}.`);
+  }
+
+  function nearest(at, reach = 12) {
+    let best, least = reach * reach;
+    for (const p of points) {
+      const d = (px(p.lx) - at.x) ** 2 + (py(p.ly) - at.y) ** 2 - (p.front ? 9 : 0);
+      if (d < least) [best, least] = [p, d];
+    }
+    return best;
+  }
+  const place = (event) => { const r = canvas.getBoundingClientRect(); return { x: event.clientX - r.left, y: event.clientY - r.top }; };
+
+  function zoom(factor, at = { x: (width + M.left) / 2, y: (height - M.bottom) / 2 }) {
+    const fixed = back(at);
+    ["x", "y"].forEach((axis, i) => { view[axis] = view[axis].map((v) => fixed[i] + (v - fixed[i]) * factor); });
+    draw();
+  }
+  function reset() { view = structuredClone(whole); draw(); }
+
+  const fingers = new Map();
+  canvas.onpointerdown = (event) => {
+    fingers.set(event.pointerId, place(event));
+    if (event.button || fingers.size > 1) return;
+    dragged = { from: place(event), to: place(event), view: structuredClone(view), box: false, moved: false };
+    if (event.pointerType === "mouse" || tool === "select") canvas.setPointerCapture(event.pointerId);
+  };
+  canvas.onpointermove = (event) => {
+    const at = place(event);
+    if (fingers.size === 2 && fingers.has(event.pointerId)) { /* pinch */
+      const [a, b] = [...fingers.values()], was = Math.hypot(a.x - b.x, a.y - b.y);
+      fingers.set(event.pointerId, at);
+      const [c, d] = [...fingers.values()], is = Math.hypot(c.x - d.x, c.y - d.y);
+      dragged = undefined;
+      if (is > 10 && was > 10) zoom(was / is, { x: (c.x + d.x) / 2, y: (c.y + d.y) / 2 });
+      return;
+    }
+    if (dragged && fingers.has(event.pointerId)) {
+      dragged.to = at;
+      dragged.moved ||= Math.hypot(at.x - dragged.from.x, at.y - dragged.from.y) > 4;
+      if (!dragged.moved) return;
+      card.remove();
+      if (tool === "select" || event.shiftKey || dragged.box) dragged.box = true;
+      else {
+        const kx = (dragged.view.x[1] - dragged.view.x[0]) / (width - M.left - M.right), ky = (dragged.view.y[1] - dragged.view.y[0]) / (height - M.top - M.bottom);
+        view.x = dragged.view.x.map((v) => v - (at.x - dragged.from.x) * kx);
+        view.y = dragged.view.y.map((v) => v + (at.y - dragged.from.y) * ky);
+      }
+      draw();
+      return;
+    }
+    const found = event.pointerType === "mouse" && nearest(at);
+    canvas.style.cursor = found ? "pointer" : "";
+    card.show(found ? found.latent : undefined, event);
+  };
+  const lifted = (event) => {
+    const was = dragged;
+    fingers.delete(event.pointerId);
+    dragged = undefined;
+    if (!was) return;
+    if (was.box) {
+      const [x0, x1] = [was.from.x, was.to.x].sort((a, b) => a - b), [y0, y1] = [was.from.y, was.to.y].sort((a, b) => a - b);
+      brushed?.(points.filter((p) => px(p.lx) >= x0 && px(p.lx) <= x1 && py(p.ly) >= y0 && py(p.ly) <= y1).map((p) => p.latent));
+      draw();
+    } else if (!was.moved && event.type === "pointerup") {
+      const found = nearest(place(event), event.pointerType === "mouse" ? 12 : 28);
+      if (found) { card.remove(); (chosen ?? ((p) => app.set({ latent: p.latent })))(found); }
+    }
+  };
+  canvas.onpointerup = canvas.onpointercancel = lifted;
+  canvas.onpointerleave = () => card.remove();
+  /* the wheel scrolls the page, unless the map was clicked on before or ctrl is held */
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && document.activeElement !== canvas) return;
+    event.preventDefault();
+    zoom(event.deltaY > 0 ? 1.15 : 1 / 1.15, place(event));
+  }, { passive: false });
+  canvas.ondblclick = reset;
+  const watch = new ResizeObserver(draw);
+  watch.observe(element);
+  app.cleanups.push(() => { watch.disconnect(); card.remove(); });
+  return { element, set, draw, zoom, reset, use: (name) => { tool = name; canvas.classList.toggle("selecting", name === "select"); } };
+}
+
+/* --- the map of latents ------------------------------------------------------------------------ */
+
+function mapView(app) {
+  const { bundle } = app;
+  const colours = [["entropy", "label entropy"], ["iou", "IoU with its concept"], ["group", "change in this task"]];
+  const [colourBy, select] = choice("colour", colours, () => update());
+  const plot = scatter(app, {
+    x: "activated frequency (share of pictures)", y: "mean activation", label: () => `Latents coloured by ${colours.find(([v]) => v === select.value)[1]}`,
+    ticks: (v, axis) => axis === "x" ? percent(v) : power(v), brushed: (latents) => { app.some = latents.length ? { latents, why: "in the box" } : null; update(); list(); },
+  });
+  const tool = (name, textContent) => button(textContent, () => {
+    plot.use(name);
+    tools.forEach((b) => b.setAttribute("aria-pressed", b.textContent === textContent));
+  }, { aria: { pressed: name === "move" } });
+  const tools = [tool("move", "move"), tool("select", "select")];
+  const zooms = [["+", "zoom in", () => plot.zoom(0.7)], ["−", "zoom out", () => plot.zoom(1 / 0.7)], ["⤢", "show all", () => plot.reset()]]
+    .map(([sign, said, act]) => button(sign, act, { title: said, aria: { label: said } }));
+  const csv = button("CSV", () => table(), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
+  const { element, body } = section(app, "map", "Map of latents", [], [csv]);
+  const key = make("p", { className: "legend" }), found = make("div", { className: "found", aria: { live: "polite" } });
+  const search = make("input", { type: "search", placeholder: "a number, or a concept: 12, wheel, colour red", aria: { label: "search latents by number or concept" } });
+  search.oninput = () => look(search.value.trim());
+  search.onkeydown = (event) => {
+    if (event.key !== "Enter") return;
+    const first = app.some?.latents[0];
+    if (first !== undefined) app.set({ latent: first });
+  };
+  app.search = () => search.focus();
+  const inside = [make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, ...tools, ...zooms), plot.element, key, found];
+
+  async function look(text) {
+    await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    if (!words.length) app.some = null;
+    else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
+    else {
+      const fits = (latent) => { const said = `${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
+      const latents = range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0 && fits(latent));
+      latents.sort((a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1));
+      app.some = { latents, why: `for “${text}”` };
+    }
+    update();
+    list();
+  }
+
+  function list() {
+    if (!app.some) { found.replaceChildren(); return; }
+    const { latents, why } = app.some;
+    const items = latents.slice(0, 12).map((latent) => make("li", {}, latentButton(app, latent),
+      ` ${[bundle.concept(latent) || bundle.of(latent, "top_class"), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ")}`));
+    const clear = button("clear", () => { app.some = null; search.value = ""; update(); list(); });
+    const more = latents.length > 12 ? `, the first 12${why.startsWith("for") ? " by IoU" : ""}` : "";
+    found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("ul", {}, ...items));
+  }
+
+  async function table() {
+    const names = bundle.index.columns.map((column) => column.name);
+    const columns = await Promise.all(names.map((name) => bundle.column(name)));
+    const quoted = (v) => typeof v !== "string" ? (Number.isNaN(v) ? "" : String(v)) : /[",\n]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v;
+    const rows = (app.some?.latents ?? range(bundle.index.latents)).map((latent) => [latent, ...columns.map((column) => quoted(column[latent]))].join(","));
+    download([["latent", ...names].join(","), ...rows].join("\n"), "latents.csv", "text/csv");
+  }
+
+  const update = careful(body, async (current) => {
+    const by = select.value, name = by === "group" ? "" : by;
+    const [x, y, z] = await Promise.all(["frequency", "mean", name].map((each) => each ? bundle.column(each) : null));
+    const task = app.task(), groups = by === "group" && task?.models.length === 2
+      ? array((await bundle.load(`task-${app.taskNumber()}`)).groups, "uint8") : null;
+    if (!current()) return;
+    if (!x || !y) throw new Error("the bundle has no frequency and mean");
+    if (!body.children.length || body.querySelector(".trouble")) body.replaceChildren(...inside);
+    const known = z ? Array.from(z).filter((v) => !Number.isNaN(v)) : [];
+    const most = by === "iou" ? 1 : known.reduce((a, b) => Math.max(a, b), 0) || 1;
+    const some = app.some && new Set(app.some.latents), points = [];
+    for (let latent = 0; latent < x.length; latent++) {
+      if (!(x[latent] > 0)) continue;
+      const of = groups?.[latent] ?? 0, value = z?.[latent];
+      const colour = groups ? GROUPS[of][1] : value === undefined || Number.isNaN(value) ? "--x-grey" : shade(Math.round(24 * value / most) / 24);
+      points.push({ latent, x: x[latent], y: y[latent], colour, dim: some && !some.has(latent), front: some ? some.has(latent) : of > 1,
+        shape: groups ? GROUPS[of][2] : "circle", size: of > 1 ? 4 : some?.has(latent) ? 3.2 : 2.2 });
+    }
+    plot.set(points);
+    const silent = x.length - points.length;
+    const scale = make("span", { className: "colours", role: "img", aria: { label: "from blue to yellow" } });
+    const swatches = GROUPS.map(([said, colour, shape], i) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`));
+    key.replaceChildren(...(by === "group"
+      ? groups ? [`${task.title}, strongest change in any class: `, ...swatches] : ["Choose a task with an adapted model to see what it changes."]
+      : ["0 ", scale, ` ${short(most)} ${by === "iou" ? "IoU" : "nats"}; grey: not known`]), silent ? `. ${plural(silent, "latent")} never active, not shown.` : "");
+  });
+  return { element, update: (changed) => changed.has("task") && select.value === "group" || !body.children.length ? update() : plot.draw(), themed: plot.draw };
+}
+
+/* --- a latent ---------------------------------------------------------------------------------- */
+
+const FORMULAS = {
+  "activated frequency": "<mfrac><mrow><mo>|</mo><mo>{</mo><mi>x</mi><mo>:</mo><msub><mover><mi>f</mi><mo>¯</mo></mover><mi>s</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>&gt;</mo><mn>0</mn><mo>}</mo><mo>|</mo></mrow><mi>N</mi></mfrac>",
+  "mean activation": "<mfrac><mrow><munder><mo>∑</mo><mi>x</mi></munder><msub><mover><mi>f</mi><mo>¯</mo></mover><mi>s</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo></mrow><mrow><mo>|</mo><mo>{</mo><mi>x</mi><mo>:</mo><msub><mover><mi>f</mi><mo>¯</mo></mover><mi>s</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>&gt;</mo><mn>0</mn><mo>}</mo><mo>|</mo></mrow></mfrac>",
+  "label entropy": "<mo>−</mo><munder><mo>∑</mo><mi>c</mi></munder><msub><mi>p</mi><mi>c</mi></msub><mi>log</mi><msub><mi>p</mi><mi>c</mi></msub>",
+  "label spread": "<msqrt><mrow><munder><mo>∑</mo><mi>i</mi></munder><msub><mi>w</mi><mi>i</mi></msub><msup><mrow><mo>(</mo><msub><mi>c</mi><mi>i</mi></msub><mo>−</mo><mover><mi>c</mi><mo>¯</mo></mover><mo>)</mo></mrow><mn>2</mn></msup></mrow></msqrt>",
+  "IoU": "<mfrac><mrow><mo>|</mo><mi>A</mi><mo>∩</mo><mi>T</mi><mo>|</mo></mrow><mrow><mo>|</mo><mi>A</mi><mo>∪</mo><mi>T</mi><mo>|</mo></mrow></mfrac>",
+};
+const MEANT = {
+  "activated frequency": "the share of pictures in which it is active; f̄(x) is the mean over tokens",
+  "mean activation": "f̄(x), on average over those pictures",
+  "label entropy": "of the classes of its ten reference images, by activation (eq. 3); 0: all of one class",
+  "label spread": "of the class numbers of its reference images; related classes are neighbours",
+  "IoU": "patches where it is active (A) and where its concept is (T), on pictures not used to choose the concept",
+};
+
+function latentView(app) {
+  const { bundle } = app;
+  const number = make("input", { type: "number", min: 0, step: 1, aria: { label: "latent" } });
+  number.onchange = () => Number.isFinite(number.valueAsNumber) && app.set({ latent: Math.round(number.valueAsNumber) });
+  const step = (by, sign, said) => button(sign, () => app.set({ latent: app.get("latent") + by }), { aria: { label: said }, title: said });
+  const outlines = make("input", { type: "checkbox", checked: true, onchange: () => update() });
+  const masks = make("input", { type: "checkbox", onchange: () => app.set({ masks: masks.checked }) });
+  const [from, source] = choice("pictures of", [["", "what it was scanned on"]], () => update());
+  const { element, body, head } = section(app, "latent", "Latent");
+  const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
+    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from);
+  const about = make("p", { className: "about", aria: { live: "polite" } }), stats = make("dl", { className: "stats" });
+  const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
+  const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
+  const inside = [tools, about, stats, strips, scale, make("div", { className: "pair" }, classes, near)];
+  element.querySelector("header").after(...inside);
+  const TITLES = { highest: "Most active", quantiles: "At a quarter, half and three quarters of the pictures where it is active", random: "Any three of those pictures" };
+
+  function statistics(latent) {
+    const of = (name) => bundle.of(latent, name), rows = [];
+    const row = (name, value) => value !== undefined && rows.push([name, value]);
+    row("activated frequency", of("frequency") !== undefined ? `${percent(of("frequency"))}${of("n_images") !== undefined ? ` (${plural(of("n_images"), "picture")})` : ""}` : undefined);
+    row("mean activation", of("mean") !== undefined ? short(of("mean")) : undefined);
+    row("label entropy", of("entropy") !== undefined ? `${of("entropy").toFixed(2)} nats` : undefined);
+    row("label spread", of("label_std") !== undefined ? of("label_std").toFixed(1) : undefined);
+    row("IoU", of("iou") !== undefined ? `${of("iou").toFixed(2)}${of("z") !== undefined ? `, ${of("z").toFixed(1)} σ from chance` : ""}` : undefined);
+    stats.replaceChildren(...rows.map(([name, value]) => {
+      const formula = make("span", { className: "formula", title: MEANT[name] });
+      formula.innerHTML = `<math displaystyle="true">${FORMULAS[name]}</math>`; /* constants of this file */
+      return make("div", {}, make("dt", { textContent: name, title: MEANT[name] }), make("dd", {}, make("b", { textContent: value }), formula));
+    }));
+  }
+
+  /* Pictures with words below them, in rows with a title. */
+  async function pictured(rows, full, concept) {
+    const show = app.get("masks"), lined = outlines.checked && concept;
+    return Promise.all(rows.map(async ([title, some]) => {
+      const figures = await Promise.all(some.map(async ({ place, mask, said, act }, i) => {
+        const canvas = make("canvas", { role: "img", aria: { label: `${title}, ${i + 1}${said && `: ${said}`}` } });
+        paint(canvas, await place(), bundle, { mask: show && mask, outline: lined && outlineOf(bundle, (await place()).truth, concept) });
+        const picture = act ? make("button", { type: "button", className: "shown picture", onclick: act, aria: { label: `open picture ${i + 1}: ${said}` } }, canvas) : canvas;
+        return make("figure", {}, picture, make("figcaption", { textContent: said, title: said }));
+      }));
+      return make("div", { className: "strip-row" }, make("p", { className: "strip-title", textContent: title }), make("div", { className: "strip" }, ...figures));
+    }));
+  }
+
+  async function ofTask(number, latent) {
+    const task = bundle.index.tasks[number], pictures = await bundle.pictures(number);
+    const seen = await Promise.all(pictures.map((_, i) => bundle.codes(`${number}-${i}`)));
+    const models = task.models.map((_, m) => seen.map((codes, i) => [codes[m]?.total.get(latent) ?? 0, i]).filter(([level]) => level > 0).sort((a, b) => b[0] - a[0]).slice(0, 6));
+    const masks = models.map((order, m) => order.map(([, i]) => seen[i][m].mask(latent)));
+    const full = masks.flat().reduce((most, mask) => mask.reduce((a, b) => Math.max(a, b), most), 0) || 1;
+    const rows = models.map((order, m) => [`Most active in ${task.models[m]}, of ${plural(pictures.length, "picture")}`, order.map(([, i], j) => ({
+      place: async () => pictures[i], mask: masks[m][j].map((v) => Math.sqrt(v / full)), said: pictures[i].name,
+      act: () => app.set({ task: task.name, image: i }),
+    }))]);
+    return { rows, full };
+  }
+
+  const update = careful(body, async (current) => {
+    const latent = app.get("latent");
+    number.value = latent;
+    number.max = bundle.index.latents - 1;
+    masks.checked = app.get("masks");
+    head.textContent = `Latent ${latent}`;
+    const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class"];
+    const [data] = await Promise.all([bundle.latent(latent), ...wanted.map((name) => bundle.column(name))]);
+    if (source.options.length !== bundle.index.tasks.length + 1) {
+      source.append(...bundle.index.tasks.map((task, i) => make("option", { value: i, textContent: task.title })));
+      from.hidden = !bundle.index.tasks.length;
+    }
+    const concept = bundle.concept(latent);
+    element.querySelector(".truth").hidden = !bundle.index.concepts.length;
+    let rows, full;
+    if (source.value) ({ rows, full } = await ofTask(Number(source.value), latent));
+    else {
+      full = data.full;
+      rows = bundle.index.examples.map(([kind]) => [TITLES[kind] ?? kind, data.shown.filter((one) => one.kind === kind).map(({ picture, mask }) => ({ place: () => bundle.reference(picture), mask, said: bundle.className(picture) }))]).filter(([, some]) => some.length);
+    }
+    const drawn = await pictured(rows.filter(([, some]) => some.length), full, concept);
+    const around = await neighbours(data);
+    if (!current()) return;
+    body.replaceChildren();
+    const chance = bundle.of(latent, "found") === 0 ? ", no more than chance" : "";
+    about.textContent = concept ? `Its concept: ${concept}${chance}.` : bundle.of(latent, "top_class") ? `Most active on: ${bundle.of(latent, "top_class")}.` : "";
+    statistics(latent);
+    strips.replaceChildren(...(drawn.length ? drawn : [make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." })]));
+    scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && !source.value && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
+    histogram(data);
+    near.replaceChildren(...around);
+    app.say(`Latent ${latent}. ${about.textContent}`);
+  });
+
+  function histogram(data) {
+    const rows = data.classes.map((c, i) => [bundle.index.classes[c], data.levels[i]]).filter(([name, level]) => name !== undefined && level > 0);
+    if (!rows.length) { classes.replaceChildren(); return; }
+    classes.replaceChildren(make("p", { className: "strip-title", textContent: `Classes, by active tokens a picture${rows.length >= 8 ? " (the first 8)" : ""}` }),
+      make("ul", { className: "bars" }, ...rows.map(([name, level]) => make("li", {}, make("span", { className: "name", textContent: name, title: name }), bar(level / rows[0][1]), make("span", { className: "value", textContent: short(level) })))));
+  }
+
+  async function neighbours(data) {
+    if (!data.near.length) return [];
+    const figures = await Promise.all(data.near.map(async (latent, i) => {
+      const picture = await bundle.first(latent), canvas = make("canvas", { aria: { hidden: "true" } });
+      if (picture >= 0) paint(canvas, await bundle.reference(picture), bundle, { sharp: 1 });
+      const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.concept(latent) && `, ${bundle.concept(latent)}`}`;
+      return make("figure", {}, make("button", { type: "button", className: "shown picture", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas), make("figcaption", {}, `${latent}`, make("br"), data.cosine[i].toFixed(2)));
+    }));
+    return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip small" }, ...figures)];
+  }
+
+  return { element, update: (changed) => ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
+}
+
+/* --- a picture --------------------------------------------------------------------------------- */
+
+function pictureView(app) {
+  const { bundle } = app;
+  const compare = make("input", { type: "checkbox", onchange: () => app.set({ compare: compare.checked }) });
+  const side = choice("model", [], (model) => app.set({ model }));
+  const [tasks, task] = choice("task", bundle.index.tasks.map(({ name, title }) => [name, title]), (name) => app.set({ task: name, image: 0, patch: -1, label: 0 }));
+  const { element, body } = section(app, "picture-view", "A picture, patch by patch");
+  const file = make("input", { type: "file", accept: "image/*", hidden: true });
+  const upload = button("add your picture", () => file.click());
+  file.onchange = () => file.files[0] && app.add(file.files[0]).finally(() => { file.value = ""; });
+  const said = make("p", { className: "trouble", role: "alert", hidden: true });
+  app.complain = (text) => { said.textContent = text; said.hidden = !text; };
+  const both = make("label", {}, compare, " side by side");
+  const tools = make("div", { className: "tools line" }, tasks, both, side[0], app.live && upload, app.live && file);
+  const thumbs = make("div", { className: "thumbs", role: "group", aria: { label: "pictures of the task" } });
+  const large = make("div", { className: "large" }), scale = make("p", { className: "legend" }), lists = make("div", { className: "lists" });
+  const inside = [tools, said, thumbs, make("div", { className: "pair" }, make("div", {}, large, scale), lists)];
+  element.querySelector("header").after(...inside);
+  let pictures = [], codes, shown = -1, hovered = -1;
+
+  const patchAt = (canvas, event) => {
+    const box = canvas.getBoundingClientRect(), [rows, columns] = bundle.index.grid;
+    const column = clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
+    return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + column;
+  };
+
+  function models() {
+    const names = app.task().models, one = Math.max(0, names.indexOf(app.get("model")));
+    return app.get("compare") ? range(names.length) : [one];
+  }
+
+  function drawLarge() {
+    const latent = app.get("latent"), masks = codes.map((model) => model.mask(latent));
+    const full = masks.reduce((most, mask) => mask.reduce((a, b) => Math.max(a, b), most), 0);
+    const picture = pictures[shown], names = app.task().models, classes = app.task().classes;
+    const outline = outlineOf(bundle, picture.truth, bundle.concept(latent));
+    large.replaceChildren(...models().map((m) => {
+      const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: `picture ${shown + 1}, ${picture.name}, in ${names[m]}; arrow keys with shift move from patch to patch`, roledescription: "picture of patches" } });
+      const redraw = () => paint(canvas, picture, bundle, { mask: app.get("masks") && full > 0 && masks[m].map((v) => Math.sqrt(v / full)), outline, patch: hovered >= 0 ? hovered : app.get("patch"), sharp: 4 });
+      redraw();
+      canvas.onpointermove = (event) => {
+        const patch = patchAt(canvas, event);
+        if (event.pointerType !== "mouse" || patch === hovered) return;
+        hovered = patch;
+        redraw();
+        drawLists();
+      };
+      canvas.onpointerleave = () => { if (hovered >= 0) { hovered = -1; redraw(); drawLists(); } };
+      canvas.onclick = (event) => { hovered = -1; app.set({ patch: patchAt(canvas, event), model: names[m] }); };
+      canvas.onkeydown = (event) => {
+        const [, columns] = bundle.index.grid, by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+        if (!event.shiftKey || !by) return;
+        event.preventDefault();
+        event.stopPropagation();
+        app.refocus = m;
+        app.set({ patch: clamp(Math.max(0, app.get("patch")) + by, 0, bundle.size - 1) });
+      };
+      const order = [...picture.said[m]].map((p, c) => [p, c]).sort((a, b) => b[0] - a[0]).slice(0, 3);
+      const right = picture.label < 0 ? "" : order[0][1] === picture.label ? "✓ " : "✗ ";
+      return make("figure", {}, canvas, make("figcaption", {}, make("b", { textContent: names[m] }), ` says ${right}${order.map(([p, c]) => `${classes[c]} ${p.toFixed(2)}`).join(", ")}`));
+    }));
+    if (app.refocus !== undefined) { large.querySelectorAll("canvas")[app.refocus]?.focus({ preventScroll: true }); app.refocus = undefined; }
+    const level = codes.map((model, m) => `${names[m]} ${short(model.total.get(latent) ?? 0)}`).join(", ");
+    scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.concept(latent)}` : "");
+  }
+
+  const words = (latent) => bundle.concept(latent) || bundle.of(latent, "top_class") || "";
+
+  function drawLists() {
+    const patch = hovered >= 0 ? hovered : app.get("patch"), names = app.task().models;
+    const parts = [];
+    if (patch >= 0) {
+      const one = Math.max(0, names.indexOf(app.get("model"))), each = codes.map((model) => new Map(model.token(patch + 1)));
+      const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => bytes(bits)[patch >> 3] >> (patch & 7) & 1).map(([c]) => bundle.index.concepts[c].join(" "));
+      const rows = [...each[one]].slice(0, 12), most = Math.max(1e-9, ...each.map((levels) => Math.max(0, ...rows.map(([latent]) => levels.get(latent) ?? 0))));
+      parts.push(make("p", { className: "strip-title", textContent: `Patch in row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}: ${plural(each[one].size, "latent")} of ${names[one]}, by activation` }),
+        truth.length ? make("p", { className: "truth-line", textContent: `Truly there: ${truth.join(", ")}` }) : null,
+        make("table", {}, make("thead", {}, make("tr", {}, ...["latent", "", ...names].map((name) => name ? make("th", { textContent: name, scope: "col" }) : make("td")))),
+          make("tbody", {}, ...rows.map(([latent]) => make("tr", {}, make("td", {}, latentButton(app, latent)), make("td", { textContent: words(latent), className: "what" }),
+            ...each.map((levels, m) => make("td", { className: "level" }, bar((levels.get(latent) ?? 0) / most, m ? "--x-orange" : "--x-teal"), make("span", { className: "value", textContent: short(levels.get(latent) ?? 0) })))))))
+      , button("the whole picture", () => app.set({ patch: -1 })));
+    } else {
+      const tops = codes.map((model) => [...model.total].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOP).map(([latent]) => latent));
+      const lists = tops.length === 1 ? [["", tops[0]]] : [
+        [`in both models' ${TOP} strongest`, tops[0].filter((latent) => tops[1].includes(latent))],
+        [`only in ${names[0]}'s`, tops[0].filter((latent) => !tops[1].includes(latent))],
+        [`only in ${names[1]}'s`, tops[1].filter((latent) => !tops[0].includes(latent))]];
+      parts.push(make("p", { className: "strip-title", textContent: `The ${TOP} strongest latents of the whole picture, by mean over tokens. Point at a patch for its own.` }),
+        ...lists.map(([title, some]) => make("div", {}, title && make("p", { className: "strip-title", textContent: `${title}: ${some.length}` }),
+          make("ul", { className: "chips" }, ...some.map((latent) => make("li", {}, latentButton(app, latent), make("span", { textContent: ` ${words(latent)}` })))))));
+    }
+    lists.replaceChildren(...parts.filter(Boolean));
+  }
+
+  const update = careful(body, async (current) => {
+    const number = app.taskNumber();
+    task.value = app.task().name;
+    const all = await bundle.pictures(number), image = clamp(app.get("image"), 0, all.length - 1);
+    const [seen] = await Promise.all([bundle.codes(`${number}-${image}`), ...["concept", "kind", "top_class"].map((name) => bundle.column(name))]);
+    if (!current()) return;
+    const names = app.task().models, focused = thumbs.contains(document.activeElement);
+    [pictures, codes, shown, hovered] = [all, seen, image, -1];
+    compare.checked = app.get("compare");
+    both.hidden = names.length < 2;
+    side[0].hidden = names.length < 2;
+    side[1].replaceChildren(...names.map((textContent) => make("option", { textContent, selected: textContent === app.get("model") })));
+    thumbs.replaceChildren(...all.map((picture, i) => {
+      const canvas = make("canvas", { aria: { hidden: "true" } });
+      paint(canvas, picture, bundle, { sharp: 1 });
+      return make("button", { type: "button", className: "shown picture", title: picture.name, onclick: () => app.set({ image: i, patch: -1 }), aria: { label: `picture ${i + 1}: ${picture.name}`, pressed: i === image } }, canvas);
+    }));
+    if (focused) thumbs.children[image]?.focus({ preventScroll: true });
+    body.replaceChildren();
+    drawLarge();
+    drawLists();
+  });
+
+  return { element, update: (changed) => {
+    const light = codes && ![...changed].some((name) => ["task", "image", "pictures", "compare", "model"].includes(name));
+    if (!light) return update();
+    drawLarge();
+    drawLists();
+    if (changed.has("patch")) app.say(lists.firstElementChild?.textContent ?? "");
+  } };
+}
+
+/* --- a class ----------------------------------------------------------------------------------- */
+
+function classView(app) {
+  const { bundle } = app;
+  const [which, select] = choice("class", [], (label) => app.set({ label: Number(label) }));
+  const { element, body } = section(app, "class-view", "A class, before and after");
+  const heading = make("p", { className: "about" }), key = make("p", { className: "legend" });
+  const plot = scatter(app, { x: "active tokens a picture, CLIP", y: "MaPLe", square: true, label: () => "Latents of the class before and after adaptation" });
+  const answers = make("div", { className: "answers" }), without = make("div", { className: "without" });
+  const nothing = make("p", { textContent: "There is no adapted model for these pictures: choose another task." });
+  const right = make("div", {}, answers, without), pair = make("div", { className: "pair" }, make("div", {}, plot.element, key), right);
+  element.querySelector("header").after(make("div", { className: "tools line" }, which), heading, nothing, pair);
+  const k = make("input", { type: "range", min: 0, step: 1, aria: { label: "how many latents" } });
+  const mode = choice("", [["0", "only the class's first latents are on"], ["1", "the class's first latents are off"]], () => curves());
+  mode[1].setAttribute("aria-label", "on or off");
+  k.oninput = () => curves();
+  let data, off = new Set(), asked = "", saidBy;
+
+  /* Curves of the share of right answers over k, and what is answered at one k. */
+  function curves() {
+    if (!data.shares) { answers.replaceChildren(); return; }
+    const { ks } = data, task = app.task(), label = app.get("label"), n = task.classes.length, m = Number(mode[1].value);
+    k.max = ks.length - 1;
+    const at = Number(k.value), share = (model, on, i, c) => data.shares[model][(on * ks.length + i) * n + c] / 255;
+    const W = 320, H = 150, L = 34, x = (i) => L + i * (W - L - 20) / Math.max(1, ks.length - 1), y = (v) => H - 24 - v * (H - 34);
+    const colours = ["--x-teal", "--x-orange"], chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Share of the pictures of ${task.classes[label]} that are given their class, by how many latents are ${m ? "off" : "on"}` });
+    for (const v of [0, 0.5, 1]) chart.append(svg("path", { d: `M${L} ${y(v)}H${W - 20}`, class: "grid" }), Object.assign(svg("text", { x: L - 6, y: y(v) + 4, "text-anchor": "end" }), { textContent: v }));
+    ks.forEach((each, i) => chart.append(Object.assign(svg("text", { x: x(i), y: H - 6, "text-anchor": "middle" }), { textContent: each })));
+    chart.append(svg("path", { d: `M${x(at)} ${y(1)}V${y(0)}`, class: "axis" }));
+    task.models.forEach((_, model) => {
+      const line = ks.map((_, i) => `${i ? "L" : "M"}${x(i)} ${y(share(model, m, i, label))}`).join("");
+      chart.append(svg("path", { d: line, fill: "none", style: `stroke:var(${colours[model]});stroke-width:2.5${model ? ";stroke-dasharray:6 3" : ""}` }));
+      ks.forEach((_, i) => chart.append(svg(model ? "rect" : "circle", model
+        ? { x: x(i) - 3, y: y(share(model, m, i, label)) - 3, width: 6, height: 6, style: `fill:var(${colours[model]})` }
+        : { cx: x(i), cy: y(share(model, m, i, label)), r: 3.5, style: `fill:var(${colours[model]})` })));
+    });
+    answers.replaceChildren(make("p", { className: "strip-title", textContent: `Given their class, of the pictures of ${task.classes[label]}` }),
+      make("p", { className: "legend" }, make("span", { className: "swatch" }, Object.assign(make("i", { className: "circle" }), { style: "background:var(--x-teal)" }), " CLIP"), " ", make("span", { className: "swatch" }, Object.assign(make("i", { className: "square" }), { style: "background:var(--x-orange)" }), " MaPLe")),
+      chart, make("div", { className: "tools line" }, mode[0], k), make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }),
+      taken(task, range(task.models.length).map((model) => range(n).map((c) => share(model, m, at, c)))));
+  }
+
+  /* What pictures are taken for: the answers given most by either model. */
+  function taken(task, shares) {
+    const order = range(task.classes.length).map((c) => [Math.max(...shares.map((s) => s[c])), c]).filter(([most]) => most > 0.001).sort((a, b) => b[0] - a[0]).slice(0, 5);
+    return make("ul", { className: "bars two" }, ...order.map(([, c]) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === app.get("label") ? " ✓" : ""}`, title: task.classes[c] }),
+      ...shares.map((s, m) => make("span", { className: "cell" }, bar(s[c], m ? "--x-orange" : "--x-teal"), make("span", { className: "value", textContent: `${Math.round(100 * s[c])} %` }))))));
+  }
+
+  /* With a kernel: switch latents off one by one. */
+  function switches() {
+    if (!app.live) { without.replaceChildren(); return; }
+    const task = app.task(), key = `${task.name} ${app.get("label")}`;
+    if (asked !== key) { off = new Set(); asked = key; saidBy = undefined; }
+    const boxes = [...data.latents.slice(0, 12)].map((latent) => {
+      const box = make("input", { type: "checkbox", checked: !off.has(latent), onchange: async () => {
+        box.checked ? off.delete(latent) : off.add(latent);
+        try {
+          saidBy = (await app.ask({ without: [...off], task: task.name, label: app.get("label") })).shares;
+          app.say(`${plural(off.size, "latent")} off.`);
+        } catch (error) { app.say(error.message); saidBy = undefined; }
+        switches();
+      } });
+      return make("li", {}, make("label", {}, box, ` ${latent} ${bundle.concept(latent)}`));
+    });
+    without.replaceChildren(make("p", { className: "strip-title", textContent: "Switch latents off, and ask the kernel" }), make("ul", { className: "switches" }, ...boxes),
+      ...(saidBy ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(task, saidBy)] : []));
+  }
+
+  const update = careful(body, async (current) => {
+    const task = app.task(), number = app.taskNumber(), label = clamp(app.get("label"), 0, task.classes.length - 1);
+    const adapted = task.models.length === 2;
+    nothing.hidden = adapted;
+    for (const part of [pair, heading, which]) part.hidden = !adapted;
+    if (!adapted) return;
+    const [file] = await Promise.all([bundle.load(`class-${number}-${label}`), bundle.column("concept"), bundle.column("kind")]);
+    if (!current()) return;
+    body.replaceChildren();
+    select.replaceChildren(...task.classes.map((textContent, value) => make("option", { value, textContent, selected: value === label })));
+    data = { ks: file.ks, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
+    const counts = GROUPS.map((_, g) => data.groups.reduce((n, each) => n + (each === g), 0));
+    plot.set([...data.latents].map((latent, i) => ({ latent, x: data.levels[0][i], y: data.levels[1][i], colour: GROUPS[data.groups[i]][1], shape: GROUPS[data.groups[i]][2], size: data.groups[i] > 1 ? 5 : 2.6, front: data.groups[i] > 1 })));
+    heading.textContent = `${task.title}: ${task.classes[label]}. A latent on the dotted line is in as many tokens of a picture after adaptation as before.`;
+    key.replaceChildren(...GROUPS.map(([said, colour, shape], g) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said} (${counts[g]})`)), make("span", { textContent: " Top: the first 50 of the class; left it: beyond the first 100." }));
+    if (Number(k.max) !== (data.ks?.length ?? 1) - 1 && data.ks) { k.max = data.ks.length - 1; k.value = Math.min(3, data.ks.length - 1); }
+    curves();
+    switches();
+  });
+
+  return { element, update: (changed) => ["task", "label"].some((name) => changed.has(name)) || !data ? update() : plot.draw(), themed: plot.draw };
+}
+
+/* --- a guess ----------------------------------------------------------------------------------- */
+
+function guessView(app) {
+  const { bundle } = app;
+  const { element, body } = section(app, "guess", "Guess: does a latent mean what you think?");
+  const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
+  const known = make("div", { className: "strip small" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about", aria: { live: "polite" } });
+  const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
+  const again = button("another latent", () => next());
+  element.querySelector("header").after(intro, known, row, said, make("div", { className: "tools line" }, again, tally));
+  let round = 0, seed = Math.floor(Math.random() * 2 ** 31);
+  app.guess = (given) => { seed = given; round = 0; return next(); }; /* for tests: the same rounds again */
+
+  function count() {
+    const chance = score.of / 4;
+    tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(chance)}.` : "";
+  }
+
+  const next = careful(body, async (current) => {
+    const chance = random(seed + 7919 * round++), active = await bundle.column("frequency");
+    let latent, data;
+    for (let tries = 0; tries < 200; tries++) {
+      latent = Math.floor(chance() * active.length);
+      if (!(active[latent] > 0)) continue;
+      data = await bundle.latent(latent);
+      const highest = data.shown.filter((one) => one.kind === "highest"), rest = data.shown.filter((one) => one.kind === "random" && !highest.slice(0, 3).some((h) => h.picture === one.picture));
+      if (highest.length >= 3 && rest.length && data.absent.every((picture) => picture >= 0)) {
+        const answer = rest[Math.floor(chance() * rest.length)];
+        const options = [answer.picture, ...data.absent].map((picture) => [chance(), picture]).sort((a, b) => a[0] - b[0]).map(([, picture]) => picture);
+        const shown = await Promise.all(highest.slice(0, 3).map(async ({ picture, mask }) => {
+          const canvas = make("canvas", { role: "img", aria: { label: `activates it: ${bundle.className(picture)}` } });
+          paint(canvas, await bundle.reference(picture), bundle, { mask });
+          return make("figure", {}, canvas);
+        }));
+        const choices = await Promise.all(options.map(async (picture, i) => {
+          const canvas = make("canvas", { aria: { hidden: "true" } }), place = await bundle.reference(picture);
+          paint(canvas, place, bundle);
+          const one = make("button", { type: "button", className: "shown picture", aria: { label: `picture ${i + 1}` } }, canvas), note = make("figcaption");
+          one.onclick = () => {
+            if (row.classList.contains("done")) return;
+            row.classList.add("done");
+            const right = picture === answer.picture;
+            score.of++;
+            score.right += right;
+            paint(choices[options.indexOf(answer.picture)].querySelector("canvas"), answer.place, bundle, { mask: answer.mask });
+            choices.forEach((figure, j) => { figure.querySelector("figcaption").textContent = options[j] === answer.picture ? "✓ active here" : j === i ? "✗ not active" : ""; });
+            said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.concept(latent)}.`);
+            count();
+          };
+          if (picture === answer.picture) answer.place = place;
+          return make("figure", {}, one, note);
+        }));
+        if (!current()) return;
+        await Promise.all(["concept", "kind"].map((name) => bundle.column(name)));
+        body.replaceChildren();
+        row.classList.remove("done");
+        known.replaceChildren(...shown);
+        row.replaceChildren(...choices);
+        said.textContent = "Which one?";
+        count();
+        return;
+      }
+    }
+    throw new Error("there are too few pictures for a guess");
+  });
+  return { element, update: () => row.children.length ? undefined : next() };
+}
+
+const VIEWS = { map: mapView, latent: latentView, picture: pictureView, class: classView, guess: guessView };
+
+/* --- figures beside it ------------------------------------------------------------------------- */
+
+/* Calls back when a plotly figure of the same cell is pointed at or clicked on; returns how to stop. */
 function follow(el, pointed, clicked) {
   const followed = new Set();
   const latentOf = (event) => event.points.map((point) => point.customdata).find(Number.isInteger);
@@ -141,89 +1153,202 @@ function follow(el, pointed, clicked) {
   return () => { stopped = true; watch?.disconnect(); };
 }
 
+/* --- the whole --------------------------------------------------------------------------------- */
+
+const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the picture before, the next one"], ["shift + arrows", "on a picture: from patch to patch"], ["m", "masks on or off"], ["c", "models side by side or one at a time"], ["/", "search"], ["?", "this list"]];
+
+/* The part of an address that names a state, and back. */
+function spell(state) {
+  const parts = ["latent", "task", "image", "patch", "model", "label"].filter((name) => name === "latent" || state[name] !== START[name]);
+  return `#${parts.map((name) => `${name === "label" ? "class" : name}=${encodeURIComponent(state[name])}`).join("&")}`;
+}
+function parse(hash) {
+  const given = new URLSearchParams(hash.replace(/^#/, "")), out = {};
+  if (!given.has("latent") && !given.has("image") && !given.has("task")) return null;
+  for (const [name, usual] of Object.entries(START)) {
+    const text = given.get(name === "label" ? "class" : name);
+    if (name === "masks" || name === "compare") continue;
+    if (text === null) out[name] = usual;
+    else if (typeof usual === "string") out[name] = text;
+    else if (/^-?\d+$/.test(text)) out[name] = Number(text);
+  }
+  return { ...out, view: given.get("view") };
+}
+
 function render({ model, el }) {
   el.classList.add("patchsae-explorer");
-  const bundle = new Bundle(model.load ?? fromKernel(model));
-  const number = make("input", { type: "number", min: 0, step: 1 });
-  const step = (by, sign, said) => make("button", { type: "button", textContent: sign, aria: { label: said }, onclick: () => choose(model.get("latent") + by) });
-  const tick = make("input", { type: "checkbox", checked: model.get("masks") });
-  const controls = make("div", { className: "controls" },
-    make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
-    make("label", {}, tick, " masks"));
-  const about = make("p", { className: "about", aria: { live: "polite" } });
-  const strip = make("div", { className: "strip" });
-  const legend = make("p", { className: "legend" });
-  const card = make("div", { className: "patchsae-card" }, make("canvas"), make("span"));
-  el.replaceChildren(controls, about, strip, legend);
+  el.dataset.lmSuppressShortcuts = "true"; /* JupyterLab leaves the keys to us */
+  const cleanups = [], live = !model.load, ask = live ? asking(model) : null;
+  const bundle = new Bundle(model.load ?? (async (name) => (await ask({ load: name })).shard));
+  const line = make("p", { className: "unseen", role: "status", aria: { live: "polite" } });
+  const app = {
+    el, bundle, cleanups, ask, live: live && Boolean(model.get("live")), linked: Boolean(model.get("linked")),
+    get: (name) => model.get(name) ?? START[name],
+    set(values) {
+      const last = bundle.index.latents - 1, tasks = bundle.index.tasks;
+      if ("latent" in values) values.latent = clamp(values.latent, 0, last);
+      if ("patch" in values) values.patch = clamp(values.patch, -1, bundle.size - 1);
+      if ("task" in values && tasks.length && !tasks.some(({ name }) => name === values.task)) values.task = tasks[0].name;
+      for (const [name, value] of Object.entries(values)) model.set(name, value);
+      model.save_changes();
+    },
+    taskNumber: () => bundle.taskNumber(app.get("task")),
+    task: () => bundle.index.tasks[app.taskNumber()],
+    say: (text) => { line.textContent = text; },
+    state: () => Object.fromEntries(STATE.map((name) => [name, app.get(name)])),
+    link: () => `${(app.linked || !model.page ? location.href.replace(/#.*/, "") : new URL(model.page, location.href).href)}${spell(app.state())}`,
+    async add(file) {
+      app.complain("");
+      try {
+        if (file.size > HUGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${HUGE}`);
+        app.say(`reading ${file.name}`);
+        received(await ask({ picture: file.name, task: app.task().name }, [new DataView(await file.arrayBuffer())]));
+      } catch (error) { app.complain(`${error.message}.`); app.say(error.message); }
+    },
+  };
 
-  function choose(latent) {
-    const last = (bundle.index?.latents ?? Infinity) - 1;
-    if (!Number.isFinite(latent)) return;
-    model.set("latent", Math.max(0, Math.min(last, Math.round(latent))));
-    model.save_changes();
+  function received({ task, picture }) {
+    const all = [...(bundle.given.get(task) ?? []), picture];
+    bundle.given.set(task, all);
+    const image = bundle.index.tasks[bundle.taskNumber(task)].pictures + all.length - 1;
+    app.set({ task, image, patch: -1 });
+    schedule("pictures");
+    app.say(`${picture.name} was added.`);
   }
 
-  let turn = 0; /* an answer that comes late is of no use */
-  async function show() {
-    const mine = ++turn, latent = model.get("latent");
-    number.value = latent;
-    tick.checked = model.get("masks");
+  /* Changes of one moment are shown together, once. */
+  let changed = new Set(), pending = false, views = [];
+  function schedule(name) {
+    changed.add(name);
+    if (pending) return;
+    pending = true;
+    queueMicrotask(() => {
+      const now = changed;
+      [changed, pending] = [new Set(), false];
+      if (!bundle.index) return;
+      views.forEach((view) => view.update(now));
+      if (app.linked) remember();
+      if (open) open.href = app.link();
+      now.textContent = `latent ${app.get("latent")}`;
+    });
+  }
+
+  /* The address follows what is chosen; quick steps share an entry of the history. */
+  let stepped = 0;
+  function remember() {
+    const hash = spell(app.state());
+    if (hash === location.hash) return;
+    const quick = performance.now() - stepped < 400;
+    stepped = performance.now();
+    quick || !location.hash ? history.replaceState(null, "", hash) : history.pushState(null, "", hash);
+  }
+  function recall() {
+    const wanted = parse(location.hash);
+    if (!wanted) return;
+    const { view, ...state } = wanted;
+    stepped = performance.now();
+    app.set(state);
+    if (view && VIEWS[view]) views[names.indexOf(view)]?.element.scrollIntoView();
+  }
+
+  const help = make("dialog", { className: "help", aria: { label: "keyboard" } }, make("p", {}, make("b", { textContent: "Keyboard" })),
+    make("table", {}, make("tbody", {}, ...KEYS.map(([keys, does]) => make("tr", {}, make("th", { scope: "row" }, make("kbd", { textContent: keys })), make("td", { textContent: does }))))),
+    button("close", () => help.close()));
+  const names = [...(model.get("views") ?? Object.keys(VIEWS))].filter((name) => VIEWS[name]);
+  const open = !live && !app.linked && model.page ? make("a", { href: model.page, textContent: "open in the explorer", className: "open" }) : null;
+  const top = make("div", { className: "tools top" }, open, button("?", () => help.showModal(), { title: "keyboard", aria: { label: "help: the keyboard" } }));
+  const grid = make("div", { className: "views" }), now = make("span", { className: "now" });
+  const waiting = make("p", { className: "waiting", textContent: "Loading …" });
+  el.replaceChildren(waiting);
+
+  const typing = (target) => target?.closest?.("input:not([type=checkbox]), textarea, select, [contenteditable=true]");
+  function pressed(event) {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || help.open || !bundle.index) return;
+    const { key, shiftKey } = event, by = { ArrowLeft: -1, ArrowRight: 1 }[key], turn = { "[": -1, "]": 1 }[key];
+    if (by && !shiftKey) app.set({ latent: app.get("latent") + by });
+    else if (turn && bundle.index.tasks.length) {
+      const count = app.task().pictures + (bundle.given.get(app.task().name)?.length ?? 0);
+      app.set({ image: clamp(app.get("image") + turn, 0, count - 1), patch: -1 });
+    } else if (key === "m") app.set({ masks: !app.get("masks") });
+    else if (key === "c") app.set({ compare: !app.get("compare") });
+    else if (key === "/" && app.search) app.search();
+    else if (key === "?") help.showModal();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+  const heard = app.linked ? document : el;
+  heard.addEventListener("keydown", pressed);
+  cleanups.push(() => heard.removeEventListener("keydown", pressed));
+
+  for (const name of STATE) {
+    const tell = () => schedule(name);
+    model.on(`change:${name}`, tell);
+    cleanups.push(() => model.off(`change:${name}`, tell));
+  }
+  const themed = new MutationObserver(() => views.forEach((view) => view.themed?.()));
+  themed.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  cleanups.push(() => themed.disconnect());
+
+  /* What a page that says nothing begins with: the latent that overlaps its concept best, and a
+     task that a model was adapted to. */
+  async function usual() {
+    const out = {}, [iou, frequency] = await Promise.all(["iou", "frequency"].map((name) => bundle.column(name)));
+    const by = iou ?? frequency, best = by?.reduce((top, value, i) => value > (by[top] || -1) ? i : top, 0);
+    if (model.get("latent") === undefined) out.latent = best ?? 0;
+    if (!model.get("task")) out.task = (bundle.index.tasks.find(({ models }) => models.length === 2) ?? bundle.index.tasks[0])?.name ?? "";
+    return out;
+  }
+
+  async function start() {
     try {
-      if (!bundle.index) await bundle.open();
-      number.max = bundle.index.latents - 1;
-      if (latent >= bundle.index.latents) throw new Error(`there are ${bundle.index.latents} latents, from 0`);
-      const { full, shown } = await bundle.references(latent);
-      const figures = await Promise.all(shown.map(async ({ picture, mask }, i) => {
-        const said = bundle.className(picture);
-        const canvas = make("canvas", { role: "img", aria: { label: `reference image ${i + 1}${said && `: ${said}`}` } });
-        await bundle.draw(canvas, picture, model.get("masks") && mask);
-        return make("figure", {}, canvas, make("figcaption", { textContent: said, title: said }));
-      }));
-      if (mine !== turn) return;
-      about.textContent = words(bundle, latent);
-      strip.replaceChildren(...(figures.length ? figures : ["Never active: no reference images."]));
-      legend.replaceChildren(...(model.get("masks") && figures.length ? ["0 ", make("span", { className: "scale" }), ` ${short(full)} activation of a patch`] : []));
+      await bundle.open();
     } catch (error) {
-      if (mine !== turn) return;
-      about.textContent = `Latent ${latent} cannot be shown: ${error.message}.`;
-      strip.replaceChildren();
-      legend.replaceChildren();
-    }
-  }
-
-  let pointedAt;
-  async function point(latent, event) {
-    pointedAt = latent;
-    const picture = bundle.top?.[latent] ?? -1;
-    const [canvas, text] = card.children;
-    try {
-      if (picture < 0) throw new Error("no reference image");
-      await bundle.draw(canvas, picture);
-    } catch {
-      card.remove();
+      el.replaceChildren(make("p", { className: "trouble", role: "alert", textContent: `The explorer cannot be shown: ${error.message}.` }));
       return;
     }
-    if (pointedAt !== latent || !el.isConnected) return;
-    text.textContent = bundle.className(picture);
-    document.body.append(card);
-    const room = card.getBoundingClientRect();
-    const left = event.clientX > innerWidth / 2 ? event.clientX - room.width - 24 : event.clientX + 24;
-    card.style.left = `${Math.max(4, left)}px`;
-    card.style.top = `${Math.max(4, event.clientY - room.height - 16)}px`;
+    const possible = names.filter((name) => bundle.index.tasks.length || !["picture", "class"].includes(name));
+    const wanted = app.linked ? parse(location.hash) : null;
+    app.set({ ...await usual(), ...(wanted && (({ view, ...state }) => state)(wanted)) });
+    views = possible.map((name) => VIEWS[name](app));
+    if (views.length > 1) top.prepend(...possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: "smooth" }), { className: "jump" })), now);
+    grid.replaceChildren(...views.map((view) => view.element));
+    grid.classList.toggle("one", views.length === 1);
+    el.replaceChildren(line, top, grid, help);
+    changed = new Set();
+    now.textContent = `latent ${app.get("latent")}`;
+    await Promise.all(views.map((view) => view.update(new Set(STATE))));
+    if (wanted?.view) grid.children[possible.indexOf(wanted.view)]?.scrollIntoView();
+    if (app.linked) {
+      addEventListener("hashchange", recall);
+      cleanups.push(() => removeEventListener("hashchange", recall));
+    }
+    const card = pointing(app);
+    cleanups.push(card.remove, follow(el, card.show, (latent) => app.set({ latent })));
+    if (live) { /* a link to the explorer's page leads to this one instead */
+      const clicked = (event) => {
+        const wanted = parse(event.target.closest?.("a")?.href.match(/explorer\.html[^#]*(#.*)/)?.[1] ?? "");
+        if (!wanted || event.defaultPrevented || !el.isConnected) return;
+        event.preventDefault();
+        event.stopPropagation();
+        app.set((({ view, ...state }) => state)(wanted));
+        el.scrollIntoView({ block: "nearest" });
+      };
+      document.addEventListener("click", clicked, true);
+      cleanups.push(() => document.removeEventListener("click", clicked, true));
+    }
+    if (app.live) {
+      const later = ({ added }) => added && received(added);
+      model.on("msg:custom", later);
+      cleanups.push(() => model.off("msg:custom", later));
+      (await ask({ pictures: true })).pictures.forEach((one) => bundle.given.set(one.task, [...(bundle.given.get(one.task) ?? []), one.picture]));
+      if (bundle.given.size) schedule("pictures");
+    }
+    el.dataset.ready = "true";
   }
-
-  number.onchange = () => choose(number.valueAsNumber);
-  tick.onchange = () => { model.set("masks", tick.checked); model.save_changes(); };
-  model.on("change:latent", show);
-  model.on("change:masks", show);
-  const unfollow = follow(el, point, choose);
-  show();
-  return () => {
-    model.off("change:latent", show);
-    model.off("change:masks", show);
-    unfollow();
-    card.remove();
-  };
+  const started = start();
+  return () => { started.then(() => cleanups.forEach((clean) => clean())); };
 }
 
 export default { render };

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from patchsae_lib.explorer.bundle import read_shard
+from patchsae_lib.explorer.lens import Kernel, Lens
 
 EXPLORER = "application/vnd.patchsae.explorer+json"
 HERE = Path(__file__).parent
+VIEWS = ("map", "latent", "picture", "class", "guess")
 
 
 class Explorer(anywidget.AnyWidget):
-    """Reference images of a latent and where it is active in them, from a bundle on disk.
+    """The latents of a bundle on disk, in `views`. What is chosen can be set and observed:
+    `latent`, the `task` by name, its `image` by number, a `patch` of it (row by row; −1: none),
+    the `model`, a class by its `label`; whether `masks` are drawn; `compare`: both models at once.
 
-    Shown below a scatter plot of latents it follows it: pointing shows a latent's first reference
-    image, a click shows all. `latent` and `masks` (are they drawn?) can be set and observed.
+    `lenses` (task → `Lens`) let the kernel look at pictures of the user's (`add`) and switch
+    latents off. Below a scatter plot of latents an explorer follows it.
     """
 
-    _esm = HERE / "explorer.mjs"
-    _css = HERE / "explorer.css"
-    latent = traitlets.Int(0, min=0).tag(sync=True)
-    masks = traitlets.Bool(True).tag(sync=True)
+    _esm, _css = HERE / "explorer.mjs", HERE / "explorer.css"
+    latent, image, label = (traitlets.Int(0, min=0).tag(sync=True) for _ in range(3))
+    patch = traitlets.Int(-1, min=-1).tag(sync=True)
+    task, model = (traitlets.Unicode().tag(sync=True) for _ in range(2))
+    masks, compare = (traitlets.Bool(True).tag(sync=True) for _ in range(2))
+    views = traitlets.List(traitlets.Enum(VIEWS), list(VIEWS)).tag(sync=True)
+    live = traitlets.Bool(False, read_only=True).tag(sync=True)
 
-    def __init__(self, bundle: str | Path, **state: Any) -> None:
-        self.bundle = Path(bundle)
+    def __init__(
+        self, bundle: str | Path, lenses: Mapping[str, Lens] | None = None, **state: Any
+    ) -> None:
+        self.bundle, self.kernel = Path(bundle), Kernel(Path(bundle), lenses or {})
         if not (self.bundle / "index.js").is_file():
             raise FileNotFoundError(f"{bundle} has no index.js: write_bundle makes it")
         super().__init__(**state)
+        self.set_trait("live", bool(lenses))
         self.on_msg(self._answer)
 
+    def add(self, path: str | Path, task: str = "") -> None:
+        """Show a picture of the user's among those of a task (default: the chosen one)."""
+        task = task or self.task or next(iter(self.kernel.lenses), "")
+        self.send({"added": self.kernel.look(Path(path), Path(path).name, task)})
+
     def _answer(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
-        """Send a file of the bundle that the page has asked for."""
-        name = str(message.get("load", ""))
-        if not re.fullmatch(r"index|(latents|pictures)-\d+", name):
-            return
-        try:
-            self.send({"loaded": name, "shard": read_shard(self.bundle / f"{name}.js")})
-        except (OSError, ValueError):
-            self.send({"loaded": name, "shard": None})
+        self.send(self.kernel.answer(message, buffers))
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, about = super()._repr_mimebundle_(**options) or ({}, {})
-        state = {"bundle": self.bundle.name, "latent": self.latent, "masks": self.masks}
-        return data | {EXPLORER: state, "text/plain": "Reference images of latents"}, about
+        names = ("latent", "task", "image", "patch", "model", "label", "masks", "compare", "views")
+        state = {"bundle": self.bundle.name} | {name: getattr(self, name) for name in names}
+        return data | {EXPLORER: state, "text/plain": "The explorer of latents"}, about
