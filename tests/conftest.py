@@ -71,6 +71,7 @@ def page(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = context.new_page()
     page.trouble = []
+    page.set_default_timeout(12_000)
     outside = re.compile(r"^(?!file:|data:|blob:|http://127\.0\.0\.1:)")
 
     def cut(route):

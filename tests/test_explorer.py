@@ -127,6 +127,8 @@ def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     assert decoded(read_shard(bundle / "column-2.js")["values"], "<i2") == [0, 1, 0]
     assert decoded(shard["images"], "<i4") == [1, 0, 0, -1, -1, -1]
     assert decoded(shard["full"], "<f4") == [4, 8, 0]
+    assert decoded(shard["nearFirst"], "<i4") == [0, -1, 1]  # of latents 1, 2 and 0
+    assert decoded(read_shard(bundle / "first.js")["values"], "<i4") == [1, 0, -1]
     packed = np.frombuffer(base64.b64decode(shard["masks"]), np.uint8)
     levels = np.stack([packed & 15, packed >> 4], 1).reshape(3, 2, 4)
     assert levels[0, 0].tolist() == [0, 4, 8, 15]  # 15 √(activation / 4), rounded
@@ -162,7 +164,7 @@ def test_a_bundle_takes_the_place_of_the_last_one(bundle: Path) -> None:
     (bundle / "latents-9.js").write_text("stale")
     shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
     write_bundle(bundle, Plain(9), shown, table(1)[["frequency"]], False)
-    files = ["column-0.js", "index.js", "latents-0.js", "pictures-0.js"]
+    files = ["column-0.js", "first.js", "index.js", "latents-0.js", "pictures-0.js"]
     assert sorted(f.name for f in bundle.iterdir()) == files
     assert decoded(read_shard(bundle / "index.js")["labels"], "<i2") == [-1]
 
@@ -242,8 +244,9 @@ def test_numbers_of_latents_take_the_room_they_need() -> None:
 def lens() -> Lens:
     clip = load_clip(load_profile("smoke").model)
     generator = torch.Generator().manual_seed(0)
-    weights = 0.1 * torch.randn(2, clip.d_vit, 64, generator=generator)
-    sae = SAE(weights[0], torch.zeros(64), weights[1].T.contiguous(), torch.zeros(clip.d_vit))
+    sae = SAE(clip.d_vit, 64)
+    for weight in (sae.W_enc, sae.W_dec):
+        weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
     world = World("objects", "test", 12)
     text = clip.text_features(world.class_names[:4], ["a {}"])
     pictures = world.batch(range(8))
@@ -396,6 +399,7 @@ def test_a_latent_that_is_clicked_on_shows_its_reference_images(build, server, p
     other = json.loads(explorers.nth(1).get_attribute("data-state"))
     plots.first.locator(".main-svg").first.wait_for(state="attached")
     page.wait_for_function("document.querySelector('.patchsae-explorer').dataset.ready")
+    plots.first.scroll_into_view_if_needed()
     spot = page.evaluate(SPOT, 0)
     card = page.locator(".patchsae-card")
     assert card.count() == 0
@@ -455,7 +459,7 @@ def test_an_address_names_a_state_and_the_way_back_leads_to_it(build, page):
     explorer = opened(page, f"{base}#latent=7&task=land&image=1&patch=20&model=MaPLe&class=1")
     assert chosen(page) == "Latent 7"
     view = explorer.locator(".picture-view")
-    assert view.get_by_label("task").evaluate("s => s.selectedOptions[0].text") == (
+    assert view.get_by_label("task", exact=True).evaluate("s => s.selectedOptions[0].text") == (
         "Land cover from above"
     )
     assert view.locator(".thumbs [aria-pressed=true]").get_attribute("aria-label")[:10] == (
@@ -575,7 +579,7 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     view = explorer.locator(".class-view")
     answers = view.locator(".answers")
     assert "latents on they are taken for" in answers.inner_text()
-    slider = view.get_by_label("how many latents")
+    slider = view.get_by_label("how many latents", exact=True)
     slider.fill("0")
     answers.get_by_text("With 1 latent on they are taken for").wait_for()
     view.get_by_label("on or off").select_option("1")
@@ -586,7 +590,7 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     view.get_by_label("class", exact=True).select_option("1")
     page.wait_for_function("location.hash.includes('class=1')")
     assert label.startswith("Latents of the class before and after")
-    explorer.locator(".picture-view").get_by_label("task").select_option(index=0)
+    explorer.locator(".picture-view").get_by_label("task", exact=True).select_option(index=0)
     view.get_by_text("There is no adapted model for these pictures").wait_for()
     assert page.trouble == []
 
@@ -594,6 +598,9 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
 def test_a_guess_is_judged_and_counted(build, page):
     explorer = opened(page, f"file://{build}/html/explorer.html")
     view = explorer.locator(".view.guess")
+    assert view.locator("canvas").count() == 0
+    view.get_by_role("button", name="start").click()
+    view.get_by_text("Which one?").wait_for()
     right = 0
     for n in (1, 2, 3):
         choices = view.locator(".guesses button")
@@ -618,7 +625,7 @@ def test_nothing_serious_stands_in_the_way_of_anyone(build, page, theme, where):
         page.goto(f"file://{build}/html/notebooks/6_explorer.html")
         for explorer in page.locator(".patchsae-explorer").all():
             explorer.scroll_into_view_if_needed()
-            explorer.locator("canvas").first.wait_for()
+            explorer.locator(".view").first.wait_for()
     else:
         opened(page, f"file://{build}/html/{where}")
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
@@ -699,7 +706,7 @@ def test_names_are_text_and_masks_are_drawn_where_they_are(host, page):
     assert f"class {NAMES[0]}" in explorer.locator(".view.latent .about").inner_text()
     picture = explorer.locator(".picture-view")
     assert NAMES[0] in picture.locator(".large").inner_text()
-    assert NAMES[1] in picture.get_by_label("task").inner_text()
+    assert NAMES[1] in picture.get_by_label("task", exact=True).inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.trouble == []
 
@@ -712,7 +719,7 @@ def test_a_picture_shows_what_its_codes_say(host, page):
     assert rows.locator(".value").all_inner_texts() == ["4", "1"]
     assert "says ✓" in view.locator(".large figure").first.inner_text()  # .7 for class 0
     assert "says ✗" in view.locator(".large figure").nth(1).inner_text()
-    assert "CLIP 0.8, MaPLe 0.2" in view.inner_text()  # means over five tokens
+    assert "CLIP 0.8, MaPLe 0.4" in view.inner_text()  # means over five tokens
     left, right = (
         view.locator(".large canvas")
         .nth(m)

@@ -10,11 +10,13 @@ scripts but not read data. Arrays of numbers are base64 of little-endian values.
   is known of all latents: `name`, `type`, and for words `names`; `number`, the type that a
   latent's number has in codes; `tasks`: `name`, `title`, `classes`, `pictures` (how many), and
   `models`, the one or two whose latents are there.
+- `first.js`: `values` (latents,) int32, the first example picture of each.
 - `column-C.js`: `values` (latents,) of column C, in its `type`; of words the number in `names`.
 - `latents-N.js`: `images` (perShard, k) int32, the example pictures (−1: none); `full` (perShard,)
   float32, the highest activation of each latent on any of their patches; `masks` (perShard, k,
   rows × columns) of 4 bits, the lower half of a byte first: round(15·√(activation/full)); `near`
-  (perShard, n) int32, the nearest latents, and `cosine` of their decoder directions, float32;
+  (perShard, n) int32, the nearest latents, `cosine` of their decoder directions, float32, and
+  `nearFirst`, their first example pictures, int32;
   `classes` (perShard, m) int16, those in which a latent is most active (−1: none), and `levels`,
   its active tokens a picture there, float32; `absent` (perShard, 3) int32, pictures without it.
 - `pictures-N.js`: `sheet`, perSheet pictures in a row as a data URI; `truth`, one object a
@@ -113,7 +115,8 @@ def write_bundle(
     folder = Path(folder)
     for old in folder.glob("*-*.js"):
         old.unlink()
-    (folder / "index.js").unlink(missing_ok=True)
+    for name in ("index.js", "first.js"):
+        (folder / name).unlink(missing_ok=True)
     images = torch.cat(list(latents.examples.values()), 1)
     used = torch.cat([images.flatten(), latents.absent.flatten()]).unique()
     used = used[used >= 0]
@@ -138,11 +141,13 @@ def write_bundle(
             "masks": nibbles(share.sqrt() * 15),
             "near": _base64(latents.near[rows], "<i4"),
             "cosine": _base64(latents.cosine[rows], "<f4"),
+            "nearFirst": _base64(anew[images[latents.near[rows], 0]], "<i4"),
             "classes": _base64(classes[rows], "<i2"),
             "levels": _base64(strongest.values[rows], "<f4"),
             "absent": _base64(anew[latents.absent[rows]], "<i4"),
         }
         _write(folder / f"latents-{n}.js", shard)
+    _write(folder / "first.js", {"values": _base64(anew[images[:, 0]], "<i4")})
     index = {
         "version": VERSION,
         "grid": list(grid),

@@ -35,7 +35,11 @@ function svg(tag, attributes = {}, ...children) {
 }
 
 const button = (textContent, onclick, more = {}) => make("button", { type: "button", textContent, onclick, ...more });
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+function bytes(text) {
+  const plain = atob(text), out = new Uint8Array(plain.length);
+  for (let i = 0; i < out.length; i++) out[i] = plain.charCodeAt(i);
+  return out;
+}
 const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
 const array = (text, type) => new TYPES[type](bytes(text).buffer);
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
@@ -156,7 +160,7 @@ class Bundle {
     for (const [kind, n] of examples) {
       for (let j = 0; j < n; j++, i++) if (images[i] >= 0) out.shown.push({ kind, picture: images[i], mask: mask(i) });
     }
-    for (const [name, type] of [["near", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"]]) {
+    for (const [name, type] of [["near", "int32"], ["nearFirst", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"]]) {
       out[name] = [...part(name, type)];
     }
     return out;
@@ -164,8 +168,8 @@ class Bundle {
 
   /* The first example picture of a latent, or −1. */
   async first(latent) {
-    const { perShard } = this.index, shard = await this.load(`latents-${Math.floor(latent / perShard)}`);
-    return array(shard.images, "int32")[(latent % perShard) * this.k];
+    this.firsts ??= array((await this.load("first")).values, "int32");
+    return this.firsts[latent];
   }
 
   className(picture) { return this.index.classes[this.labels[picture]] ?? ""; }
@@ -366,7 +370,7 @@ async function save(element, app, name, kind) {
 
 /* A part of the explorer with its name, its tools and what saves it. */
 function section(app, name, title, tools = [], more = []) {
-  const body = make("div", { className: "body" });
+  const body = make("div", { className: "content" });
   const saving = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => save(element, app, name, kind), { title: `save this part as ${kind.toUpperCase()}`, aria: { label: `save ${title} as ${kind.toUpperCase()}` } }));
   const head = make(app.linked ? "h2" : "h3", { textContent: title });
   const element = make("section", { className: `view ${name}`, aria: { label: title } },
@@ -375,7 +379,7 @@ function section(app, name, title, tools = [], more = []) {
 }
 
 const choice = (name, options, onchange) => {
-  const select = make("select", { onchange: () => onchange(select.value) }, ...options.map(([value, textContent]) => make("option", { value, textContent })));
+  const select = make("select", { onchange: () => onchange(select.value), aria: { label: name } }, ...options.map(([value, textContent]) => make("option", { value, textContent })));
   return [make("label", {}, `${name} `, select), select];
 };
 
@@ -825,7 +829,7 @@ function latentView(app) {
   async function neighbours(data) {
     if (!data.near.length) return [];
     const figures = await Promise.all(data.near.map(async (latent, i) => {
-      const picture = await bundle.first(latent), canvas = make("canvas", { aria: { hidden: "true" } });
+      const picture = data.nearFirst[i], canvas = make("canvas", { aria: { hidden: "true" } });
       if (picture >= 0) paint(canvas, await bundle.reference(picture), bundle, { sharp: 1 });
       const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.concept(latent) && `, ${bundle.concept(latent)}`}`;
       return make("figure", {}, make("button", { type: "button", className: "shown picture", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas), make("figcaption", {}, `${latent}`, make("br"), data.cosine[i].toFixed(2)));
@@ -976,8 +980,7 @@ function classView(app) {
   const right = make("div", {}, answers, without), pair = make("div", { className: "pair" }, make("div", {}, plot.element, key), right);
   element.querySelector("header").after(make("div", { className: "tools line" }, which), heading, nothing, pair);
   const k = make("input", { type: "range", min: 0, step: 1, aria: { label: "how many latents" } });
-  const mode = choice("", [["0", "only the class's first latents are on"], ["1", "the class's first latents are off"]], () => curves());
-  mode[1].setAttribute("aria-label", "on or off");
+  const mode = choice("on or off", [["0", "only the class's first latents are on"], ["1", "the class's first latents are off"]], () => curves());
   k.oninput = () => curves();
   let data, off = new Set(), asked = "", saidBy;
 
@@ -1001,7 +1004,7 @@ function classView(app) {
     });
     answers.replaceChildren(make("p", { className: "strip-title", textContent: `Given their class, of the pictures of ${task.classes[label]}` }),
       make("p", { className: "legend" }, make("span", { className: "swatch" }, Object.assign(make("i", { className: "circle" }), { style: "background:var(--x-teal)" }), " CLIP"), " ", make("span", { className: "swatch" }, Object.assign(make("i", { className: "square" }), { style: "background:var(--x-orange)" }), " MaPLe")),
-      chart, make("div", { className: "tools line" }, mode[0], k), make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }),
+      chart, make("div", { className: "tools line" }, mode[1], k), make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }),
       taken(task, range(task.models.length).map((model) => range(n).map((c) => share(model, m, at, c)))));
   }
 
@@ -1063,20 +1066,18 @@ function guessView(app) {
   const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
   const known = make("div", { className: "strip small" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about", aria: { live: "polite" } });
   const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
-  const again = button("another latent", () => next());
+  const again = button("start", () => next());
   element.querySelector("header").after(intro, known, row, said, make("div", { className: "tools line" }, again, tally));
-  let round = 0, seed = Math.floor(Math.random() * 2 ** 31);
-  app.guess = (given) => { seed = given; round = 0; return next(); }; /* for tests: the same rounds again */
+  const chance = random(Math.floor(Math.random() * 2 ** 31));
 
   function count() {
-    const chance = score.of / 4;
-    tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(chance)}.` : "";
+    tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(score.of / 4)}.` : "";
   }
 
   const next = careful(body, async (current) => {
-    const chance = random(seed + 7919 * round++), active = await bundle.column("frequency");
+    const active = await bundle.column("frequency");
     let latent, data;
-    for (let tries = 0; tries < 200; tries++) {
+    for (let tries = 0; tries < 100; tries++) {
       latent = Math.floor(chance() * active.length);
       if (!(active[latent] > 0)) continue;
       data = await bundle.latent(latent);
@@ -1114,13 +1115,14 @@ function guessView(app) {
         known.replaceChildren(...shown);
         row.replaceChildren(...choices);
         said.textContent = "Which one?";
+        again.textContent = "another latent";
         count();
         return;
       }
     }
     throw new Error("there are too few pictures for a guess");
   });
-  return { element, update: () => row.children.length ? undefined : next() };
+  return { element, update: () => undefined }; /* it loads nothing before somebody plays */
 }
 
 const VIEWS = { map: mapView, latent: latentView, picture: pictureView, class: classView, guess: guessView };
@@ -1278,8 +1280,8 @@ function render({ model, el }) {
     event.stopPropagation();
   }
   const heard = app.linked ? document : el;
-  heard.addEventListener("keydown", pressed);
-  cleanups.push(() => heard.removeEventListener("keydown", pressed));
+  heard.addEventListener("keydown", pressed, true); /* before Sphinx, which has a / of its own */
+  cleanups.push(() => heard.removeEventListener("keydown", pressed, true));
 
   for (const name of STATE) {
     const tell = () => schedule(name);
@@ -1294,7 +1296,7 @@ function render({ model, el }) {
   /* What a page that says nothing begins with: the latent that overlaps its concept best, and a
      task that a model was adapted to. */
   async function usual() {
-    const out = {}, [iou, frequency] = await Promise.all(["iou", "frequency"].map((name) => bundle.column(name)));
+    const out = {}, [iou, frequency] = await Promise.all(["iou", "frequency"].map((name) => bundle.column(name).catch(() => null)));
     const by = iou ?? frequency, best = by?.reduce((top, value, i) => value > (by[top] || -1) ? i : top, 0);
     if (model.get("latent") === undefined) out.latent = best ?? 0;
     if (!model.get("task")) out.task = (bundle.index.tasks.find(({ models }) => models.length === 2) ?? bundle.index.tasks[0])?.name ?? "";
@@ -1318,7 +1320,11 @@ function render({ model, el }) {
     el.replaceChildren(line, top, grid, help);
     changed = new Set();
     now.textContent = `latent ${app.get("latent")}`;
-    await Promise.all(views.map((view) => view.update(new Set(STATE))));
+    const everything = new Set(STATE); /* first what is on the screen first */
+    await Promise.all(views.slice(0, 2).map((view) => view.update(everything)));
+    performance.mark("patchsae-usable"); /* for the benchmark */
+    await new Promise((done) => setTimeout(done));
+    await Promise.all(views.slice(2).map((view) => view.update(everything)));
     if (wanted?.view) grid.children[possible.indexOf(wanted.view)]?.scrollIntoView();
     if (app.linked) {
       addEventListener("hashchange", recall);

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from patchsae_lib.ablation import Active
@@ -91,7 +91,8 @@ class Lens:
         try:
             image = read_image(io.BytesIO(source) if isinstance(source, bytes) else source)
         except OSError as error:
-            why = f": {error.__cause__}" if isinstance(error.__cause__, ValueError) else ""
+            cause = error.__cause__  # of a file that is no picture at all, it only says so
+            why = "" if isinstance(cause, UnidentifiedImageError) else f": {cause}"
             raise ValueError(f"{name} cannot be read as a picture{why}") from None
         clip, _ = next(iter(self.models.values()))
         image = ImageOps.fit(image, clip.visual.image_size[::-1])
