@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from patchsae_lib.ablation import (
     Active,
+    Masked,
     at_random,
     by_score,
     class_level,
@@ -116,6 +117,19 @@ def test_accuracy_by_hand(clip, seen) -> None:
     assert table.loc["on", "accuracy"] == pytest.approx(4 / 6)
     assert table.loc["on", "low"] < 4 / 6 < table.loc["on", "high"]
     assert result.reference()["all_off"] == pytest.approx(1 / 3)
+
+
+def test_shares_of_answers_by_hand() -> None:
+    given_on = [[0, 1, 1], [0, 0, 1]]  # two ks, three pictures
+    given_off = [[2, 2, 2], [1, 1, 0]]
+    labels, none = torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long)
+    predictions = {"r": torch.tensor([given_on, given_off])}
+    shares = Masked((1, 2), labels, none, none, none, predictions).shares("r", 3)
+    assert shares.shape == (3, 2, 2, 3)
+    assert shares[0, 0].tolist() == [[0.5, 0.5, 0], [1, 0, 0]]
+    assert shares[1, 0].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert shares[0, 1].tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert shares[2].sum() == 0  # no picture is of this class
 
 
 def test_effects_are_derivatives(clip, seen) -> None:

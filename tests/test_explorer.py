@@ -816,6 +816,7 @@ def test_a_bundle_of_the_papers_size_opens(tmp_path, build, page):
 FIRST = """
 from pathlib import Path
 import torch
+from IPython.display import HTML, display
 from patchsae_lib import figures
 from patchsae_lib.clip import load_clip
 from patchsae_lib.checkpoints import load_sae
@@ -836,6 +837,7 @@ lens = Lens(sae, models, pictures, torch.tensor([0, 1]))
 explorer = Explorer(run / "explorer", {{task["name"]: lens}}, latent=3, task=task["name"])
 seen = []
 explorer.observe(lambda change: seen.append(change["new"]), ["patch"])
+display(HTML(figures.explorer_link("see nine", latent=9)))
 explorer
 """
 
@@ -900,6 +902,8 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     page.get_by_text(re.compile(rf"now {spot['latent']} \[\d+\]")).wait_for()
     run_cell(page, 1)
     explorer.get_by_role("heading", name="Latent 7", exact=True).wait_for()
+    page.get_by_role("link", name="see nine").click()  # here, and not on a page that is not there
+    explorer.get_by_role("heading", name="Latent 9", exact=True).wait_for()
 
     n = view.locator(".thumbs button").count()
     Image.new("RGB", (60, 40), "red").save(tmp_path / "mine & <b>yours.png")

@@ -66,6 +66,16 @@ def test_words_beside_pictures_are_never_markup() -> None:
     assert 'src="data:image/webp;base64,' in html
 
 
+def test_a_latent_that_is_named_leads_to_the_explorer() -> None:
+    picture = Image.new("RGB", (8, 8))
+    rows = [("best: latent 12", "latent 7 (wing), latents 3", [picture], ["x"])]
+    html = figures.Strips(rows)._repr_html_()
+    assert 'latent <a href="../explorer.html#latent=12&amp;view=latent">12</a>' in html
+    assert html.count("<a ") == 2
+    link = figures.explorer_link("<i>", task="a b&c", label=2)
+    assert link == '<a href="../explorer.html#task=a%20b%26c&amp;class=2">&lt;i&gt;</a>'
+
+
 def test_a_curve_for_each_kind() -> None:
     rows = [("colours", 2, 0.5, 0.4, 0.6), ("colours", 3, 0.6, 0.5, 0.7), ("parts", 2, 0.1, 0, 1)]
     table = pd.DataFrame(rows, columns=["kind", "block", "iou", "low", "high"])

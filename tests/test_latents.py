@@ -11,7 +11,17 @@ from torch import Tensor
 
 from patchsae_lib.activations import TokenCache
 from patchsae_lib.clip import load_small_clip
-from patchsae_lib.latents import SUMS, LatentTable, clusters, monosemanticity, scan, scan_cache
+from patchsae_lib.latents import (
+    SUMS,
+    LatentTable,
+    clusters,
+    examples,
+    image_levels,
+    monosemanticity,
+    nearest,
+    scan,
+    scan_cache,
+)
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World
 
@@ -264,3 +274,52 @@ def test_levels_are_tokens_a_picture() -> None:
     table.class_above = torch.tensor([[6, 0], [1, 1]], dtype=torch.int32)
     table.class_images = torch.tensor([3, 0])
     assert table.class_per_image.tolist() == [[2.0, 0.0], [1.0, 1.0]]
+
+
+def test_examples_by_hand() -> None:
+    levels = torch.zeros(8, 3)
+    levels[:5, 0] = torch.tensor([5.0, 1, 4, 2, 3])  # active on 0, 2, 4, 3, 1, in this order
+    levels[6, 1] = 1.0
+    labels = torch.tensor([0, 1, 1, 1, 1, 0, 1, 1])
+    found = examples(levels, labels, shares=(0.0, 0.5, 0.8))
+    assert found["quantiles"].tolist() == [[0, 4, 1], [6, 6, 6], [-1, -1, -1]]
+    assert sorted(found["random"][1].tolist()) == [-1, -1, 6]
+    assert found["random"][2].tolist() == [-1, -1, -1]
+    assert found["absent"][0, 0] == 5  # of class 0 like picture 0, and without the latent
+    assert sorted(found["absent"][0].tolist()) == [5, 6, 7]
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_examples_are_active_where_they_should_be(n: int, d: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.rand(n, d, generator=generator) * (torch.rand(n, d, generator=generator) > 0.5)
+    labels = torch.randint(-1, 3, (n,), generator=generator)
+    found = examples(levels, labels, seed=seed)
+    for latent in range(d):
+        active = {i for i in range(n) if levels[i, latent] > 0}
+        for name, expected in (
+            ("quantiles", active),
+            ("random", active),
+            ("absent", set(range(n)) - active),
+        ):
+            some = [i for i in found[name][latent].tolist() if i >= 0]
+            assert set(some) <= expected
+            if name != "quantiles":
+                assert len(some) == len(set(some)) == min(3, len(expected))
+        strengths = [float(levels[i, latent]) for i in found["quantiles"][latent] if i >= 0]
+        assert strengths == sorted(strengths, reverse=True)
+
+
+def test_image_levels_are_means_over_tokens() -> None:
+    sae = SAE(4, 6)
+    z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(image_levels(sae, z), sae.encode(z).mean(1), atol=1e-6)
+
+
+def test_the_nearest_latents_are_others_by_cosine() -> None:
+    directions = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.1, 2.0], [-1.0, 0.0]])
+    near, cosine = nearest(directions, 2)
+    assert near.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert cosine[0, 0] == pytest.approx(10 / math.sqrt(101))
+    assert nearest(directions, 9)[0].shape == (4, 3)

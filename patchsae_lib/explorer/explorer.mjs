@@ -228,16 +228,17 @@ const scratch = document.createElement("canvas");
    patches to draw a line around; `patch`: one to frame. */
 function paint(canvas, { sheet, at }, bundle, { mask, outline, patch, sharp = 2 } = {}) {
   const { side, grid: [rows, columns] } = bundle.index;
-  scratch.width = scratch.height = side;
+  if (scratch.width !== side || scratch.height !== side) scratch.width = scratch.height = side;
   const work = scratch.getContext("2d", { willReadFrequently: true });
   work.drawImage(sheet, at * side, 0, side, side, 0, 0, side, side);
   if (mask) {
     const image = work.getImageData(0, 0, side, side), data = image.data;
-    for (let i = 0; i < side * side; i++) {
-      const row = Math.floor(Math.floor(i / side) * rows / side), column = Math.floor((i % side) * columns / side);
-      const share = mask[row * columns + column];
-      const grey = (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 3 * 0.55 + 40;
-      for (let c = 0; c < 3; c++) data[4 * i + c] = grey + share * (data[4 * i + c] * 0.55 + COLOUR[c] * 0.45 - grey);
+    for (let y = 0, i = 0; y < side; y++) {
+      const row = Math.floor(y * rows / side) * columns;
+      for (let x = 0; x < side; x++, i += 4) {
+        const share = mask[row + Math.floor(x * columns / side)], grey = (data[i] + data[i + 1] + data[i + 2]) / 3 * 0.55 + 40;
+        for (let c = 0; c < 3; c++) data[i + c] = grey + share * (data[i + c] * 0.55 + COLOUR[c] * 0.45 - grey);
+      }
     }
     work.putImageData(image, 0, 0);
   }
@@ -436,6 +437,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
   const canvas = make("canvas", { tabIndex: 0, role: "img" }), axes = svg("svg", { class: "axes", "aria-hidden": "true" });
   const element = make("div", { className: `plot${square ? " square" : ""}` }, canvas, axes);
   const card = pointing(app), M = { left: 62, right: 12, top: 10, bottom: 42 };
+  const still = document.createElement("canvas");
   let points = [], view, whole, dragged, tool = "move", width = 0, height = 0;
 
   const log = (v) => Math.log10(v);
@@ -457,19 +459,17 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
   const py = (v) => height - M.bottom - (v - view.y[0]) / (view.y[1] - view.y[0]) * (height - M.top - M.bottom);
   const back = (at) => [view.x[0] + (at.x - M.left) / (width - M.left - M.right) * (view.x[1] - view.x[0]), view.y[0] + (height - M.bottom - at.y) / (height - M.top - M.bottom) * (view.y[1] - view.y[0])];
 
+  /* All that does not change with the latent: points on a canvas of its own, axes beside it. */
   function draw() {
     const room = element.getBoundingClientRect();
     if (!room.width || !view) return;
     [width, height] = [room.width, room.height];
-    const ratio = devicePixelRatio || 1;
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    const c = canvas.getContext("2d"), style = getComputedStyle(app.el), ink = (name) => style.getPropertyValue(name).trim() || "#888";
+    const ratio = devicePixelRatio || 1, style = getComputedStyle(app.el), ink = (name) => style.getPropertyValue(name).trim() || "#888";
+    canvas.width = still.width = width * ratio;
+    canvas.height = still.height = height * ratio;
+    const c = still.getContext("2d");
     c.scale(ratio, ratio);
-    c.save();
-    c.beginPath();
-    c.rect(M.left - 5, M.top - 5, width - M.left - M.right + 10, height - M.top - M.bottom + 10);
-    c.clip();
+    within(c);
     if (square) {
       Object.assign(c, { strokeStyle: ink("--x-grey"), lineWidth: 1 });
       c.setLineDash([2, 4]);
@@ -498,7 +498,26 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
       }
       c.fill();
     }
-    c.globalAlpha = 1;
+    drawAxes();
+    point();
+  }
+
+  const within = (c) => {
+    c.beginPath();
+    c.rect(M.left - 5, M.top - 5, width - M.left - M.right + 10, height - M.top - M.bottom + 10);
+    c.clip();
+  };
+
+  /* The points, and on them the ring around the latent that is chosen. */
+  function point() {
+    if (!still.width || !view) return;
+    const style = getComputedStyle(app.el), ink = (name) => style.getPropertyValue(name).trim() || "#888", c = canvas.getContext("2d"), ratio = devicePixelRatio || 1;
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.clearRect(0, 0, canvas.width, canvas.height);
+    c.drawImage(still, 0, 0);
+    c.setTransform(ratio, 0, 0, ratio, 0, 0);
+    c.save();
+    within(c);
     const mark = points.find((p) => p.latent === app.get("latent"));
     if (mark) {
       for (const [colour, line] of [["--x-page", 5], ["--x-ink", 2]]) {
@@ -514,6 +533,9 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
       c.strokeRect(dragged.from.x, dragged.from.y, dragged.to.x - dragged.from.x, dragged.to.y - dragged.from.y);
     }
     c.restore();
+  }
+
+  function drawAxes() {
     const parts = [svg("path", { d: `M${M.left - 5} ${M.top}V${height - M.bottom + 5}H${width - M.right}`, class: "axis" })];
     const marks = ([low, high]) => {
       const step = Math.max(1, Math.ceil((high - low) / 6)), out = [];
@@ -580,7 +602,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
         view.x = dragged.view.x.map((v) => v - (at.x - dragged.from.x) * kx);
         view.y = dragged.view.y.map((v) => v + (at.y - dragged.from.y) * ky);
       }
-      draw();
+      dragged.box ? point() : draw();
       return;
     }
     const found = event.pointerType === "mouse" && nearest(at);
@@ -613,7 +635,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
   const watch = new ResizeObserver(draw);
   watch.observe(element);
   app.cleanups.push(() => { watch.disconnect(); card.remove(); });
-  return { element, set, draw, zoom, reset, use: (name) => { tool = name; canvas.classList.toggle("selecting", name === "select"); } };
+  return { element, set, draw, point, zoom, reset, use: (name) => { tool = name; canvas.classList.toggle("selecting", name === "select"); } };
 }
 
 /* --- the map of latents ------------------------------------------------------------------------ */
@@ -705,7 +727,7 @@ function mapView(app) {
       ? groups ? [`${task.title}, strongest change in any class: `, ...swatches] : ["Choose a task with an adapted model to see what it changes."]
       : ["0 ", scale, ` ${short(most)} ${by === "iou" ? "IoU" : "nats"}; grey: not known`]), silent ? `. ${plural(silent, "latent")} never active, not shown.` : "");
   });
-  return { element, update: (changed) => changed.has("task") && select.value === "group" || !body.children.length ? update() : plot.draw(), themed: plot.draw };
+  return { element, update: (changed) => changed.has("task") && select.value === "group" || !body.children.length ? update() : plot.point(), themed: plot.draw };
 }
 
 /* --- a latent ---------------------------------------------------------------------------------- */
@@ -1055,7 +1077,7 @@ function classView(app) {
     switches();
   });
 
-  return { element, update: (changed) => ["task", "label"].some((name) => changed.has(name)) || !data ? update() : plot.draw(), themed: plot.draw };
+  return { element, update: (changed) => ["task", "label"].some((name) => changed.has(name)) || !data ? update() : plot.point(), themed: plot.draw };
 }
 
 /* --- a guess ----------------------------------------------------------------------------------- */
