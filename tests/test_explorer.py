@@ -32,13 +32,13 @@ from patchsae_lib.explorer import (
     write_tasks,
 )
 from patchsae_lib.explorer.bundle import (
+    PER_FILE,
     PER_SHARD,
-    PER_SHEET,
     codes,
-    contact_sheet,
     nibbles,
     number_type,
     read_shard,
+    small,
 )
 from patchsae_lib.explorer.widget import EXPLORER
 from patchsae_lib.profiles import load_profile
@@ -189,7 +189,7 @@ def test_what_is_known_may_be_added_later(bundle: Path) -> None:
 
 def test_files_have_as_much_as_they_say(tmp_path: Path) -> None:
     d = PER_SHARD + 1
-    images = torch.arange(d * 4).reshape(d, 4) % (PER_SHEET + 1)
+    images = torch.arange(d * 4).reshape(d, 4) % (PER_FILE + 1)
     shown = latents_of(images, torch.rand(d, 4, 2, 2))
     folder = write_bundle(tmp_path, Plain(400), shown, table(d))
     assert len(decoded(read_shard(folder / "latents-0.js")["full"], "<f4")) == PER_SHARD
@@ -213,13 +213,14 @@ def test_the_truth_of_a_picture_is_with_it(tmp_path: Path) -> None:
     assert (bits[:196].reshape(14, 14) == (share >= 0.5)).all()
 
 
-def test_a_sheet_of_pictures() -> None:
-    sheet, side = contact_sheet(Plain(40).batch(list(range(40))))
-    assert (sheet.size, side) == ((40 * 16, 16), 16)
-    assert sheet.getpixel((37 * 16 + 3, 9)) == (37, 37, 37)
-    large = torch.full((1, 3, 224, 224), 90, dtype=torch.uint8)
-    sheet, side = contact_sheet(large)
-    assert (side, sheet.getpixel((100, 100))) == (112, (90, 90, 90))
+def test_pictures_are_made_small() -> None:
+    uris, side = small(Plain(40).batch([37, 39]))
+    assert (len(uris), side) == (2, 16)
+    image = Image.open(io.BytesIO(base64.b64decode(uris[0].partition(",")[2])))
+    assert (image.size, image.getpixel((3, 9))) == ((16, 16), (37, 37, 37))
+    (uri,), side = small(torch.full((1, 3, 224, 224), 90, dtype=torch.uint8))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert (side, image.size, image.getpixel((100, 100))) == (112, (112, 112), (90, 90, 90))
 
 
 def test_two_numbers_in_a_byte() -> None:
@@ -291,7 +292,7 @@ def test_a_file_that_is_no_picture_is_refused_with_its_reason(lens: Lens, tmp_pa
     seen = lens.picture(buffer.getvalue(), "wide.jpg")
     assert seen["name"] == "wide.jpg"
     assert len(seen["models"]) == 1
-    assert seen["sheet"].startswith("data:image/webp")
+    assert seen["picture"].startswith("data:image/webp")
     with pytest.raises(ValueError, match=r"notes\.txt cannot be read as a picture$"):
         lens.picture(b"dear diary", "notes.txt")
     huge = tmp_path / "huge.png"

@@ -4,7 +4,7 @@ Each file is JavaScript of one line, `patchsaeShard(JSON)`, since pages opened f
 scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 2 has
 
 - `index.js`: `version`; `grid` (rows, columns); `side` of a picture in pixels; `perShard` latents
-  and `perSheet` pictures in a file; `latents`, how many; `examples`, pairs of a name and how many
+  and `perFile` pictures in a file; `latents`, how many; `examples`, pairs of a name and how many
   pictures of a latent are shown for it; `labels` (pictures,) int16, their classes (−1: none), and
   `classes`, the names; `concepts`, pairs of kind and name that the truth knows of; `columns`, what
   is known of all latents: `name`, `type`, and for words `names`; `number`, the type that a
@@ -19,9 +19,9 @@ scripts but not read data. Arrays of numbers are base64 of little-endian values.
   `nearFirst`, their first example pictures, int32;
   `classes` (perShard, m) int16, those in which a latent is most active (−1: none), and `levels`,
   its active tokens a picture there, float32; `absent` (perShard, 3) int32, pictures without it.
-- `pictures-N.js`: `sheet`, perSheet pictures in a row as a data URI; `truth`, one object a
-  picture: number of a concept → the bits of its patches, the lowest first.
-- `task-T.js`: `sheet`, `truth` of its pictures and `labels` int16; `said`: for each model the
+- `pictures-N.js`: `pictures`, perFile of them as data URIs; `truth`, one object a picture: number
+  of a concept → the bits of its patches, the lowest first.
+- `task-T.js`: `pictures`, `truth` and `labels` int16 of its pictures; `said`: for each model the
   probabilities of its classes (pictures, classes) float32; `groups` (latents,) uint8, the
   strongest of `patchsae_lib.remapping.GROUPS` of a latent in any class.
 - `codes-T-P.js`: picture P of task T: one object a model with `full` float, `starts` (tokens + 1,)
@@ -57,7 +57,7 @@ from patchsae_lib.remapping import groups
 from patchsae_lib.truth import CONCEPTS, patch_truth
 
 VERSION = 2
-PER_SHARD, PER_SHEET = 64, 16
+PER_SHARD, PER_FILE = 64, 16
 SIDE = 112  # pixels; larger pictures are made smaller
 TOP_CLASSES, STRONGEST = 8, 500
 HEAD, TAIL = "patchsaeShard(", ");\n"
@@ -126,7 +126,7 @@ def write_bundle(
     anew[used] = torch.arange(len(used))
     grid = latents.masks.shape[2:]
     side, truth = SIDE, False
-    for n, part in enumerate(used.split(PER_SHEET)):
+    for n, part in enumerate(used.split(PER_FILE)):
         shown, side = _pictures(pictures, part.tolist(), grid)
         truth = truth or any(shown["truth"])
         _write(folder / f"pictures-{n}.js", shown)
@@ -153,7 +153,7 @@ def write_bundle(
         "grid": list(grid),
         "side": side,
         "perShard": PER_SHARD,
-        "perSheet": PER_SHEET,
+        "perFile": PER_FILE,
         "latents": len(images),
         "examples": [[name, x.shape[1]] for name, x in latents.examples.items()],
         "labels": _base64(labels[used], "<i2"),
@@ -246,14 +246,15 @@ def read_shard(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{Path(path).name} is not whole") from None
 
 
-def contact_sheet(pictures: Tensor, side: int = SIDE) -> tuple[Image.Image, int]:
-    """Pictures (n, 3, h, w) uint8 in a row, and the side of each in pixels, at most `side`."""
+def small(pictures: Tensor, side: int = SIDE) -> tuple[list[str], int]:
+    """Pictures (n, 3, h, w) uint8 as data URIs, and their side in pixels, at most `side`."""
     side = min(side, pictures.shape[-1])
     if pictures.shape[2:] != (side, side):
-        small = F.interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True)
-        pictures = small.round().clamp(0, 255).to(torch.uint8)
-    row = pictures.permute(2, 0, 3, 1)  # h, n, w, 3
-    return Image.fromarray(row.reshape(side, -1, 3).numpy()), side
+        less = F.interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True)
+        pictures = less.round().clamp(0, 255).to(torch.uint8)
+    images = (Image.fromarray(x.numpy()) for x in pictures.permute(0, 2, 3, 1).contiguous())
+    # method 6 takes three times as long and saves a twentieth
+    return [webp_uri(image, method=3, quality=72) for image in images], side
 
 
 def nibbles(values: Tensor) -> str:
@@ -269,7 +270,7 @@ def nibbles(values: Tensor) -> str:
 def _pictures(
     pictures: Pictures, rows: Sequence[int], grid: Sequence[int], side: int = SIDE
 ) -> tuple[dict[str, Any], int]:
-    """Sheet and truth of some pictures, and their side in pixels."""
+    """Some pictures with what is true of them, and their side in pixels."""
     truth: list[dict[int, str]] = [{} for _ in rows]
     if world := world_of(pictures):
         shots = [world.picture(i) for i in rows]  # drawn once, for both
@@ -277,9 +278,8 @@ def _pictures(
         truth = [_bits(patch_truth(x, CONCEPTS, (grid[0], grid[1]))) for x in shots]
     else:
         batch = pictures.batch(rows)
-    sheet, side = contact_sheet(batch, side)
-    # method 6 takes three times as long and saves a twentieth
-    return {"sheet": webp_uri(sheet, method=3, quality=72), "truth": truth}, side
+    uris, side = small(batch, side)
+    return {"pictures": uris, "truth": truth}, side
 
 
 def _bits(truth: np.ndarray) -> dict[int, str]:

@@ -105,7 +105,10 @@ async function decoded(source) {
 class Bundle {
   constructor(load) {
     this.load = remembering(load);
-    this.sheet = remembering(async (name) => decoded((await this.load(name)).sheet));
+    this.picture = remembering(async (name) => { /* "pictures-3 7": the eighth of that file */
+      const [file, number] = name.split(" ");
+      return decoded((await this.load(file)).pictures[number]);
+    });
     this.column = remembering((name) => this.readColumn(name));
     this.codes = remembering((name) => this.readCodes(name));
     this.known = {}; /* columns that are there */
@@ -176,9 +179,9 @@ class Bundle {
 
   /* Where to find reference picture number `picture`. */
   async reference(picture) {
-    const { perSheet } = this.index, name = `pictures-${Math.floor(picture / perSheet)}`;
-    const [sheet, { truth }] = await Promise.all([this.sheet(name), this.load(name)]);
-    return { sheet, at: picture % perSheet, truth: truth[picture % perSheet] };
+    const { perFile } = this.index, name = `pictures-${Math.floor(picture / perFile)}`, at = picture % perFile;
+    const [image, { truth }] = await Promise.all([this.picture(`${name} ${at}`), this.load(name)]);
+    return { image, truth: truth[at] };
   }
 
   taskNumber(name) { return Math.max(0, this.index.tasks.findIndex((task) => task.name === name)); }
@@ -186,13 +189,11 @@ class Bundle {
   /* The pictures of a task, the reader's own at the end. */
   async pictures(number) {
     const task = this.index.tasks[number], file = await this.load(`task-${number}`);
-    const sheet = await this.sheet(`task-${number}`), labels = array(file.labels, "int16");
+    const images = await Promise.all(range(task.pictures).map((i) => this.picture(`task-${number} ${i}`))), labels = array(file.labels, "int16");
     const said = file.said.map((each) => array(each, "float32")), n = task.classes.length;
-    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one, i) => ({
-      sheet: await decoded(one.sheet), at: 0, truth: {}, label: -1, said: one.said, own: i, name: one.name,
-    })));
-    return [...range(task.pictures).map((i) => ({
-      sheet, at: i, truth: file.truth[i], label: labels[i], said: said.map((p) => p.slice(i * n, (i + 1) * n)), name: task.classes[labels[i]] ?? "",
+    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one) => ({ image: await decoded(one.picture), truth: {}, label: -1, said: one.said, name: one.name })));
+    return [...images.map((image, i) => ({
+      image, truth: file.truth[i], label: labels[i], said: said.map((p) => p.slice(i * n, (i + 1) * n)), name: task.classes[labels[i]] ?? "",
     })), ...own];
   }
 
@@ -226,11 +227,11 @@ const scratch = document.createElement("canvas");
 
 /* A picture on a canvas, greyed where the mask is 0 and coloured where not; `outline`: bits of
    patches to draw a line around; `patch`: one to frame. */
-function paint(canvas, { sheet, at }, bundle, { mask, outline, patch, sharp = 2 } = {}) {
+function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp = 2 } = {}) {
   const { side, grid: [rows, columns] } = bundle.index;
   if (scratch.width !== side || scratch.height !== side) scratch.width = scratch.height = side;
   const work = scratch.getContext("2d", { willReadFrequently: true });
-  work.drawImage(sheet, at * side, 0, side, side, 0, 0, side, side);
+  work.drawImage(source, 0, 0, side, side);
   if (mask) {
     const image = work.getImageData(0, 0, side, side), data = image.data;
     for (let y = 0, i = 0; y < side; y++) {

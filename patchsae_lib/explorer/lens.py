@@ -17,8 +17,7 @@ from torch import Tensor
 from patchsae_lib.ablation import Active
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.evaluation import BATCH
-from patchsae_lib.explorer.bundle import SIDE, codes, contact_sheet, read_shard
-from patchsae_lib.figures import webp_uri
+from patchsae_lib.explorer.bundle import codes, read_shard, small
 from patchsae_lib.images import read_image
 from patchsae_lib.sae import SAE
 
@@ -83,7 +82,8 @@ class Lens:
         return shares
 
     def picture(self, source: bytes | Path, name: str) -> dict[str, Any]:
-        """A file, or what it holds, as a picture of the explorer: `look`, with its `sheet`.
+        """A file, or what it holds, as a picture of the explorer: `look`, with the
+        `picture` itself.
         `ValueError` says why it is none."""
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > HUGE:
@@ -97,8 +97,8 @@ class Lens:
         clip, _ = next(iter(self.models.values()))
         image = ImageOps.fit(image, clip.visual.image_size[::-1])
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        sheet, _ = contact_sheet(pixels, SIDE)
-        return {"name": name, "sheet": webp_uri(sheet)} | self.look(pixels)[0]
+        (uri,), _ = small(pixels)
+        return {"name": name, "picture": uri} | self.look(pixels)[0]
 
 
 class Kernel:
