@@ -236,6 +236,7 @@ def test_numbers_of_latents_take_the_room_they_need() -> None:
     assert (silent["full"], decoded(silent["starts"], "<u4")) == (0.0, [0, 0, 0, 0])
     tiny = torch.tensor([[1.0, 1e-9]])
     assert decoded(codes(tiny)["levels"], "<u1") == [255, 1]  # active is never 0
+    assert decoded(nibbles(torch.tensor([1.0, 2, 3])), "<u1") == [1 + 2 * 16, 3]
 
 
 # --- what the kernel sees
@@ -483,6 +484,12 @@ def test_an_address_names_a_state_and_the_way_back_leads_to_it(build, page):
     page.get_by_role("heading", name="Latent 7", exact=True).wait_for()
     page.go_forward()
     page.get_by_role("heading", name="Latent 8", exact=True).wait_for()
+    page.goto("about:blank")
+    page.goto(f"{base}#latent=5&view=latent")  # what a link in a page says
+    page.locator(".patchsae-explorer[data-ready]").wait_for()
+    page.wait_for_function("location.hash.includes('task=')")
+    page.go_back()
+    assert page.url == "about:blank"  # spelling it out was no step of the reader's
     explorer = opened(page, f"{base}#latent=99999999&task=nosuch&image=77&patch=5000&class=1e9")
     last = int(explorer.get_by_label("latent", exact=True).get_attribute("max"))
     assert chosen(page) == f"Latent {last}"
@@ -494,6 +501,7 @@ def test_everything_is_at_hand_on_the_keyboard(build, page):
     view, press = explorer.locator(".picture-view"), page.keyboard.press
     press("ArrowRight")
     page.get_by_role("heading", name="Latent 6", exact=True).wait_for()
+    explorer.locator(".top .now", has_text="latent 6").wait_for()
     press("ArrowLeft")
     press("ArrowLeft")
     page.get_by_role("heading", name="Latent 4", exact=True).wait_for()
@@ -512,16 +520,22 @@ def test_everything_is_at_hand_on_the_keyboard(build, page):
     page.wait_for_function("e => !e.checked", arg=masks.element_handle())
     press("?")
     assert explorer.get_by_role("dialog").get_by_text("search").is_visible()
+    explorer.get_by_label("these keys are on").uncheck()
     press("Escape")
+    press("m")
+    assert not masks.is_checked()
+    explorer.get_by_role("button", name="help").click()
+    explorer.get_by_label("these keys are on").check()
+    explorer.get_by_role("button", name="close").click()
     press("/")
     page.keyboard.type("12")  # in the field, digits and arrows are its own
-    explorer.get_by_text("1 latent with the number 12").wait_for()
+    explorer.locator(".found", has_text="1 latent with the number 12").wait_for()
     press("ArrowLeft")
     press("Enter")
     page.get_by_role("heading", name="Latent 12", exact=True).wait_for()
-    canvas = view.locator(".large canvas").first
-    canvas.focus()
-    press("Shift+ArrowDown")
+    view.locator(".large canvas").first.click(position={"x": 1, "y": 1})
+    view.get_by_text("row 1, column 1").wait_for()
+    press("Shift+ArrowDown")  # from where it was clicked
     view.get_by_text("row 2, column 1").wait_for()
     press("Shift+ArrowRight")
     view.get_by_text("row 2, column 2").wait_for()
@@ -581,8 +595,13 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     answers = view.locator(".answers")
     assert "latents on they are taken for" in answers.inner_text()
     slider = view.get_by_label("how many latents", exact=True)
-    slider.fill("0")
+    slider.focus()
+    for _ in range(3):  # it stays where it is and keeps its keys
+        page.keyboard.press("ArrowLeft")
     answers.get_by_text("With 1 latent on they are taken for").wait_for()
+    assert slider.evaluate("e => e === document.activeElement")
+    assert slider.get_attribute("aria-valuetext") == "1 latent"
+    assert chosen(page) == "Latent 5"
     view.get_by_label("on or off").select_option("1")
     answers.get_by_text("With 1 latent off they are taken for").wait_for()
     assert re.search(r"\d+ %", answers.inner_text())
@@ -628,7 +647,9 @@ def test_nothing_serious_stands_in_the_way_of_anyone(build, page, theme, where):
             explorer.scroll_into_view_if_needed()
             explorer.locator(".view").first.wait_for()
     else:
-        opened(page, f"file://{build}/html/{where}")
+        explorer = opened(page, f"file://{build}/html/{where}")
+        explorer.get_by_role("button", name="start").click()
+        explorer.get_by_text("Which one?").wait_for()
     page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
     only = {"runOnly": {"type": "tag", "values": tags}}
@@ -709,6 +730,28 @@ def test_names_are_text_and_masks_are_drawn_where_they_are(host, page):
     assert NAMES[0] in picture.locator(".large").inner_text()
     assert NAMES[1] in picture.get_by_label("task", exact=True).inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.trouble == []
+
+
+def test_an_outline_is_drawn_around_what_is_there_and_nothing_else(host, page):
+    data = host.parent / "_static" / "explorer" / "data"
+    index, shard = (read_shard(data / f"{name}.js") for name in ("index", "pictures-0"))
+    index["concepts"] = [["class", NAMES[0]]]
+    shard["truth"] = [{"0": base64.b64encode(bytes([0b0100])).decode()}] * 2  # lower left patch
+    for name, content in (("index", index), ("pictures-0", shard)):
+        (data / f"{name}.js").write_text(f"patchsaeShard({json.dumps(content)});")
+    explorer = opened(page, host.as_uri())
+    explorer.get_by_label("masks", exact=True).uncheck()
+    canvas = explorer.locator(".view.latent .strips canvas").first
+    lines = canvas.evaluate(
+        """c => {const d = c.getContext('2d'), n = c.width, at = (x, y) =>
+        [...d.getImageData(x, y, 1, 1).data].slice(0, 3).some(v => v > 60 || v < 3);
+        return [[0, n / 4], [n - 1, n / 4], [n / 4, 0], [n / 4, n / 2], [n / 2, n * .75],
+                [n * .75, n / 2], [n * .75, n - 1]].map(([x, y]) => at(x, y));}"""
+    )  # grey 7 but on a line; left, right and top edge, around the patch, right half
+    assert lines == [False, False, False, True, True, False, False]
+    explorer.get_by_label("outline").uncheck()
+    explorer.get_by_text("dashed: where").wait_for(state="detached")
     assert page.trouble == []
 
 
@@ -920,7 +963,7 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     with (tmp_path / "huge.png").open("wb") as huge:
         huge.truncate(21 * 2**20)
     file.set_input_files(tmp_path / "huge.png")
-    view.get_by_text("huge.png has 21 MB, more than 20.").wait_for()
+    view.get_by_text("huge.png has 21 MB, more than 9.").wait_for()
 
     switch = explorer.locator(".without")
     switch.get_by_role("checkbox").first.uncheck()

@@ -181,6 +181,7 @@ def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
     folder = Path(folder)
     index = read_shard(folder / "index.js")
     grid, known = index["grid"], []  # type: tuple[int, int], list[dict[str, Any]]
+    _write(folder / "index.js", index | {"tasks": []})
     for kind in ("task", "codes", "class"):
         for old in folder.glob(f"{kind}-*.js"):
             old.unlink()
@@ -258,12 +259,13 @@ def small(pictures: Tensor, side: int = SIDE) -> tuple[list[str], int]:
 
 
 def nibbles(values: Tensor) -> str:
-    """Numbers (0..15, an even count of them) rounded to 4 bits, two in a byte, as base64.
+    """Numbers (0..15) rounded to 4 bits, two in a byte, as base64.
 
     >>> base64.b64decode(nibbles(torch.tensor([1.0, 15.0]))).hex()
     'f1'
     """
-    low, high = values.round().to(torch.uint8).reshape(-1, 2).unbind(1)
+    flat = values.round().to(torch.uint8).flatten()
+    low, high = F.pad(flat, (0, len(flat) % 2)).view(-1, 2).unbind(1)
     return base64.b64encode((low | high << 4).numpy().tobytes()).decode()
 
 

@@ -11,10 +11,11 @@ const GROUPS = [
   ["neither's top", "--x-grey", "circle"], ["top in both", "--x-teal", "circle"],
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
+const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
 const STATE = ["latent", "task", "image", "patch", "model", "label", "masks", "compare"];
 const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true };
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
-const HUGE = 20; /* MB of a picture that is given to the kernel */
+const HUGE = 9; /* MB of a picture that is given to the kernel: Jupyter's messages end at 10 */
 const TOP = 20; /* of a picture's latents that are compared between models */
 
 /* --- small things ------------------------------------------------------------------------------ */
@@ -49,7 +50,11 @@ const range = (n) => Array.from({ length: n }, (_, i) => i);
 /* Two digits, and no more zeros than can be read. */
 const short = (x) => x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1) : String(Number(x.toPrecision(2)));
 /* A power of ten for an axis, or a number like 20 or 0.5. */
-const power = (x) => x > 0.0009 && x < 1001 ? short(x) : `${Math.round(x / 10 ** Math.floor(Math.log10(x) + 1e-9)) === 1 ? "" : `${Math.round(x / 10 ** Math.floor(Math.log10(x) + 1e-9))}·`}10${String(Math.floor(Math.log10(x) + 1e-9)).replace(/./g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)])}`;
+function power(x) {
+  if (x > 0.0009 && x < 1001) return short(x);
+  const e = Math.floor(Math.log10(x) + 1e-9), times = Math.round(x / 10 ** e);
+  return `${times === 1 ? "" : `${times}·`}10${String(e).replace(/./g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)])}`;
+}
 const percent = (x) => `${short(100 * x)} %`;
 
 /* Random numbers that are the same for the same seed (mulberry32). */
@@ -72,17 +77,20 @@ function shade(share) {
 /* --- the data ---------------------------------------------------------------------------------- */
 
 /* Asks the kernel and waits for its answer. */
-function asking(model) {
-  const waiting = new Map();
+function asking(model, cleanups) {
+  const waiting = new Map(), mine = Math.random().toString(36).slice(2); /* other views of it ask, too */
   let last = 0;
-  model.on("msg:custom", ({ answer, error, ...rest }) => {
+  const hear = ({ answer, error, ...rest }) => {
     const done = waiting.get(answer);
     waiting.delete(answer);
-    if (done) error ? done.failed(new Error(error)) : done.said(rest);
-  });
+    if (done) error !== undefined ? done.failed(new Error(error)) : done.said(rest);
+  };
+  model.on("msg:custom", hear);
+  cleanups.push(() => model.off("msg:custom", hear));
   return (question, buffers = []) => new Promise((said, failed) => {
-    waiting.set(++last, { said, failed });
-    model.send({ ...question, number: last }, undefined, buffers);
+    const number = `${mine}-${++last}`;
+    waiting.set(number, { said, failed });
+    model.send({ ...question, number }, undefined, buffers);
   });
 }
 
@@ -256,7 +264,7 @@ function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp 
     }
   };
   if (outline) {
-    const inside = (r, c) => r >= 0 && c >= 0 && r < rows && c < columns && outline[(r * columns + c) >> 3] >> ((r * columns + c) & 7) & 1;
+    const inside = (r, c) => Boolean(r >= 0 && c >= 0 && r < rows && c < columns && outline[(r * columns + c) >> 3] >> ((r * columns + c) & 7) & 1);
     frame(() => {
       for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
         const [x, y] = [c * cell[0], r * cell[1]];
@@ -390,10 +398,10 @@ async function save(element, app, name, kind) {
 /* A part of the explorer with its name, its tools and what saves it. */
 function section(app, name, title, tools = [], more = []) {
   const body = make("div", { className: "content" });
-  const saving = ["png", "svg"].map((kind) => button(kind.toUpperCase(), () => save(element, app, name, kind), { title: `save this part as ${kind.toUpperCase()}`, aria: { label: `save ${title} as ${kind.toUpperCase()}` } }));
+  const saving = ["png", "svg"].map((kind) => button(kind.toUpperCase(), app.careful(() => save(element, app, name, kind)), { title: `save this part as ${kind.toUpperCase()}`, aria: { label: `save ${title} as ${kind.toUpperCase()}` } }));
   const head = make(app.linked ? "h2" : "h3", { textContent: title });
   const element = make("section", { className: `view ${name}`, aria: { label: title } },
-    make("header", {}, head, make("div", { className: "tools" }, ...tools, ...saving, ...more)), body);
+    make("header", {}, head, make("div", { className: "tools" }, ...tools, ...saving, ...more)));
   return { element, body, head };
 }
 
@@ -409,6 +417,13 @@ function latentButton(app, latent, textContent = `${latent}`) {
 
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
 
+const swatch = (said, colour, shape) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`);
+
+/* Marks the button of the latent that is chosen. */
+function mark(element, latent) {
+  for (const one of element.querySelectorAll("button.latent")) Number(one.textContent) === latent ? one.setAttribute("aria-current", "true") : one.removeAttribute("aria-current");
+}
+
 /* Updates in turn: an answer that comes late is of no use, an error is said. */
 function careful(body, work) {
   let turn = 0;
@@ -416,7 +431,9 @@ function careful(body, work) {
     const mine = ++turn;
     try {
       await work(() => mine === turn, ...given);
+      if (mine === turn) body.parentElement.classList.remove("failed");
     } catch (error) {
+      if (mine === turn) body.parentElement.classList.add("failed");
       if (mine === turn) body.replaceChildren(make("p", { className: "trouble", role: "alert", textContent: `This cannot be shown: ${error.message}.` }));
     }
   };
@@ -438,7 +455,7 @@ function pointing(app) {
       paint(canvas, place, app.bundle, { sharp: 1 });
       text.textContent = [`latent ${latent}`, app.bundle.concept(latent) || app.bundle.className(picture)].filter(Boolean).join(" · ");
     } catch {
-      card.remove();
+      if (now === latent) card.remove();
       return;
     }
     document.body.append(card);
@@ -568,11 +585,11 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
       parts.push(svg("path", { d: `M${M.left - 9} ${py(v)}h4`, class: "axis" }));
       parts.push(Object.assign(svg("text", { x: M.left - 12, y: py(v) + 4, "text-anchor": "end" }), { textContent: ticks(10 ** v, "y") }));
     }
-    parts.push(Object.assign(svg("text", { x: (width + M.left - M.right) / 2, y: height - 4, "text-anchor": "middle" }), { textContent: x }));
-    parts.push(Object.assign(svg("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(11 ${(height - M.bottom + M.top) / 2}) rotate(-90)` }), { textContent: y }));
+    parts.push(Object.assign(svg("text", { x: (width + M.left - M.right) / 2, y: height - 4, "text-anchor": "middle" }), { textContent: x() }));
+    parts.push(Object.assign(svg("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(11 ${(height - M.bottom + M.top) / 2}) rotate(-90)` }), { textContent: y() }));
     axes.setAttribute("viewBox", `0 0 ${width} ${height}`);
     axes.replaceChildren(...parts);
-    canvas.setAttribute("aria-label", `${label()}: ${plural(points.length, "point")} by ${x} and ${y}.`);
+    canvas.setAttribute("aria-label", `${label()}: ${plural(points.length, "point")} by ${x()} and ${y()}.`);
   }
 
   function nearest(at, reach = 12) {
@@ -595,7 +612,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
   const fingers = new Map();
   canvas.onpointerdown = (event) => {
     fingers.set(event.pointerId, place(event));
-    if (event.button || fingers.size > 1) return;
+    if (!view || event.button || fingers.size > 1) return;
     dragged = { from: place(event), to: place(event), view: structuredClone(view), box: false, moved: false };
     if (event.pointerType === "mouse" || tool === "select") canvas.setPointerCapture(event.pointerId);
   };
@@ -623,7 +640,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
       dragged.box ? point() : draw();
       return;
     }
-    const found = event.pointerType === "mouse" && nearest(at);
+    const found = view && event.pointerType === "mouse" && nearest(at);
     canvas.style.cursor = found ? "pointer" : "";
     card.show(found ? found.latent : undefined, event);
   };
@@ -632,11 +649,14 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
     fingers.delete(event.pointerId);
     dragged = undefined;
     if (!was) return;
-    if (was.box) {
+    if (event.type === "pointercancel") { /* the page is scrolled instead */
+      view = was.view;
+      draw();
+    } else if (was.box) {
       const [x0, x1] = [was.from.x, was.to.x].sort((a, b) => a - b), [y0, y1] = [was.from.y, was.to.y].sort((a, b) => a - b);
       brushed?.(points.filter((p) => px(p.lx) >= x0 && px(p.lx) <= x1 && py(p.ly) >= y0 && py(p.ly) <= y1).map((p) => p.latent));
       draw();
-    } else if (!was.moved && event.type === "pointerup") {
+    } else if (!was.moved) {
       const found = nearest(place(event), event.pointerType === "mouse" ? 12 : 28);
       if (found) { card.remove(); (chosen ?? ((p) => app.set({ latent: p.latent })))(found); }
     }
@@ -645,7 +665,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
   canvas.onpointerleave = () => card.remove();
   /* the wheel scrolls the page, unless the map was clicked on before or ctrl is held */
   canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && document.activeElement !== canvas) return;
+    if (!view || !event.ctrlKey && document.activeElement !== canvas) return;
     event.preventDefault();
     zoom(event.deltaY > 0 ? 1.15 : 1 / 1.15, place(event));
   }, { passive: false });
@@ -663,7 +683,7 @@ function mapView(app) {
   const colours = [["entropy", "label entropy"], ["iou", "IoU with its concept"], ["group", "change in this task"]];
   const [colourBy, select] = choice("colour", colours, () => update());
   const plot = scatter(app, {
-    x: "activated frequency (share of pictures)", y: "mean activation", label: () => `Latents coloured by ${colours.find(([v]) => v === select.value)[1]}`,
+    x: () => "activated frequency (share of pictures)", y: () => "mean activation", label: () => `Latents coloured by ${colours.find(([v]) => v === select.value)[1]}`,
     ticks: (v, axis) => axis === "x" ? percent(v) : power(v), brushed: (latents) => { app.some = latents.length ? { latents, why: "in the box" } : null; update(); list(); },
   });
   const tool = (name, textContent) => button(textContent, () => {
@@ -673,18 +693,19 @@ function mapView(app) {
   const tools = [tool("move", "move"), tool("select", "select")];
   const zooms = [["+", "zoom in", () => plot.zoom(0.7)], ["−", "zoom out", () => plot.zoom(1 / 0.7)], ["⤢", "show all", () => plot.reset()]]
     .map(([sign, said, act]) => button(sign, act, { title: said, aria: { label: said } }));
-  const csv = button("CSV", () => table(), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
+  const csv = button("CSV", app.careful(() => table()), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
-  const key = make("p", { className: "legend" }), found = make("div", { className: "found", aria: { live: "polite" } });
+  const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
   const search = make("input", { type: "search", placeholder: "a number, or a concept: 12, wheel, colour red", aria: { label: "search latents by number or concept" } });
-  search.oninput = () => look(search.value.trim());
+  search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
     if (event.key !== "Enter") return;
     const first = app.some?.latents[0];
     if (first !== undefined) app.set({ latent: first });
   };
   app.search = () => search.focus();
-  const inside = [make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, ...tools, ...zooms), plot.element, key, found];
+  element.querySelector("header").after(body, make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, ...tools, ...zooms), plot.element, key, found);
+  let ready = false;
 
   async function look(text) {
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
@@ -706,17 +727,19 @@ function mapView(app) {
     const { latents, why } = app.some;
     const items = latents.slice(0, 12).map((latent) => make("li", {}, latentButton(app, latent),
       ` ${[bundle.concept(latent) || bundle.of(latent, "top_class"), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ")}`));
-    const clear = button("clear", () => { app.some = null; search.value = ""; update(); list(); });
+    const clear = button("clear", () => { app.some = null; search.value = ""; update(); list(); search.focus(); });
     const more = latents.length > 12 ? `, the first 12${why.startsWith("for") ? " by IoU" : ""}` : "";
     found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("ul", {}, ...items));
+    app.say(`${plural(latents.length, "latent")} ${why}.`);
   }
 
   async function table() {
     const names = bundle.index.columns.map((column) => column.name);
     const columns = await Promise.all(names.map((name) => bundle.column(name)));
-    const quoted = (v) => typeof v !== "string" ? (Number.isNaN(v) ? "" : String(v)) : /[",\n]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v;
+    /* words in quotes; one that a spreadsheet would take for a formula gets an apostrophe */
+    const quoted = (v) => typeof v === "number" ? (Number.isNaN(v) ? "" : String(v)) : `"${v.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
     const rows = (app.some?.latents ?? range(bundle.index.latents)).map((latent) => [latent, ...columns.map((column) => quoted(column[latent]))].join(","));
-    download([["latent", ...names].join(","), ...rows].join("\n"), "latents.csv", "text/csv");
+    download([["latent", ...names].map(quoted).join(","), ...rows].join("\n"), "latents.csv", "text/csv");
   }
 
   const update = careful(body, async (current) => {
@@ -726,9 +749,10 @@ function mapView(app) {
       ? array((await bundle.load(`task-${app.taskNumber()}`)).groups, "uint8") : null;
     if (!current()) return;
     if (!x || !y) throw new Error("the bundle has no frequency and mean");
-    if (!body.children.length || body.querySelector(".trouble")) body.replaceChildren(...inside);
+    body.replaceChildren();
+    ready = true;
     const known = z ? Array.from(z).filter((v) => !Number.isNaN(v)) : [];
-    const most = by === "iou" ? 1 : known.reduce((a, b) => Math.max(a, b), 0) || 1;
+    const most = known.reduce((a, b) => Math.max(a, b), 0) || 1;
     const some = app.some && new Set(app.some.latents), points = [];
     for (let latent = 0; latent < x.length; latent++) {
       if (!(x[latent] > 0)) continue;
@@ -740,12 +764,15 @@ function mapView(app) {
     plot.set(points);
     const silent = x.length - points.length;
     const scale = make("span", { className: "colours", role: "img", aria: { label: "from blue to yellow" } });
-    const swatches = GROUPS.map(([said, colour, shape], i) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`));
+    const swatches = GROUPS.map((group) => swatch(...group));
     key.replaceChildren(...(by === "group"
       ? groups ? [`${task.title}, strongest change in any class: `, ...swatches] : ["Choose a task with an adapted model to see what it changes."]
       : ["0 ", scale, ` ${short(most)} ${by === "iou" ? "IoU" : "nats"}; grey: not known`]), silent ? `. ${plural(silent, "latent")} never active, not shown.` : "");
   });
-  return { element, update: (changed) => changed.has("task") && select.value === "group" || !body.children.length ? update() : plot.point(), themed: plot.draw };
+  return { element, themed: plot.draw, update: (changed) => {
+    if (changed.has("latent")) mark(found, app.get("latent"));
+    return !ready || body.children.length || changed.has("task") && select.value === "group" ? update() : plot.point();
+  } };
 }
 
 /* --- a latent ---------------------------------------------------------------------------------- */
@@ -768,7 +795,10 @@ const MEANT = {
 function latentView(app) {
   const { bundle } = app;
   const number = make("input", { type: "number", min: 0, step: 1, aria: { label: "latent" } });
-  number.onchange = () => Number.isFinite(number.valueAsNumber) && app.set({ latent: Math.round(number.valueAsNumber) });
+  number.onchange = () => {
+    if (Number.isFinite(number.valueAsNumber)) app.set({ latent: Math.round(number.valueAsNumber) });
+    number.value = app.get("latent");
+  };
   const step = (by, sign, said) => button(sign, () => app.set({ latent: app.get("latent") + by }), { aria: { label: said }, title: said });
   const outlines = make("input", { type: "checkbox", checked: true, onchange: () => update() });
   const masks = make("input", { type: "checkbox", onchange: () => app.set({ masks: masks.checked }) });
@@ -776,11 +806,11 @@ function latentView(app) {
   const { element, body, head } = section(app, "latent", "Latent");
   const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
     make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from);
-  const about = make("p", { className: "about", aria: { live: "polite" } }), stats = make("dl", { className: "stats" });
+  const about = make("p", { className: "about" }), stats = make("dl", { className: "stats" });
   const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
   const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
   const inside = [tools, about, stats, strips, scale, make("div", { className: "pair" }, classes, near)];
-  element.querySelector("header").after(...inside);
+  element.querySelector("header").after(body, ...inside);
   const TITLES = { highest: "Most active", quantiles: "At a quarter, half and three quarters of the pictures where it is active", random: "Any three of those pictures" };
 
   function statistics(latent) {
@@ -820,7 +850,7 @@ function latentView(app) {
     const full = masks.flat().reduce((most, mask) => mask.reduce((a, b) => Math.max(a, b), most), 0) || 1;
     const rows = models.map((order, m) => [`Most active in ${task.models[m]}, of ${plural(pictures.length, "picture")}`, order.map(([, i], j) => ({
       place: async () => pictures[i], mask: masks[m][j].map((v) => Math.sqrt(v / full)), said: pictures[i].name,
-      act: () => app.set({ task: task.name, image: i }),
+      act: () => app.set({ task: task.name, image: i, patch: -1, ...(task.name !== app.get("task") && { label: 0 }) }),
     }))]);
     return { rows, full };
   }
@@ -833,9 +863,9 @@ function latentView(app) {
     head.textContent = `Latent ${latent}`;
     const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class"];
     const [data] = await Promise.all([bundle.latent(latent), ...wanted.map((name) => bundle.column(name))]);
+    from.hidden = !bundle.index.tasks.length;
     if (source.options.length !== bundle.index.tasks.length + 1) {
       source.append(...bundle.index.tasks.map((task, i) => make("option", { value: i, textContent: task.title })));
-      from.hidden = !bundle.index.tasks.length;
     }
     const concept = bundle.concept(latent);
     element.querySelector(".truth").hidden = !bundle.index.concepts.length;
@@ -853,7 +883,7 @@ function latentView(app) {
     about.textContent = concept ? `Its concept: ${concept}${chance}.` : bundle.of(latent, "top_class") ? `Most active on: ${bundle.of(latent, "top_class")}.` : "";
     statistics(latent);
     strips.replaceChildren(...(drawn.length ? drawn : [make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." })]));
-    scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && !source.value && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
+    scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
     histogram(data);
     near.replaceChildren(...around);
     app.say(`Latent ${latent}. ${about.textContent}`);
@@ -898,8 +928,8 @@ function pictureView(app) {
   const thumbs = make("div", { className: "thumbs", role: "group", aria: { label: "pictures of the task" } });
   const large = make("div", { className: "large" }), scale = make("p", { className: "legend" }), lists = make("div", { className: "lists" });
   const inside = [tools, said, thumbs, make("div", { className: "pair" }, make("div", {}, large, scale), lists)];
-  element.querySelector("header").after(...inside);
-  let pictures = [], codes, shown = -1, hovered = -1;
+  element.querySelector("header").after(body, ...inside);
+  let pictures = [], codes, drawn, shown = -1, hovered = null;
 
   const patchAt = (canvas, event) => {
     const box = canvas.getBoundingClientRect(), [rows, columns] = bundle.index.grid;
@@ -917,32 +947,35 @@ function pictureView(app) {
     const full = masks.reduce((most, mask) => mask.reduce((a, b) => Math.max(a, b), most), 0);
     const picture = pictures[shown], names = app.task().models, classes = app.task().classes;
     const outline = outlineOf(bundle, picture.truth, bundle.concept(latent));
+    const focused = [...large.children].findIndex((figure) => figure.contains(document.activeElement));
+    const painted = [], repaint = () => painted.forEach(({ canvas, m }) => paint(canvas, picture, bundle, {
+      mask: app.get("masks") && full > 0 && masks[m].map((v) => Math.sqrt(v / full)), outline, patch: hovered ? hovered.patch : app.get("patch"), sharp: 4,
+    }));
+    const point = (to) => {
+      if (to?.patch === hovered?.patch && to?.m === hovered?.m) return;
+      hovered = to;
+      repaint();
+      drawLists();
+    };
     large.replaceChildren(...models().map((m) => {
       const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: `picture ${shown + 1}, ${picture.name}, in ${names[m]}; arrow keys with shift move from patch to patch`, roledescription: "picture of patches" } });
-      const redraw = () => paint(canvas, picture, bundle, { mask: app.get("masks") && full > 0 && masks[m].map((v) => Math.sqrt(v / full)), outline, patch: hovered >= 0 ? hovered : app.get("patch"), sharp: 4 });
-      redraw();
-      canvas.onpointermove = (event) => {
-        const patch = patchAt(canvas, event);
-        if (event.pointerType !== "mouse" || patch === hovered) return;
-        hovered = patch;
-        redraw();
-        drawLists();
-      };
-      canvas.onpointerleave = () => { if (hovered >= 0) { hovered = -1; redraw(); drawLists(); } };
-      canvas.onclick = (event) => { hovered = -1; app.set({ patch: patchAt(canvas, event), model: names[m] }); };
+      painted.push({ canvas, m });
+      canvas.onpointermove = (event) => event.pointerType === "mouse" && point({ patch: patchAt(canvas, event), m });
+      canvas.onpointerleave = () => point(null);
+      canvas.onclick = (event) => { hovered = null; app.set({ patch: patchAt(canvas, event), model: names[m] }); };
       canvas.onkeydown = (event) => {
         const [, columns] = bundle.index.grid, by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
         if (!event.shiftKey || !by) return;
         event.preventDefault();
         event.stopPropagation();
-        app.refocus = m;
         app.set({ patch: clamp(Math.max(0, app.get("patch")) + by, 0, bundle.size - 1) });
       };
       const order = [...picture.said[m]].map((p, c) => [p, c]).sort((a, b) => b[0] - a[0]).slice(0, 3);
       const right = picture.label < 0 ? "" : order[0][1] === picture.label ? "✓ " : "✗ ";
       return make("figure", {}, canvas, make("figcaption", {}, make("b", { textContent: names[m] }), ` says ${right}${order.map(([p, c]) => `${classes[c]} ${p.toFixed(2)}`).join(", ")}`));
     }));
-    if (app.refocus !== undefined) { large.querySelectorAll("canvas")[app.refocus]?.focus({ preventScroll: true }); app.refocus = undefined; }
+    repaint();
+    if (focused >= 0) large.querySelectorAll("canvas")[focused]?.focus({ preventScroll: true });
     const level = codes.map((model, m) => `${names[m]} ${short(model.total.get(latent) ?? 0)}`).join(", ");
     scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.concept(latent)}` : "");
   }
@@ -950,17 +983,17 @@ function pictureView(app) {
   const words = (latent) => bundle.concept(latent) || bundle.of(latent, "top_class") || "";
 
   function drawLists() {
-    const patch = hovered >= 0 ? hovered : app.get("patch"), names = app.task().models;
-    const parts = [];
+    const patch = hovered ? hovered.patch : app.get("patch"), names = app.task().models;
+    const parts = [], focused = lists.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     if (patch >= 0) {
-      const one = Math.max(0, names.indexOf(app.get("model"))), each = codes.map((model) => new Map(model.token(patch + 1)));
+      const one = hovered ? hovered.m : Math.max(0, names.indexOf(app.get("model"))), each = codes.map((model) => new Map(model.token(patch + 1)));
       const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => bytes(bits)[patch >> 3] >> (patch & 7) & 1).map(([c]) => bundle.index.concepts[c].join(" "));
       const rows = [...each[one]].slice(0, 12), most = Math.max(1e-9, ...each.map((levels) => Math.max(0, ...rows.map(([latent]) => levels.get(latent) ?? 0))));
       parts.push(make("p", { className: "strip-title", textContent: `Patch in row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}: ${plural(each[one].size, "latent")} of ${names[one]}, by activation` }),
         truth.length ? make("p", { className: "truth-line", textContent: `Truly there: ${truth.join(", ")}` }) : null,
         make("table", {}, make("thead", {}, make("tr", {}, ...["latent", "", ...names].map((name) => name ? make("th", { textContent: name, scope: "col" }) : make("td")))),
           make("tbody", {}, ...rows.map(([latent]) => make("tr", {}, make("td", {}, latentButton(app, latent)), make("td", { textContent: words(latent), className: "what" }),
-            ...each.map((levels, m) => make("td", { className: "level" }, bar((levels.get(latent) ?? 0) / most, m ? "--x-orange" : "--x-teal"), make("span", { className: "value", textContent: short(levels.get(latent) ?? 0) })))))))
+            ...each.map((levels, m) => make("td", { className: "level" }, bar((levels.get(latent) ?? 0) / most, MODELS[m][0]), make("span", { className: "value", textContent: short(levels.get(latent) ?? 0) })))))))
       , button("the whole picture", () => app.set({ patch: -1 })));
     } else {
       const tops = codes.map((model) => [...model.total].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, TOP).map(([latent]) => latent));
@@ -973,6 +1006,7 @@ function pictureView(app) {
           make("ul", { className: "chips" }, ...some.map((latent) => make("li", {}, latentButton(app, latent), make("span", { textContent: ` ${words(latent)}` })))))));
     }
     lists.replaceChildren(...parts.filter(Boolean));
+    if (focused) [...lists.querySelectorAll("button")].find((one) => one.getAttribute("aria-label") === focused)?.focus({ preventScroll: true });
   }
 
   const update = careful(body, async (current) => {
@@ -982,7 +1016,7 @@ function pictureView(app) {
     const [seen] = await Promise.all([bundle.codes(`${number}-${image}`), ...["concept", "kind", "top_class"].map((name) => bundle.column(name))]);
     if (!current()) return;
     const names = app.task().models, focused = thumbs.contains(document.activeElement);
-    [pictures, codes, shown, hovered] = [all, seen, image, -1];
+    [pictures, codes, drawn, shown, hovered] = [all, seen, number, image, null];
     compare.checked = app.get("compare");
     both.hidden = names.length < 2;
     side[0].hidden = names.length < 2;
@@ -999,7 +1033,7 @@ function pictureView(app) {
   });
 
   return { element, update: (changed) => {
-    const light = codes && ![...changed].some((name) => ["task", "image", "pictures", "compare", "model"].includes(name));
+    const light = codes && drawn === app.taskNumber() && ![...changed].some((name) => ["task", "image", "pictures", "compare", "model"].includes(name));
     if (!light) return update();
     drawLarge();
     drawLists();
@@ -1014,65 +1048,70 @@ function classView(app) {
   const [which, select] = choice("class", [], (label) => app.set({ label: Number(label) }));
   const { element, body } = section(app, "class-view", "A class, before and after");
   const heading = make("p", { className: "about" }), key = make("p", { className: "legend" });
-  const plot = scatter(app, { x: "active tokens a picture, CLIP", y: "MaPLe", square: true, label: () => "Latents of the class before and after adaptation" });
-  const answers = make("div", { className: "answers" }), without = make("div", { className: "without" });
+  const plot = scatter(app, { x: () => `active tokens a picture, ${data.task.models[0]}`, y: () => data.task.models[1], square: true, label: () => "Latents of the class before and after adaptation" });
   const nothing = make("p", { textContent: "There is no adapted model for these pictures: choose another task." });
-  const right = make("div", {}, answers, without), pair = make("div", { className: "pair" }, make("div", {}, plot.element, key), right);
-  element.querySelector("header").after(make("div", { className: "tools line" }, which), heading, nothing, pair);
-  const k = make("input", { type: "range", min: 0, step: 1, aria: { label: "how many latents" } });
-  const mode = choice("on or off", [["0", "only the class's first latents are on"], ["1", "the class's first latents are off"]], () => curves());
-  k.oninput = () => curves();
-  let data, off = new Set(), asked = "", saidBy;
+  const k = make("input", { type: "range", min: 0, step: 1, oninput: () => curves(), aria: { label: "how many latents" } });
+  const [, mode] = choice("on or off", [["0", "only the class's first latents are on"], ["1", "the class's first latents are off"]], () => curves());
+  const title = make("p", { className: "strip-title" }), lines = make("p", { className: "legend" }), drawn = make("div"), given = make("div");
+  const answers = make("div", { className: "answers" }, title, lines, drawn, make("div", { className: "tools line" }, mode, k), given), without = make("div", { className: "without" });
+  const pair = make("div", { className: "pair" }, make("div", {}, plot.element, key), make("div", {}, answers, without));
+  element.querySelector("header").after(body, make("div", { className: "tools line" }, which), heading, nothing, pair);
+  let data, off = new Set(), asked = "", answer, wrong = "", question = 0;
 
   /* Curves of the share of right answers over k, and what is answered at one k. */
   function curves() {
-    if (!data.shares) { answers.replaceChildren(); return; }
-    const { ks } = data, task = app.task(), label = app.get("label"), n = task.classes.length, m = Number(mode[1].value);
-    k.max = ks.length - 1;
-    const at = Number(k.value), share = (model, on, i, c) => data.shares[model][(on * ks.length + i) * n + c] / 255;
+    answers.hidden = !data.shares;
+    if (!data.shares) return;
+    const { ks, task, label } = data, n = task.classes.length, m = Number(mode.value), at = Number(k.value);
+    const share = (model, i, c) => data.shares[model][(m * ks.length + i) * n + c] / 255;
     const W = 320, H = 150, L = 34, x = (i) => L + i * (W - L - 20) / Math.max(1, ks.length - 1), y = (v) => H - 24 - v * (H - 34);
-    const colours = ["--x-teal", "--x-orange"], chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Share of the pictures of ${task.classes[label]} that are given their class, by how many latents are ${m ? "off" : "on"}` });
+    const chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Share of the pictures of ${task.classes[label]} that are given their class, by how many latents are ${m ? "off" : "on"}` });
     for (const v of [0, 0.5, 1]) chart.append(svg("path", { d: `M${L} ${y(v)}H${W - 20}`, class: "grid" }), Object.assign(svg("text", { x: L - 6, y: y(v) + 4, "text-anchor": "end" }), { textContent: v }));
     ks.forEach((each, i) => chart.append(Object.assign(svg("text", { x: x(i), y: H - 6, "text-anchor": "middle" }), { textContent: each })));
     chart.append(svg("path", { d: `M${x(at)} ${y(1)}V${y(0)}`, class: "axis" }));
-    task.models.forEach((_, model) => {
-      const line = ks.map((_, i) => `${i ? "L" : "M"}${x(i)} ${y(share(model, m, i, label))}`).join("");
-      chart.append(svg("path", { d: line, fill: "none", style: `stroke:var(${colours[model]});stroke-width:2.5${model ? ";stroke-dasharray:6 3" : ""}` }));
-      ks.forEach((_, i) => chart.append(svg(model ? "rect" : "circle", model
-        ? { x: x(i) - 3, y: y(share(model, m, i, label)) - 3, width: 6, height: 6, style: `fill:var(${colours[model]})` }
-        : { cx: x(i), cy: y(share(model, m, i, label)), r: 3.5, style: `fill:var(${colours[model]})` })));
+    MODELS.forEach(([colour], model) => {
+      const heights = ks.map((_, i) => y(share(model, i, label)));
+      chart.append(svg("path", { d: `M${heights.map((v, i) => `${x(i)} ${v}`).join("L")}`, fill: "none", style: `stroke:var(${colour});stroke-width:2.5${model ? ";stroke-dasharray:6 3" : ""}` }));
+      heights.forEach((v, i) => chart.append(svg("rect", { x: x(i) - 3, y: v - 3, width: 6, height: 6, rx: model ? 0 : 3, style: `fill:var(${colour})` })));
     });
-    answers.replaceChildren(make("p", { className: "strip-title", textContent: `Given their class, of the pictures of ${task.classes[label]}` }),
-      make("p", { className: "legend" }, make("span", { className: "swatch" }, Object.assign(make("i", { className: "circle" }), { style: "background:var(--x-teal)" }), " CLIP"), " ", make("span", { className: "swatch" }, Object.assign(make("i", { className: "square" }), { style: "background:var(--x-orange)" }), " MaPLe")),
-      chart, make("div", { className: "tools line" }, mode[1], k), make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }),
-      taken(task, range(task.models.length).map((model) => range(n).map((c) => share(model, m, at, c)))));
+    title.textContent = `Given their class, of the pictures of ${task.classes[label]}`;
+    lines.replaceChildren(...MODELS.map((look, model) => swatch(task.models[model], ...look)));
+    drawn.replaceChildren(chart);
+    k.setAttribute("aria-valuetext", plural(ks[at], "latent")); /* and not the place on the scale */
+    given.replaceChildren(make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }), taken(MODELS.map((_, model) => range(n).map((c) => share(model, at, c)))));
   }
 
   /* What pictures are taken for: the answers given most by either model. */
-  function taken(task, shares) {
-    const order = range(task.classes.length).map((c) => [Math.max(...shares.map((s) => s[c])), c]).filter(([most]) => most > 0.001).sort((a, b) => b[0] - a[0]).slice(0, 5);
-    return make("ul", { className: "bars two" }, ...order.map(([, c]) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === app.get("label") ? " ✓" : ""}`, title: task.classes[c] }),
-      ...shares.map((s, m) => make("span", { className: "cell" }, bar(s[c], m ? "--x-orange" : "--x-teal"), make("span", { className: "value", textContent: `${Math.round(100 * s[c])} %` }))))));
+  function taken(shares) {
+    const { task, label } = data, most = (c) => Math.max(...shares.map((of) => of[c]));
+    const order = range(task.classes.length).filter((c) => most(c) > 0.001).sort((a, b) => most(b) - most(a)).slice(0, 5);
+    return make("ul", { className: "bars two" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === label ? " ✓" : ""}`, title: task.classes[c] }),
+      ...shares.map((of, m) => make("span", { className: "cell" }, bar(of[c], MODELS[m][0]), make("span", { className: "value", textContent: `${Math.round(100 * of[c])} %` }))))));
   }
 
   /* With a kernel: switch latents off one by one. */
   function switches() {
-    if (!app.live) { without.replaceChildren(); return; }
-    const task = app.task(), key = `${task.name} ${app.get("label")}`;
-    if (asked !== key) { off = new Set(); asked = key; saidBy = undefined; }
-    const boxes = [...data.latents.slice(0, 12)].map((latent) => {
-      const box = make("input", { type: "checkbox", checked: !off.has(latent), onchange: async () => {
-        box.checked ? off.delete(latent) : off.add(latent);
-        try {
-          saidBy = (await app.ask({ without: [...off], task: task.name, label: app.get("label") })).shares;
-          app.say(`${plural(off.size, "latent")} off.`);
-        } catch (error) { app.say(error.message); saidBy = undefined; }
-        switches();
-      } });
-      return make("li", {}, make("label", {}, box, ` ${latent} ${bundle.concept(latent)}`));
-    });
+    if (!app.live) return;
+    const { task, label } = data, now = `${task.name} ${label}`;
+    if (asked !== now) { [off, asked, answer, wrong] = [new Set(), now, undefined, ""]; question++; }
+    const boxes = [...data.latents.slice(0, 12)].map((latent) => make("li", {}, make("label", {},
+      make("input", { type: "checkbox", value: latent, checked: !off.has(latent), onchange: (event) => ask(latent, !event.target.checked) }), ` ${latent} ${bundle.concept(latent)}`)));
     without.replaceChildren(make("p", { className: "strip-title", textContent: "Switch latents off, and ask the kernel" }), make("ul", { className: "switches" }, ...boxes),
-      ...(saidBy ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(task, saidBy)] : []));
+      ...(wrong ? [make("p", { className: "trouble", role: "alert", textContent: `${wrong}.` })] : []),
+      ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer)] : []));
+  }
+  async function ask(latent, isOff) {
+    isOff ? off.add(latent) : off.delete(latent);
+    const mine = ++question;
+    let found, failed = "";
+    try {
+      found = (await app.ask({ without: [...off], task: data.task.name, label: data.label })).shares;
+    } catch (error) { failed = error.message; }
+    if (mine !== question) return;
+    [answer, wrong] = [found, failed];
+    switches();
+    without.querySelector(`input[value="${latent}"]`)?.focus({ preventScroll: true });
+    app.say(failed || `${plural(off.size, "latent")} off.`);
   }
 
   const update = careful(body, async (current) => {
@@ -1080,22 +1119,22 @@ function classView(app) {
     const adapted = task.models.length === 2;
     nothing.hidden = adapted;
     for (const part of [pair, heading, which]) part.hidden = !adapted;
-    if (!adapted) return;
+    if (!adapted) { body.replaceChildren(); return; }
     const [file] = await Promise.all([bundle.load(`class-${number}-${label}`), bundle.column("concept"), bundle.column("kind")]);
     if (!current()) return;
     body.replaceChildren();
     select.replaceChildren(...task.classes.map((textContent, value) => make("option", { value, textContent, selected: value === label })));
-    data = { ks: file.ks, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
+    data = { task, label, ks: file.ks, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
     const counts = GROUPS.map((_, g) => data.groups.reduce((n, each) => n + (each === g), 0));
     plot.set([...data.latents].map((latent, i) => ({ latent, x: data.levels[0][i], y: data.levels[1][i], colour: GROUPS[data.groups[i]][1], shape: GROUPS[data.groups[i]][2], size: data.groups[i] > 1 ? 5 : 2.6, front: data.groups[i] > 1 })));
     heading.textContent = `${task.title}: ${task.classes[label]}. A latent on the dotted line is in as many tokens of a picture after adaptation as before.`;
-    key.replaceChildren(...GROUPS.map(([said, colour, shape], g) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said} (${counts[g]})`)), make("span", { textContent: " Top: the first 50 of the class; left it: beyond the first 100." }));
-    if (Number(k.max) !== (data.ks?.length ?? 1) - 1 && data.ks) { k.max = data.ks.length - 1; k.value = Math.min(3, data.ks.length - 1); }
+    key.replaceChildren(...GROUPS.map(([said, ...look], g) => swatch(`${said} (${counts[g]})`, ...look)), make("span", { textContent: " Top: the first 50 of the class; left it: beyond the first 100." }));
+    if (data.ks && Number(k.max) !== data.ks.length - 1) { k.max = data.ks.length - 1; k.value = Math.min(3, data.ks.length - 1); }
     curves();
     switches();
   });
 
-  return { element, update: (changed) => ["task", "label"].some((name) => changed.has(name)) || !data ? update() : plot.point(), themed: plot.draw };
+  return { element, themed: plot.draw, update: (changed) => !data || body.children.length || ["task", "label"].some((name) => changed.has(name)) ? update() : plot.point() };
 }
 
 /* --- a guess ----------------------------------------------------------------------------------- */
@@ -1104,10 +1143,10 @@ function guessView(app) {
   const { bundle } = app;
   const { element, body } = section(app, "guess", "Guess: does a latent mean what you think?");
   const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
-  const known = make("div", { className: "strip small" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about", aria: { live: "polite" } });
+  const known = make("div", { className: "strip small" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about" });
   const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
   const again = button("start", () => next());
-  element.querySelector("header").after(intro, known, row, said, make("div", { className: "tools line" }, again, tally));
+  element.querySelector("header").after(body, intro, known, row, said, make("div", { className: "tools line" }, again, tally));
   const chance = random(Math.floor(Math.random() * 2 ** 31));
 
   function count() {
@@ -1144,6 +1183,7 @@ function guessView(app) {
             choices.forEach((figure, j) => { figure.querySelector("figcaption").textContent = options[j] === answer.picture ? "✓ active here" : j === i ? "✗ not active" : ""; });
             said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.concept(latent)}.`);
             count();
+            app.say(said.textContent);
           };
           if (picture === answer.picture) answer.place = place;
           return make("figure", {}, one, note);
@@ -1214,13 +1254,13 @@ function parse(hash) {
     else if (typeof usual === "string") out[name] = text;
     else if (/^-?\d+$/.test(text)) out[name] = Number(text);
   }
-  return { ...out, view: given.get("view") };
+  return { state: out, view: given.get("view") };
 }
 
 function render({ model, el }) {
   el.classList.add("patchsae-explorer");
   el.dataset.lmSuppressShortcuts = "true"; /* JupyterLab leaves the keys to us */
-  const cleanups = [], live = !model.load, ask = live ? asking(model) : null;
+  const cleanups = [], live = !model.load, ask = live ? asking(model, cleanups) : null;
   const bundle = new Bundle(model.load ?? (async (name) => (await ask({ load: name })).shard));
   const line = make("p", { className: "unseen", role: "status", aria: { live: "polite" } });
   const app = {
@@ -1229,6 +1269,8 @@ function render({ model, el }) {
     set(values) {
       const last = bundle.index.latents - 1, tasks = bundle.index.tasks;
       if ("latent" in values) values.latent = clamp(values.latent, 0, last);
+      if ("image" in values) values.image = Math.max(0, values.image); /* views know where it ends */
+      if ("label" in values) values.label = Math.max(0, values.label);
       if ("patch" in values) values.patch = clamp(values.patch, -1, bundle.size - 1);
       if ("task" in values && tasks.length && !tasks.some(({ name }) => name === values.task)) values.task = tasks[0].name;
       for (const [name, value] of Object.entries(values)) model.set(name, value);
@@ -1237,19 +1279,25 @@ function render({ model, el }) {
     taskNumber: () => bundle.taskNumber(app.get("task")),
     task: () => bundle.index.tasks[app.taskNumber()],
     say: (text) => { line.textContent = text; },
+    /* what a button does; if it cannot, that is said at the top */
+    careful: (act) => async () => {
+      try { await act(); wrong.hidden = true; } catch (error) { wrong.textContent = `${error.message}.`; wrong.hidden = false; }
+    },
     state: () => Object.fromEntries(STATE.map((name) => [name, app.get(name)])),
-    link: () => `${(app.linked || !model.page ? location.href.replace(/#.*/, "") : new URL(model.page, location.href).href)}${spell(app.state())}`,
+    link: () => live ? spell(app.state()) : `${(app.linked || !model.page ? location.href.replace(/#.*/, "") : new URL(model.page, location.href).href)}${spell(app.state())}`,
     async add(file) {
       app.complain("");
       try {
         if (file.size > HUGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${HUGE}`);
         app.say(`reading ${file.name}`);
-        received(await ask({ picture: file.name, task: app.task().name }, [new DataView(await file.arrayBuffer())]));
+        await ask({ picture: file.name, task: app.task().name }, [new DataView(await file.arrayBuffer())]); /* all views hear of it */
       } catch (error) { app.complain(`${error.message}.`); app.say(error.message); }
     },
   };
 
   function received({ task, picture }) {
+    if (!bundle.index.tasks.some(({ name }) => name === task)) return;
+    app.complain?.("");
     const all = [...(bundle.given.get(task) ?? []), picture];
     bundle.given.set(task, all);
     const image = bundle.index.tasks[bundle.taskNumber(task)].pictures + all.length - 1;
@@ -1259,16 +1307,16 @@ function render({ model, el }) {
   }
 
   /* Changes of one moment are shown together, once. */
-  let changed = new Set(), pending = false, views = [];
+  let changed = new Set(), pending = false, views = [], possible = [];
   function schedule(name) {
     changed.add(name);
     if (pending) return;
     pending = true;
     queueMicrotask(() => {
-      const now = changed;
+      const these = changed;
       [changed, pending] = [new Set(), false];
       if (!bundle.index) return;
-      views.forEach((view) => view.update(now));
+      for (const view of views) view.update(these);
       if (app.linked) remember();
       if (open) open.href = app.link();
       now.textContent = `latent ${app.get("latent")}`;
@@ -1287,30 +1335,33 @@ function render({ model, el }) {
   function recall() {
     const wanted = parse(location.hash);
     if (!wanted) return;
-    const { view, ...state } = wanted;
+    const { view, state } = wanted;
     stepped = performance.now();
     app.set(state);
-    if (view && VIEWS[view]) views[names.indexOf(view)]?.element.scrollIntoView();
+    views[possible.indexOf(view)]?.element.scrollIntoView();
   }
 
+  const keys = make("input", { type: "checkbox", checked: true }); /* single keys can be in the way of other tools */
   const help = make("dialog", { className: "help", aria: { label: "keyboard" } }, make("p", {}, make("b", { textContent: "Keyboard" })),
     make("table", {}, make("tbody", {}, ...KEYS.map(([keys, does]) => make("tr", {}, make("th", { scope: "row" }, make("kbd", { textContent: keys })), make("td", { textContent: does }))))),
-    button("close", () => help.close()));
+    make("label", {}, keys, " these keys are on"), button("close", () => help.close()));
   const names = [...(model.get("views") ?? Object.keys(VIEWS))].filter((name) => VIEWS[name]);
   const open = !live && !app.linked && model.page ? make("a", { href: model.page, textContent: "open in the explorer", className: "open" }) : null;
-  const top = make("div", { className: "tools top" }, open, button("?", () => help.showModal(), { title: "keyboard", aria: { label: "help: the keyboard" } }));
+  const helper = button("?", () => help.showModal(), { title: "keyboard", aria: { label: "help: the keyboard" } });
+  const top = make("div", { className: "tools top" });
   const grid = make("div", { className: "views" }), now = make("span", { className: "now" });
+  const wrong = make("p", { className: "trouble", role: "alert", hidden: true });
   const waiting = make("p", { className: "waiting", textContent: "Loading …" });
   el.replaceChildren(waiting);
 
   const typing = (target) => target?.closest?.("input:not([type=checkbox]), textarea, select, [contenteditable=true]");
   function pressed(event) {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || help.open || !bundle.index) return;
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !keys.checked || typing(event.target) || help.open || !bundle.index) return;
     const { key, shiftKey } = event, by = { ArrowLeft: -1, ArrowRight: 1 }[key], turn = { "[": -1, "]": 1 }[key];
     if (by && !shiftKey) app.set({ latent: app.get("latent") + by });
     else if (turn && bundle.index.tasks.length) {
       const count = app.task().pictures + (bundle.given.get(app.task().name)?.length ?? 0);
-      app.set({ image: clamp(app.get("image") + turn, 0, count - 1), patch: -1 });
+      app.set({ image: clamp(Math.min(app.get("image"), count - 1) + turn, 0, count - 1), patch: -1 });
     } else if (key === "m") app.set({ masks: !app.get("masks") });
     else if (key === "c") app.set({ compare: !app.get("compare") });
     else if (key === "/" && app.search) app.search();
@@ -1343,58 +1394,70 @@ function render({ model, el }) {
     return out;
   }
 
-  async function start() {
-    try {
-      await bundle.open();
-    } catch (error) {
-      el.replaceChildren(make("p", { className: "trouble", role: "alert", textContent: `The explorer cannot be shown: ${error.message}.` }));
-      return;
-    }
-    const possible = names.filter((name) => bundle.index.tasks.length || !["picture", "class"].includes(name));
-    const wanted = app.linked ? parse(location.hash) : null;
-    app.set({ ...await usual(), ...(wanted && (({ view, ...state }) => state)(wanted)) });
-    views = possible.map((name) => VIEWS[name](app));
-    if (views.length > 1) top.prepend(...possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: "smooth" }), { className: "jump" })), now);
-    grid.replaceChildren(...views.map((view) => view.element));
-    grid.classList.toggle("one", views.length === 1);
-    el.replaceChildren(line, top, grid, help);
-    changed = new Set();
-    now.textContent = `latent ${app.get("latent")}`;
-    const everything = new Set(STATE); /* first what is on the screen first */
-    await Promise.all(views.slice(0, 2).map((view) => view.update(everything)));
-    performance.mark("patchsae-usable"); /* for the benchmark */
-    await new Promise((done) => setTimeout(done));
-    await Promise.all(views.slice(2).map((view) => view.update(everything)));
-    if (wanted?.view) grid.children[possible.indexOf(wanted.view)]?.scrollIntoView();
+  /* What is heard from elsewhere: the address, figures and links around it, the kernel. */
+  function listen() {
     if (app.linked) {
       addEventListener("hashchange", recall);
       cleanups.push(() => removeEventListener("hashchange", recall));
     }
     const card = pointing(app);
     cleanups.push(card.remove, follow(el, card.show, (latent) => app.set({ latent })));
-    if (live) { /* a link to the explorer's page leads to this one instead */
-      const clicked = (event) => {
-        const wanted = parse(event.target.closest?.("a")?.href.match(/explorer\.html[^#]*(#.*)/)?.[1] ?? "");
-        if (!wanted || event.defaultPrevented || !el.isConnected) return;
-        event.preventDefault();
-        event.stopPropagation();
-        app.set((({ view, ...state }) => state)(wanted));
-        el.scrollIntoView({ block: "nearest" });
-      };
-      document.addEventListener("click", clicked, true);
-      cleanups.push(() => document.removeEventListener("click", clicked, true));
+    if (!live) return;
+    const clicked = (event) => { /* a link to the explorer's page leads to this one instead */
+      const wanted = parse(event.target.closest?.("a")?.href.match(/explorer\.html[^#]*(#.*)/)?.[1] ?? "");
+      if (!wanted || event.defaultPrevented || !el.closest(".jp-Notebook")?.contains(event.target)) return;
+      const home = event.target.closest(".jp-OutputArea"); /* a cell's own explorer comes first */
+      if (home?.querySelector(".patchsae-explorer") && !home.contains(el)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      app.set(wanted.state);
+      el.scrollIntoView({ block: "nearest" });
+    };
+    document.addEventListener("click", clicked, true);
+    const later = ({ added }) => added && received(added);
+    model.on("msg:custom", later);
+    cleanups.push(() => document.removeEventListener("click", clicked, true), () => model.off("msg:custom", later));
+  }
+
+  async function start() {
+    try {
+      await bundle.open();
+      possible = names.filter((name) => bundle.index.tasks.length || !["picture", "class"].includes(name));
+      if (!possible.length) throw new Error("it has no pictures of tasks");
+      const wanted = app.linked ? parse(location.hash) : null;
+      stepped = performance.now(); /* no entry of its own in the history */
+      app.set({ ...await usual(), ...wanted?.state });
+      await null; /* this change is told while there is nothing to draw */
+      views = possible.map((name) => VIEWS[name](app));
+      const own = [open, helper].filter(Boolean), jumps = possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: "smooth" })));
+      top.hidden = views.length === 1;
+      if (top.hidden) views[0].element.querySelector("header .tools").append(...own);
+      else top.append(...jumps, now, ...own);
+      if (open) open.href = app.link();
+      now.textContent = `latent ${app.get("latent")}`;
+      grid.replaceChildren(...views.map((view) => view.element));
+      grid.classList.toggle("one", views.length === 1);
+      el.replaceChildren(line, top, wrong, grid, help);
+      listen();
+      const everything = new Set(STATE); /* first what is on the screen first */
+      await Promise.all(views.slice(0, 2).map((view) => view.update(everything)));
+      performance.mark("patchsae-usable"); /* for the benchmark */
+      await new Promise((done) => setTimeout(done));
+      await Promise.all(views.slice(2).map((view) => view.update(everything)));
+      views[possible.indexOf(wanted?.view)]?.element.scrollIntoView();
+      if (app.live) {
+        const { pictures } = await ask({ pictures: true });
+        bundle.given.clear(); /* the answer is the whole list */
+        for (const { task, picture } of pictures) bundle.given.set(task, [...(bundle.given.get(task) ?? []), picture]);
+        if (pictures.length) schedule("pictures");
+      }
+      el.dataset.ready = "true";
+    } catch (error) {
+      el.replaceChildren(make("p", { className: "trouble", role: "alert", textContent: `The explorer cannot be shown: ${error.message}.` }));
     }
-    if (app.live) {
-      const later = ({ added }) => added && received(added);
-      model.on("msg:custom", later);
-      cleanups.push(() => model.off("msg:custom", later));
-      (await ask({ pictures: true })).pictures.forEach((one) => bundle.given.set(one.task, [...(bundle.given.get(one.task) ?? []), one.picture]));
-      if (bundle.given.size) schedule("pictures");
-    }
-    el.dataset.ready = "true";
   }
   const started = start();
-  return () => { started.then(() => cleanups.forEach((clean) => clean())); };
+  return () => { started.finally(() => cleanups.forEach((clean) => clean())); };
 }
 
 export default { render };

@@ -82,9 +82,8 @@ class Lens:
         return shares
 
     def picture(self, source: bytes | Path, name: str) -> dict[str, Any]:
-        """A file, or what it holds, as a picture of the explorer: `look`, with the
-        `picture` itself.
-        `ValueError` says why it is none."""
+        """A file, or what it holds, as a picture of the explorer: `look`, with the `picture`
+        itself. `ValueError` says why it is none."""
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > HUGE:
             raise ValueError(f"{name} has {size / 2**20:.0f} MB, more than {HUGE >> 20}")
@@ -118,8 +117,8 @@ class Kernel:
         """The answer to a message, with its number; `error` says what is wrong with it."""
         try:
             reply = self._reply(message, buffers)
-        except (OSError, ValueError) as error:
-            reply = {"error": str(error)}
+        except Exception as error:  # whatever it is, the page waits for an answer
+            reply = {"error": str(error) or type(error).__name__}
         return {"answer": message.get("number"), **reply}
 
     def _reply(self, message: Mapping[str, Any], buffers: Sequence[Any]) -> dict[str, Any]:
@@ -131,7 +130,7 @@ class Kernel:
             return {"pictures": self.pictures}
         task = str(message.get("task"))
         if "picture" in message:
-            return self.look(bytes(buffers[0]), str(message["picture"]), task)
+            return {"added": self.look(bytes(buffers[0]), str(message["picture"]), task)}
         return {"shares": self._lens(task).without(message["label"], message["without"])}
 
     def _lens(self, task: str) -> Lens:
