@@ -949,6 +949,12 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     page.get_by_role("link", name="see nine").click()  # here, and not on a page that is not there
     explorer.get_by_role("heading", name="Latent 9", exact=True).wait_for()
 
+    view.locator(".thumbs button").first.focus()  # the keys are the explorer's, not JupyterLab's
+    page.keyboard.press("ArrowRight")
+    explorer.get_by_role("heading", name="Latent 10", exact=True).wait_for()
+    page.keyboard.press("m")
+    page.wait_for_function("e => !e.checked", arg=explorer.get_by_label("masks").element_handle())
+
     n = view.locator(".thumbs button").count()
     Image.new("RGB", (60, 40), "red").save(tmp_path / "mine & <b>yours.png")
     file = view.locator("input[type=file]")

@@ -57,7 +57,7 @@ from patchsae_lib.remapping import groups
 from patchsae_lib.truth import CONCEPTS, patch_truth
 
 VERSION = 2
-PER_SHARD, PER_FILE = 64, 16
+PER_SHARD, PER_FILE = 64, 4
 SIDE = 112  # pixels; larger pictures are made smaller
 TOP_CLASSES, STRONGEST = 8, 500
 HEAD, TAIL = "patchsaeShard(", ");\n"

@@ -811,7 +811,7 @@ function latentView(app) {
   const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
   const inside = [tools, about, stats, strips, scale, make("div", { className: "pair" }, classes, near)];
   element.querySelector("header").after(body, ...inside);
-  const TITLES = { highest: "Most active", quantiles: "At a quarter, half and three quarters of the pictures where it is active", random: "Any three of those pictures" };
+  const TITLES = { highest: "Most active", quantiles: "A quarter, half and three quarters down the list of pictures where it is active", random: "Three of those pictures at random" };
 
   function statistics(latent) {
     const of = (name) => bundle.of(latent, name), rows = [];
