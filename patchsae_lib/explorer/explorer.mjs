@@ -1429,7 +1429,7 @@ function render({ model, el }) {
       app.set({ ...await usual(), ...wanted?.state });
       await null; /* this change is told while there is nothing to draw */
       views = possible.map((name) => VIEWS[name](app));
-      const own = [open, helper].filter(Boolean), jumps = possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: "smooth" })));
+      const own = [open, helper].filter(Boolean), jumps = possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" })));
       top.hidden = views.length === 1;
       if (top.hidden) views[0].element.querySelector("header .tools").append(...own);
       else top.append(...jumps, now, ...own);
