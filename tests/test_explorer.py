@@ -553,8 +553,10 @@ def test_the_map_is_searched_brushed_zoomed_and_saved(build, page, tmp_path):
     found.get_by_text(re.compile(rf"\d+ latents? for “{concept}”")).wait_for()
     first = found.locator("li").first
     assert concept in first.inner_text()
+    number = first.get_by_role("button").inner_text()
     first.get_by_role("button").click()
-    explorer.get_by_role("heading", name=f"Latent {first.get_by_role('button').inner_text()}")
+    explorer.get_by_role("heading", name=f"Latent {number}", exact=True).wait_for()
+    found.locator(f"[aria-current][aria-label='latent {number}']").wait_for()
     found.get_by_role("button", name="clear").click()
     assert found.inner_text() == ""
     box = plot.bounding_box()
@@ -605,11 +607,13 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     view.get_by_label("on or off").select_option("1")
     answers.get_by_text("With 1 latent off they are taken for").wait_for()
     assert re.search(r"\d+ %", answers.inner_text())
-    points = view.locator(".plot canvas")
-    label = points.get_attribute("aria-label")
+    points = view.locator(".plot canvas").get_attribute("aria-label")
+    assert re.match(r"Latents of the class before and after adaptation: \d+ points? by", points)
+    names = view.get_by_label("class", exact=True).locator("option").all_inner_texts()
     view.get_by_label("class", exact=True).select_option("1")
     page.wait_for_function("location.hash.includes('class=1')")
-    assert label.startswith("Latents of the class before and after")
+    view.get_by_text(f"Given their class, of the pictures of {names[1]}").wait_for()
+    assert f": {names[1]}." in view.locator(".about").inner_text()
     explorer.locator(".picture-view").get_by_label("task", exact=True).select_option(index=0)
     view.get_by_text("There is no adapted model for these pictures").wait_for()
     assert page.trouble == []

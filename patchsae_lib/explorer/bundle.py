@@ -39,7 +39,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Task:
     looks: Sequence[Mapping[str, Any]]
     levels: Sequence[Tensor]
     ks: Sequence[int] = ()
-    curves: Sequence[Tensor] = field(default_factory=list)
+    curves: Sequence[Tensor] = ()
 
 
 def write_bundle(
@@ -199,8 +199,8 @@ def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
             _write(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
         for c in range(len(task.class_names)):
             levels = torch.stack([x[c] for x in task.levels])
-            latents = levels.amax(0).topk(min(STRONGEST, levels.shape[1])).indices
-            latents = latents[levels.amax(0)[latents] > 0]
+            strongest = levels.amax(0).topk(min(STRONGEST, levels.shape[1]))
+            latents = strongest.indices[strongest.values > 0]
             content: dict[str, Any] = {
                 "latents": _base64(latents, "<i4"),
                 "levels": [_base64(x[latents], "<f4") for x in levels],

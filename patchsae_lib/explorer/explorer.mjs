@@ -12,8 +12,8 @@ const GROUPS = [
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
 const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
-const STATE = ["latent", "task", "image", "patch", "model", "label", "masks", "compare"];
 const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true };
+const STATE = Object.keys(START);
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
 const HUGE = 9; /* MB of a picture that is given to the kernel: Jupyter's messages end at 10 */
 const TOP = 20; /* of a picture's latents that are compared between models */
@@ -56,16 +56,6 @@ function power(x) {
   return `${times === 1 ? "" : `${times}·`}10${String(e).replace(/./g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)])}`;
 }
 const percent = (x) => `${short(100 * x)} %`;
-
-/* Random numbers that are the same for the same seed (mulberry32). */
-function random(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
 
 /* The colour at a share 0..1 of the scale. */
 function shade(share) {
@@ -113,7 +103,7 @@ async function decoded(source) {
 class Bundle {
   constructor(load) {
     this.load = remembering(load);
-    this.picture = remembering(async (name) => { /* "pictures-3 7": the eighth of that file */
+    this.picture = remembering(async (name) => { /* "pictures-7 2": the third of that file */
       const [file, number] = name.split(" ");
       return decoded((await this.load(file)).pictures[number]);
     });
@@ -264,7 +254,7 @@ function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp 
     }
   };
   if (outline) {
-    const inside = (r, c) => Boolean(r >= 0 && c >= 0 && r < rows && c < columns && outline[(r * columns + c) >> 3] >> ((r * columns + c) & 7) & 1);
+    const inside = (r, c) => Boolean(r >= 0 && c >= 0 && r < rows && c < columns && holds(outline, r * columns + c));
     frame(() => {
       for (let r = 0; r <= rows; r++) for (let c = 0; c <= columns; c++) {
         const [x, y] = [c * cell[0], r * cell[1]];
@@ -287,6 +277,8 @@ const outlineOf = (bundle, truth, concept) => {
   const bits = truth?.[bundle.concepts.get(concept)];
   return bits && bytes(bits);
 };
+
+const holds = (bits, patch) => Boolean(bits[patch >> 3] >> (patch & 7) & 1);
 
 const legend = (full, note = "activation of a patch") => [
   "0 ", make("span", { className: "scale", role: "img", aria: { label: "from grey to orange" } }), ` ${short(full)} ${note}`,
@@ -904,7 +896,7 @@ function latentView(app) {
       const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.concept(latent) && `, ${bundle.concept(latent)}`}`;
       return make("figure", {}, make("button", { type: "button", className: "shown picture", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas), make("figcaption", {}, `${latent}`, make("br"), data.cosine[i].toFixed(2)));
     }));
-    return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip small" }, ...figures)];
+    return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
   }
 
   return { element, update: (changed) => ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
@@ -987,7 +979,7 @@ function pictureView(app) {
     const parts = [], focused = lists.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     if (patch >= 0) {
       const one = hovered ? hovered.m : Math.max(0, names.indexOf(app.get("model"))), each = codes.map((model) => new Map(model.token(patch + 1)));
-      const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => bytes(bits)[patch >> 3] >> (patch & 7) & 1).map(([c]) => bundle.index.concepts[c].join(" "));
+      const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => holds(bytes(bits), patch)).map(([c]) => bundle.index.concepts[c].join(" "));
       const rows = [...each[one]].slice(0, 12), most = Math.max(1e-9, ...each.map((levels) => Math.max(0, ...rows.map(([latent]) => levels.get(latent) ?? 0))));
       parts.push(make("p", { className: "strip-title", textContent: `Patch in row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}: ${plural(each[one].size, "latent")} of ${names[one]}, by activation` }),
         truth.length ? make("p", { className: "truth-line", textContent: `Truly there: ${truth.join(", ")}` }) : null,
@@ -1143,11 +1135,10 @@ function guessView(app) {
   const { bundle } = app;
   const { element, body } = section(app, "guess", "Guess: does a latent mean what you think?");
   const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
-  const known = make("div", { className: "strip small" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about" });
+  const known = make("div", { className: "strip" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about" });
   const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
   const again = button("start", () => next());
   element.querySelector("header").after(body, intro, known, row, said, make("div", { className: "tools line" }, again, tally));
-  const chance = random(Math.floor(Math.random() * 2 ** 31));
 
   function count() {
     tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(score.of / 4)}.` : "";
@@ -1157,13 +1148,13 @@ function guessView(app) {
     const active = await bundle.column("frequency");
     let latent, data;
     for (let tries = 0; tries < 100; tries++) {
-      latent = Math.floor(chance() * active.length);
+      latent = Math.floor(Math.random() * active.length);
       if (!(active[latent] > 0)) continue;
       data = await bundle.latent(latent);
       const highest = data.shown.filter((one) => one.kind === "highest"), rest = data.shown.filter((one) => one.kind === "random" && !highest.slice(0, 3).some((h) => h.picture === one.picture));
       if (highest.length >= 3 && rest.length && data.absent.every((picture) => picture >= 0)) {
-        const answer = rest[Math.floor(chance() * rest.length)];
-        const options = [answer.picture, ...data.absent].map((picture) => [chance(), picture]).sort((a, b) => a[0] - b[0]).map(([, picture]) => picture);
+        const answer = rest[Math.floor(Math.random() * rest.length)];
+        const options = [answer.picture, ...data.absent].map((picture) => [Math.random(), picture]).sort((a, b) => a[0] - b[0]).map(([, picture]) => picture);
         const shown = await Promise.all(highest.slice(0, 3).map(async ({ picture, mask }) => {
           const canvas = make("canvas", { role: "img", aria: { label: `activates it: ${bundle.className(picture)}` } });
           paint(canvas, await bundle.reference(picture), bundle, { mask });
@@ -1347,7 +1338,7 @@ function render({ model, el }) {
     make("label", {}, keys, " these keys are on"), button("close", () => help.close()));
   const names = [...(model.get("views") ?? Object.keys(VIEWS))].filter((name) => VIEWS[name]);
   const open = !live && !app.linked && model.page ? make("a", { href: model.page, textContent: "open in the explorer", className: "open" }) : null;
-  const helper = button("?", () => help.showModal(), { title: "keyboard", aria: { label: "help: the keyboard" } });
+  const helpButton = button("?", () => help.showModal(), { title: "keyboard", aria: { label: "help: the keyboard" } });
   const top = make("div", { className: "tools top" });
   const grid = make("div", { className: "views" }), now = make("span", { className: "now" });
   const wrong = make("p", { className: "trouble", role: "alert", hidden: true });
@@ -1429,7 +1420,7 @@ function render({ model, el }) {
       app.set({ ...await usual(), ...wanted?.state });
       await null; /* this change is told while there is nothing to draw */
       views = possible.map((name) => VIEWS[name](app));
-      const own = [open, helper].filter(Boolean), jumps = possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" })));
+      const own = [open, helpButton].filter(Boolean), jumps = possible.map((name, i) => button(name, () => views[i].element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" })));
       top.hidden = views.length === 1;
       if (top.hidden) views[0].element.querySelector("header .tools").append(...own);
       else top.append(...jumps, now, ...own);
