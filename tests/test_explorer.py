@@ -330,6 +330,8 @@ def test_the_kernel_looks_at_pictures(bundle: Path, lens: Lens, tmp_path: Path) 
     explorer.send = sent.append
     assert explorer.live
     assert not Explorer(bundle).live
+    with pytest.raises(ValueError, match="give the explorer lenses, as notebook 6 does"):
+        Explorer(bundle).add(tmp_path / "mine.png")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "mine.png")
     explorer.add(tmp_path / "mine.png")
     assert sent[0]["added"]["picture"]["name"] == "mine.png"

@@ -134,6 +134,8 @@ class Kernel:
         return {"shares": self._lens(task).without(message["label"], message["without"])}
 
     def _lens(self, task: str) -> Lens:
+        if not self.lenses:
+            raise ValueError("no model to look with: give the explorer lenses, as notebook 6 does")
         if task not in self.lenses:
-            raise ValueError(f"no model for the task {task!r}: {', '.join(self.lenses) or 'none'}")
+            raise ValueError(f"no model for the task {task!r}: {', '.join(self.lenses)}")
         return self.lenses[task]
