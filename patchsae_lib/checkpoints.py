@@ -1,23 +1,30 @@
 """Autoencoders and prompts in files: ours and others', told apart by content (sections 3.1, 4.2).
 
+What is read, all of it also from `hf://`, and what is written:
+
+- ours: one `.safetensors`; written by `save_sae` and `save_prompts`
+- the authors' autoencoder: `.pt` with `cfg` (or `config`) and `state_dict`
+- Prisma's: the same, or `weights.pt` with `config.json`; ReLU or TopK
+- SAELens': `sae_weights.safetensors` with `cfg.json`; `standard`, `topk` or `jumprelu`; written by
+  `formats.write_saelens`
+- sparsify's: `sae.safetensors` with `cfg.json`; TopK
+- MaPLe's prompts: `model.pth.tar-N`
+
 Ours is safetensors: `W_enc` (d_vit, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_vit), `b_dec`
-(d_vit,), float32 or float16, and `threshold` (), float32. Its metadata hold `format`,
-`activation`, `k` and `config` (whatever the caller says about its making) as JSON. Prompts:
-`text` and `visual`, float32, of the shapes that `maple.Prompts` says, and `template` and `config`.
-Reading a file never runs code from it.
+(d_vit,), float32 or float16, and `threshold` (), of `jumprelu` (d_sae,), float32. Its metadata
+hold `format`, `activation`, `k` and `config` (whatever the caller says about its making) as JSON.
+Prompts: `text` and `visual`, float32, of the shapes that `maple.Prompts` says, and `template` and
+`config`. Reading a file never runs code from it.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,15 +32,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.formats import (
+    PARAMETERS,
+    Found,
+    read_safetensors,
+    read_torch,
+    weights_file,
+)
+from patchsae_lib.hub import fetch
 from patchsae_lib.maple import Prompts
+from patchsae_lib.pickles import OnlyTensors, unpickle
 from patchsae_lib.sae import SAE, require_finite
 
 FORMAT = "patchsae-sae-1"
 PROMPTS_FORMAT = "patchsae-prompts-1"
-AUTHORS_CONFIG = "ViTSAERunnerConfig"  # the authors' class that their checkpoints pickle
 T = TypeVar("T")
 MADE_BY = {"autoencoder": "1_training", "prompts": "5_maple"}
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def save_sae(
@@ -58,15 +72,19 @@ def save_sae(
 
 
 def load_sae(path: str | Path) -> SAE:
-    """The SAE in a file of our format or the authors', float32, frozen, in eval mode.
+    """The SAE in a file, float32, frozen, in eval mode.
 
-    Raises `FileNotFoundError`, or `ValueError` for a file that is cut short or something else.
+    `path` is a file, the folder that it is in, or on the Hugging Face Hub
+    `hf://owner/repo[/folder or file][@revision]`, downloaded unless the cache has it.
+
+    Raises `FileNotFoundError`, or `ValueError` for a file that is cut short, something else, or an
+    SAE that ours cannot be, naming why.
     """
     return _read(path)[0]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of its making: our `config`, or the fields of the authors' one."""
+    """What a checkpoint says of its making: our `config`, or another library's description."""
     return _read(path)[1]
 
 
@@ -92,7 +110,7 @@ def load_prompts(path: str | Path) -> Prompts:
     Raises `FileNotFoundError`, or `ValueError` for a file that is cut short or something else.
     """
     return _sniff(
-        Path(path),
+        _local(path),
         {"torch": _read_official, "safetensors": _read_prompts},
         "prompts",
         "what save_prompts wrote or an official MaPLe checkpoint",
@@ -100,12 +118,18 @@ def load_prompts(path: str | Path) -> Prompts:
 
 
 def _read(path: str | Path) -> tuple[SAE, dict[str, Any]]:
-    return _sniff(
-        Path(path),
-        {"torch": _read_authors, "safetensors": _read_ours},
+    path = weights_file(_local(path))
+    found = _sniff(
+        path,
+        {"torch": read_torch, "safetensors": _read_safetensors},
         "autoencoder",
-        "what save_sae wrote or the authors' .pt file",
+        "an SAE of ours, the authors', Prisma, SAELens or sparsify",
     )
+    return _build(path, found), found.config
+
+
+def _local(path: str | Path) -> Path:
+    return fetch(path) if isinstance(path, str) and path.startswith("hf://") else Path(path)
 
 
 def _sniff(path: Path, readers: Mapping[str, Callable[[Path], T]], what: str, expected: str) -> T:
@@ -129,10 +153,14 @@ def _sniff(path: Path, readers: Mapping[str, Callable[[Path], T]], what: str, ex
         ) from error
 
 
-def _read_ours(path: Path) -> tuple[SAE, dict[str, Any]]:
-    about, tensors = _contents(path, FORMAT, "an autoencoder")
-    sae = _build(path, tensors, about["activation"], json.loads(about["k"]))
-    return sae, json.loads(about["config"])
+def _read_safetensors(path: Path) -> Found:
+    with safe_open(path, framework="pt") as file:
+        ours = (file.metadata() or {}).get("format") == FORMAT
+    if not ours and path.with_name("cfg.json").is_file():
+        return read_safetensors(path)
+    hint = "; SAELens' and sparsify's need cfg.json beside them"
+    about, tensors = _contents(path, FORMAT, "an autoencoder", hint)
+    return Found(tensors, about["activation"], json.loads(about["k"]), json.loads(about["config"]))
 
 
 def _read_prompts(path: Path) -> Prompts:
@@ -141,7 +169,9 @@ def _read_prompts(path: Path) -> Prompts:
     return _prompts(path, tensors["text"], tensors["visual"], about["template"], config)
 
 
-def _contents(path: Path, expected: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _contents(
+    path: Path, expected: str, what: str, hint: str = ""
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file that we have written in the format `expected`."""
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
@@ -149,6 +179,7 @@ def _contents(path: Path, expected: str, what: str) -> tuple[dict[str, str], dic
             raise ValueError(
                 f"{path} is a safetensors file but not {what} of ours: its format is "
                 f"{about.get('format')!r}, expected {expected!r}, with {', '.join(file.keys())}"
+                f"{hint}"
             )
         return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -163,51 +194,12 @@ def _prompts(path: Path, text: Tensor, visual: Tensor, *about: Any) -> Prompts:
     return Prompts(text, visual, *about)
 
 
-class _Inert(dict[Any, Any]):
-    """Stands in for whatever a checkpoint refers to: takes anything, does nothing."""
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        super().__init__()
-
-    def _ignore(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
-
-    __setitem__ = __setstate__ = append = extend = add = _ignore
-
-
-class _OnlyTensors(pickle.Unpickler):
-    """Builds tensors and plain values; every other name in a pickle is a class that does nothing.
-
-    torch's own `weights_only` refuses a file with objects such as MaPLe's live scheduler.
-    """
-
-    ALLOWED: ClassVar = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        return self.ALLOWED.get((module, name), _Inert)
-
-
 LEARNER = "prompt_learner."
 OF_CLASSES = ("token_prefix", "token_suffix")
 
 
 def _read_official(path: Path) -> Prompts:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith("constants.pkl") for name in archive.namelist()):
-            raise ValueError(f"{path} is TorchScript, which runs when it is loaded: not read")
-    try:
-        found = torch.load(
-            path,
-            map_location="cpu",
-            weights_only=False,  # but by an unpickler that has nothing to run
-            pickle_module=SimpleNamespace(__name__="tensors", Unpickler=_OnlyTensors),
-        )
-    except (pickle.UnpicklingError, TypeError, AttributeError, LookupError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of MaPLe ({error!r})") from error
+    found = unpickle(path, OnlyTensors, "MaPLe")
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
     mine = {
         key.removeprefix(LEARNER): value
@@ -247,45 +239,11 @@ def _fold(path: Path, mine: dict[str, Any]) -> Prompts:
     return _prompts(path, torch.stack([mine[t] for t in texts]), torch.stack(visual))
 
 
-class _AuthorsConfig:
-    """Stands in for the authors' class while unpickling: it takes the fields and does nothing."""
-
-
-def _read_authors(path: Path) -> tuple[SAE, dict[str, Any]]:
-    # weights_only unpickles tensors, plain values and the stand-in; all else is an error. It gets
-    # an open file because torch would judge a path by its extension.
-    with path.open("rb") as file:
-        classes = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        allowed: list[Any] = [
-            (_AuthorsConfig, name) for name in classes if name.endswith(f".{AUTHORS_CONFIG}")
-        ]
-        file.seek(0)
-        try:
-            with torch.serialization.safe_globals(allowed):
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, TypeError, AttributeError, LookupError) as error:
-            others = sorted(set(classes) - {name for _, name in allowed})
-            raise ValueError(
-                f"{path} is not an SAE checkpoint that is safe to read: it wants to run "
-                f"{', '.join(others) or AUTHORS_CONFIG}"
-            ) from error
-    state = found.get("state_dict") if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(name), Tensor) for name in PARAMETERS
-    ):
-        raise ValueError(
-            f"{path} is a torch checkpoint without a state_dict of {', '.join(PARAMETERS)}: "
-            "expected the authors' SAE"
-        )
-    config = found.get("cfg")
-    return _build(path, state), vars(config) if isinstance(config, _AuthorsConfig) else {}
-
-
-def _build(path: Path, tensors: Mapping[str, Tensor], activation: str = "relu", k: int = 1) -> SAE:
-    W_enc = tensors["W_enc"]
+def _build(path: Path, found: Found) -> SAE:
+    tensors, W_enc = found.tensors, found.tensors["W_enc"]
     if W_enc.ndim != 2:
         raise ValueError(f"{path}: W_enc must be (d_vit, d_sae), got {tuple(W_enc.shape)}")
-    sae = SAE(W_enc.shape[0], W_enc.shape[1], activation, k)
+    sae = SAE(W_enc.shape[0], W_enc.shape[1], found.activation, found.k)
     for name, expected in sae.state_dict().items():
         tensor = tensors.get(name, expected)
         if tensor.shape != expected.shape:

@@ -335,8 +335,9 @@ def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
     """The CLIP of a profile: float32, in eval mode, frozen.
 
     `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT; then
-    `config.pretrained` is an open_clip tag, a safetensors file, or empty for random weights.
-    Nothing is unpickled. Only a tag's file is downloaded, unless the Hugging Face cache has it.
+    `config.pretrained` is an open_clip tag, a safetensors file, or `none` for random weights, the
+    same every time. Nothing is unpickled. Only a tag's file is downloaded, unless the Hugging Face
+    cache has it.
 
     Raises `ValueError` for a model or weights that do not fit, `FileNotFoundError` for no weights.
     """
@@ -350,9 +351,11 @@ def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
             "add -quickgelu to the model's name, or remove it"
         )
     # Given a tag, open_clip falls back to a pickle where there is no safetensors file.
-    weights = _weights_file(config, tag) if config.pretrained else None
+    weights = None if config.pretrained == "none" else _weights_file(config, tag)
     try:
-        model = open_clip.create_model(config.name, weights, force_preprocess_cfg=tag)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = open_clip.create_model(config.name, weights, force_preprocess_cfg=tag)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
     tokenizer = open_clip.get_tokenizer(config.name)
@@ -396,6 +399,8 @@ def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
         return hf_hub_download(repo, WEIGHTS_FILE)
     except OSError as error:  # of which those of the hub are kinds
         raise FileNotFoundError(
-            f"{repo}/{WEIGHTS_FILE} is not cached and cannot be downloaded: "
-            "set model.pretrained to a .safetensors file"
+            f"the weights {config.pretrained!r} of {config.name} are not in Hugging Face's cache "
+            f"and cannot be downloaded. Download https://huggingface.co/{repo}/resolve/main/"
+            f"{WEIGHTS_FILE} elsewhere, and write the path of that file as model.pretrained in "
+            "the profile (or 'none', to try things with random weights)"
         ) from error

@@ -172,8 +172,8 @@ def _words_before_name(clip: SplitCLIP, template: str) -> int:
 def few_shot(labels: Tensor, n_classes: int, shots: int, seed: int) -> Tensor:
     """Which pictures to learn from: `shots` of each of the first `n_classes`, at random.
 
-    Indices (n_classes × shots,) into labels (n,), class by class. Raises `ValueError` for one
-    class, and for a class with fewer pictures.
+    Indices (at most n_classes × shots,) into labels (n,), class by class; of a class with fewer
+    pictures all. Raises `ValueError` for one class, and for a class without any.
     """
     if n_classes < 2:
         raise ValueError(f"learning to tell classes apart takes two or more, not {n_classes}")
@@ -181,10 +181,8 @@ def few_shot(labels: Tensor, n_classes: int, shots: int, seed: int) -> Tensor:
     chosen = []
     for c in range(n_classes):
         mine = (labels == c).nonzero()[:, 0]
-        if len(mine) < shots:
-            raise ValueError(
-                f"class {c} has {len(mine)} pictures to learn from, prompts.shots is {shots}"
-            )
+        if not len(mine):
+            raise ValueError(f"class {c} has no pictures to learn from")
         chosen.append(mine[torch.randperm(len(mine), generator=generator)[:shots]])
     return torch.cat(chosen)
 

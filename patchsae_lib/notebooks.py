@@ -22,13 +22,26 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import open_clip
+import torch
+from torch import Tensor
+
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
 from patchsae_lib.checkpoints import load_prompts, load_sae, save_prompts
-from patchsae_lib.clip import DATA, SplitCLIP
-from patchsae_lib.images import labels_of, open_pictures, template_of
+from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer
+from patchsae_lib.evaluation import BATCH
+from patchsae_lib.images import (
+    TEMPLATE,
+    Pictures,
+    Relabelled,
+    labels_of,
+    open_pictures,
+    template_of,
+)
 from patchsae_lib.maple import Prompts, base_classes, few_shot, run_of, train_prompts
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
 from patchsae_lib.sae import SAE
+from patchsae_lib.world import CLASSES
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
@@ -78,6 +91,40 @@ def autoencoder(profile: Profile, out: Path, which: str) -> SAE:
     if not path.is_file():
         raise FileNotFoundError(f"no {short(path)}: notebook 1 makes it, with the same profile")
     return load_sae(path)
+
+
+def labelled(pictures: Pictures, clip: SplitCLIP, tokens: Tensor) -> Pictures:
+    """The pictures; without classes of their own each has that which `clip` takes it for.
+
+    Of ImageNet's 1,000 classes (the small CLIP: of the world's), by its residual tokens (images,
+    1 + n_patches, d_vit) and one prompt. "Accuracy" then is agreement with untouched CLIP.
+    """
+    if pictures.class_names:
+        return pictures
+    small = isinstance(clip.tokenizer, WordTokenizer)
+    names = CLASSES if small else tuple(open_clip.IMAGENET_CLASSNAMES)
+    text = clip.text_features(names, [TEMPLATE])
+    with torch.no_grad():
+        said = [clip.classify(z.float(), text).argmax(1) for z in tokens.split(BATCH)]
+    print(f"no classes: each picture has that which CLIP takes it for, of {len(names):,}")
+    return Relabelled(pictures, torch.cat(said).tolist(), names)
+
+
+def scored(profile: Profile, clip: SplitCLIP, sae: SAE, n_pictures: int) -> int:
+    """How many pictures of the world latents are scored on: as many as the profile tests on, or
+    as there are to look at, while all latents of all patches fit into 4 GB."""
+    fit = 2**30 // (sae.d_sae * (clip.n_tokens - 1))
+    return min(profile.pictures.n_test or 500, max(70, n_pictures), max(20, fit))
+
+
+def tasks_of(profile: Profile) -> tuple[str, ...]:
+    """The tasks that CLIP is adapted to: the profile's; or, given other pictures, these; or two of
+    the world's if they have no classes."""
+    if profile.tasks:
+        return profile.tasks
+    spec = profile.pictures.spec
+    own = len(open_pictures(spec, "train", 1, check=False).class_names) > 1
+    return (spec,) if own else ("world:flowers", "world:land")
 
 
 def learnt_prompts(

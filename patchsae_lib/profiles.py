@@ -1,12 +1,14 @@
 """What a run is made of: frozen dataclasses, read from a TOML file.
 
-A profile is a name (`smoke`, `world`, `clip`, `paper`) or the path of a TOML file with the same
-tables. The defaults of every dataclass are the paper's values (section 3.1 and appendix A.1);
-the files in `patchsae_lib/configs/` say where a profile differs.
+A profile is a name (`smoke`, `world`, `trial`, `clip`, `paper`) or the path of a TOML file with
+the same tables; `base = "clip"` at its top takes what it does not say from that one. The defaults
+of every dataclass are the paper's values (section 3.1 and appendix A.1); the files in
+`patchsae_lib/configs/` say where a profile differs.
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +21,9 @@ CONFIGS = Path(__file__).parent / "configs"
 class ModelConfig:
     """The CLIP that is looked into.
 
-    `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag
-    or the path of a safetensors file; the residual stream is read after block `block`.
+    `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag,
+    the path of a safetensors file, or `none`: random weights, always the same, to try things with.
+    The residual stream is read after block `block`.
     """
 
     name: str = "ViT-B-16-quickgelu"
@@ -70,12 +73,14 @@ class TrainConfig:
     """How it is trained. `cls_share` is the share of CLS tokens in a batch (negative: as in the
     data, one in 197 for ViT-B/16); `dead_after` counts steps without activation; `precision` is
     that of matrix products: bfloat16 doubles the speed where there is hardware for it and is very
-    slow where there is none, so `auto` asks the hardware."""
+    slow where there is none, so `auto` asks the hardware. With few pictures there are fewer than
+    `steps`: as many as make `passes` over all tokens (`fit_to`; 0: no such bound)."""
 
     tokens: str = "all"  # all | cls
     cls_share: float = -1.0
     batch_tokens: int = 128 * 197
     steps: int = 20_480
+    passes: float = 0
     lr: float = 4e-4
     warmup: int = 500
     dead_after: int = 64
@@ -94,6 +99,8 @@ class TrainConfig:
             raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")
         if not self.lr > 0:
             raise ValueError(f"train.lr must be above 0, got {self.lr}")
+        if not self.passes >= 0:
+            raise ValueError(f"train.passes must be 0 or more, got {self.passes}")
         if min(self.steps, self.batch_tokens, self.checkpoint_every) < 1 or self.seed < 0:
             raise ValueError(
                 "train.steps, batch_tokens and checkpoint_every must be 1 or more, seed 0 or more"
@@ -178,15 +185,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
     Raises `ValueError` for an unknown name, table or key, with what is known beside it.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = CONFIGS / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise ValueError(
-            f"no profile {str(name_or_path)!r}: give one of {', '.join(profile_names())}, "
-            "or the path of a .toml file"
-        )
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    path = _find(name_or_path)
+    table = _table(path)
     kinds = {
         "model": ModelConfig,
         "pictures": PicturesConfig,
@@ -201,6 +201,49 @@ def load_profile(name_or_path: str | Path) -> Profile:
         k: _fill(kinds[k], v, f"{path.name} [{k}]") if k in kinds else v for k, v in table.items()
     }
     return _fill(Profile, {"name": path.stem, **filled}, path.name)
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = CONFIGS / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise ValueError(
+            f"no profile {str(name_or_path)!r}: give one of {', '.join(profile_names())}, "
+            "or the path of a .toml file"
+        )
+    return path
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """What a profile's file says, over what its base says. The base is one of ours."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "base" not in table:
+        return table
+    if (base := table.pop("base")) not in profile_names():
+        raise ValueError(f"{path.name}: base {base!r} is not one of {', '.join(profile_names())}")
+    below = _table(_find(base))
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        below[key] = below[key] | value if both else value
+    return below
+
+
+def fit_to(profile: Profile, n_tokens: int) -> Profile:
+    """The profile for a training set of so many tokens: no more than `train.passes` over them.
+
+    Where that are fewer steps, `warmup` and `sweep_steps` are reduced in proportion.
+    """
+    train = profile.train
+    most = math.ceil(train.passes * n_tokens / train.batch_tokens)
+    if not train.passes or most >= train.steps:
+        return profile
+    share = most / train.steps
+    return replace(
+        profile,
+        train=replace(train, steps=most, warmup=math.ceil(train.warmup * share)),
+        sweep_steps=math.ceil(profile.sweep_steps * share),
+    )
 
 
 def with_pictures(profile: Profile, spec: str) -> Profile:

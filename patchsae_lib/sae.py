@@ -103,7 +103,8 @@ class SAE(nn.Module):
 
     Parameters `W_enc` (d_vit, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_vit), `b_dec` (d_vit),
     Kaiming-uniform with unit-norm decoder rows as in the authors' code, drawn from `seed` alone.
-    `threshold` () is what BatchTopK learns in training and uses afterwards.
+    `threshold` () is what BatchTopK learns in training and uses afterwards. The activation
+    `jumprelu`, a `threshold` (d_sae) of its own for each latent, is for SAEs that others trained.
 
     >>> sae = SAE(d_vit=8, d_sae=32).eval()
     >>> sae.encode(torch.ones(2, 5, 8)).shape, sae(torch.ones(2, 5, 8)).shape
@@ -118,9 +119,9 @@ class SAE(nn.Module):
         self, d_vit: int, d_sae: int, activation: str = "relu", k: int = 32, seed: int = 0
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
+        if activation not in (*ACTIVATIONS, "jumprelu"):
             raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        if activation != "relu" and not 1 <= k <= d_sae:
+        if activation in ("topk", "batchtopk") and not 1 <= k <= d_sae:
             raise ValueError(f"k = {k} latents a token: {activation} needs 1 to d_sae = {d_sae}")
         self.activation, self.k = activation, k
         generator = torch.Generator().manual_seed(seed)
@@ -131,7 +132,7 @@ class SAE(nn.Module):
         nn.init.kaiming_uniform_(self.W_enc, generator=generator)
         nn.init.kaiming_uniform_(self.W_dec, generator=generator)
         self.normalise_decoder()
-        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("threshold", torch.zeros(d_sae if activation == "jumprelu" else ()))
 
     @property
     def d_vit(self) -> int:
@@ -154,6 +155,8 @@ class SAE(nn.Module):
         """Latents (…, d_sae) ≥ 0 of pre-activations; depends on the batch only while training."""
         if self.activation == "batchtopk" and not self.training:
             return F.threshold(pre, float(self.threshold), 0.0)
+        if self.activation == "jumprelu":
+            return pre.where(pre > self.threshold, 0.0)
         return ACTIVATIONS[self.activation](pre, self.k)
 
     def encode(self, z: Tensor) -> Tensor:

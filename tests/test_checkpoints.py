@@ -1,6 +1,8 @@
 """Autoencoders in files: what is written is read, and what is no autoencoder is refused."""
 
+import errno
 import os
+import signal
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from patchsae_lib import checkpoints
 from patchsae_lib.checkpoints import load_sae, read_config, save_sae
 from patchsae_lib.sae import ACTIVATIONS, SAE
 
@@ -143,13 +146,86 @@ class ViTSAERunnerConfig(Burglar):
         return ViTSAERunnerConfig, (self.command,)
 
 
-@pytest.mark.parametrize("kind", [Burglar, ViTSAERunnerConfig])
-def test_a_pickle_cannot_run_code(kind: type[Burglar], tmp_path: Path) -> None:
-    state = make().state_dict()
-    torch.save({"cfg": kind(f"touch {tmp_path / 'loot'}"), "state_dict": state}, tmp_path / "sae")
-    with pytest.raises(ValueError, match="not an SAE checkpoint that is safe to read"):
+@pytest.mark.parametrize("place", ["cfg", "state_dict", "W_enc"])
+def test_a_pickle_cannot_run_code(place: str, tmp_path: Path) -> None:
+    loot = tmp_path / "loot"
+    trap = Burglar(f"touch {loot}")
+    file: dict[str, Any] = {"cfg": {}, "state_dict": dict(make().state_dict())}
+    (file if place in file else file["state_dict"])[place] = trap
+    torch.save(file, tmp_path / "sae")
+    with pytest.raises(ValueError, match=r"no checkpoint of an SAE .*run (posix|nt)\.system"):
         load_sae(tmp_path / "sae")
-    assert not (tmp_path / "loot").exists()
+    assert not loot.exists()
+    torch.load(tmp_path / "sae", weights_only=False)  # the trap was set
+    assert loot.exists()
+
+
+def test_a_configuration_that_tells_nothing_is_no_configuration(tmp_path: Path) -> None:
+    config = ViTSAERunnerConfig("true")
+    torch.save({"cfg": config, "state_dict": make().state_dict()}, tmp_path / "sae")
+    with pytest.raises(ValueError, match="its configuration has no fields"):
+        load_sae(tmp_path / "sae")
+
+
+@pytest.mark.parametrize("key", ["cfg", "config"])
+def test_their_configuration_under_either_name(key: str, tmp_path: Path) -> None:
+    state = {name: getattr(make(), name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    torch.save({key: {"block_layer": -2}, "state_dict": state}, tmp_path / "sae")
+    assert torch.equal(load_sae(tmp_path / "sae").encode(Z), make().encode(Z))
+    assert read_config(tmp_path / "sae") == {"block_layer": -2}
+
+
+def half_written(tensors: Any, path: Path, metadata: Any = None) -> None:
+    """As `save_file` up to where the disk is full."""
+    save_file(tensors, path, metadata)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def full(*args: Any) -> None:
+    half_written(*args)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed(*args: Any) -> None:
+    half_written(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_full_disk_leaves_the_old_file_or_none(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        save_sae(tmp_path / "sae", make("topk"), {"old": 1})
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_sae(tmp_path / "sae", make())
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"] * old
+    if old:
+        assert read_config(tmp_path / "sae") == {"old": 1}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows has not")
+@pytest.mark.parametrize("old", [True, False])
+def test_a_killed_process_leaves_the_old_file_or_none(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = make()
+    if old:
+        save_sae(tmp_path / "sae", make("topk"), {"old": 1})
+    if (child := os.fork()) == 0:
+        try:
+            monkeypatch.setattr(checkpoints, "save_file", killed)
+            save_sae(tmp_path / "sae", sae)
+        finally:
+            os._exit(1)  # not reached
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (tmp_path / "sae").exists() == old
+    if old:
+        assert load_sae(tmp_path / "sae").activation == "topk"
+    save_sae(tmp_path / "sae", sae)  # what the killed one left is in nobody's way
+    assert load_sae(tmp_path / "sae").activation == "relu"
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def small() -> open_clip.CLIP:
 
 @pytest.fixture(scope="module")
 def vit_b_16() -> SplitCLIP:
-    return load_clip(ModelConfig("ViT-B-16-quickgelu", pretrained="", block=-2))
+    return load_clip(ModelConfig("ViT-B-16-quickgelu", pretrained="none", block=-2))
 
 
 @pytest.mark.parametrize("block", range(-6, 6))
@@ -421,7 +421,7 @@ def test_tag_without_network_asks_for_a_file(
 
     monkeypatch.setattr(clip_module, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(clip_module, "hf_hub_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"someone/tiny/.* set model.pretrained"):
+    with pytest.raises(FileNotFoundError, match=r"Download https://hug.*someone/tiny/"):
         load_clip(ModelConfig("tiny", "tagged"))
 
 

@@ -1,18 +1,25 @@
-"""Pictures from folders and from torchvision's data sets on disk."""
+"""Pictures from folders, torchvision's data sets on disk, the hub's, and webdataset shards."""
 
+import hashlib
+import io
 import json
 import shutil
 import struct
+import sys
+import tarfile
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
 
-from patchsae_lib import images
-from patchsae_lib.images import Files, Pictures, _class_names, open_pictures, read_image
+from patchsae_lib import images, sources
+from patchsae_lib.images import Pictures, captions_of, open_pictures, read_image
 from patchsae_lib.world import World
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -126,15 +133,112 @@ def test_a_picture_taken_with_the_camera_turned_is_upright(tmp_path: Path) -> No
     assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), np.asarray(upright))
 
 
-@pytest.mark.parametrize("broken", [b"", b"no picture", "cut"])
-def test_a_broken_file_is_named(tmp_path: Path, broken: bytes | str) -> None:
-    path = write(tmp_path / "cat" / "bad.png", side=64)
-    write(tmp_path / "cat" / "good.png")
-    path.write_bytes(path.read_bytes()[:-40] if isinstance(broken, str) else broken)
-    train, test = (open_pictures(f"folder:{tmp_path}", split) for split in ("train", "test"))
-    with pytest.raises(OSError, match=r"bad\.png cannot be read as a picture") as raised:
-        train.batch([0]), test.batch([0])
-    assert "\n" not in str(raised.value)
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 255, 0, 255), (0, 0, 4, 8))
+    image.save(tmp_path / "x.png")
+    pixels = np.asarray(read_image(tmp_path / "x.png"))
+    assert pixels[0, 0].tolist() == [0, 255, 0]
+    assert pixels[0, 7].tolist() == [255, 255, 255]
+    Image.new("P", (8, 8)).save(tmp_path / "p.gif", transparency=0)
+    assert np.asarray(read_image(tmp_path / "p.gif")).min() == 255
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    levels = np.array([[0, 257, 32_896, 65_535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Put files into a folder that cannot be read as pictures: name → part of the reason."""
+    Image.effect_noise((64, 64), 100).save(folder / "cut.jpg")
+    large = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(large[: len(large) * 3 // 4])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "dead.png").symlink_to(folder / "nowhere.png")
+    bomb = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    png = write(folder / "bomb.png").read_bytes()
+    (folder / "bomb.png").write_bytes(png[:16] + bomb + zlib_crc(b"IHDR" + bomb) + png[33:])
+    return {
+        "cut.jpg": "image file is truncated", "empty.png": "cannot identify",
+        "text.jpg": "cannot identify", "dead.png": "No such file", "bomb.png": "pixels",
+    }  # fmt: skip
+
+
+def zlib_crc(data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(data))
+
+
+def test_what_cannot_be_read_is_left_out_with_count_and_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    for i in range(10):
+        write(folder / "größe ö" / f"schöne ähre {i}.png", tone(i))
+    write(folder / "größe ö" / "one.png", tone(10), side=1)
+    reasons = spoil(folder / "größe ö")
+    with pytest.warns(UserWarning, match="pictures left out") as said:
+        train, test = (open_pictures(f"folder:{folder}", s, size=4) for s in ("train", "test"))
+    assert sorted(tones(train, len(train)) + tones(test, len(test))) == list(range(11))
+    skipped = train.skipped + test.skipped
+    assert len(skipped) == len(reasons)
+    for name, reason in reasons.items():
+        (line,) = [line for line in skipped if f"{name} cannot be read" in line]
+        assert reason in line
+        assert "\n" not in line
+    counts = [int(str(w.message).split(": ")[1].split()[0]) for w in said]
+    assert sum(counts) == len(reasons)
+
+
+def test_n_counts_pictures_that_can_be_read(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path / "a" / f"{i}.png", tone(i))
+    spoil(tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(open_pictures(f"folder:{tmp_path}", n=5)) == 5
+
+
+def test_without_the_check_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / "a" / f"{i}.png")
+    spoil(tmp_path / "a")
+    every = open_pictures(f"folder:{tmp_path}", check=False)
+    assert len(every) == 6  # of seven
+    with pytest.raises(OSError, match="cannot be read as a picture"):
+        every.batch(range(6))
+
+
+def test_if_nothing_can_be_read_that_is_said(tmp_path: Path) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match=r"folder:.*no picture can be read, of 4: .*jpg cannot"):
+        open_pictures(f"folder:{tmp_path}")
+
+
+# --- folders of other kinds ------------------------------------------------------------------
+
+
+def test_pictures_without_folders_have_no_classes(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path / f"{i}.PNG", tone(i))
+    (tmp_path / "notes.txt").write_text("not one of them")
+    train, test = (open_pictures(f"folder:{tmp_path}", s, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (8, 2)
+    assert sorted(tones(train, 8) + tones(test, 2)) == list(range(10))
+    assert train.class_names == ()
+    assert [train.label(i) for i in range(8)] == [-1] * 8
+    assert captions_of(test) == ["a photo of a picture."] * 2
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_folder_may_be_divided_already(tmp_path: Path, name: str) -> None:
+    for split, numbers in (("train", range(3)), (name, range(3, 5))):
+        for i in numbers:
+            write(tmp_path / split / "dog" / f"{i}.png", tone(i))
+    train, test = (open_pictures(f"folder:{tmp_path}", s, size=4) for s in ("train", "test"))
+    assert (sorted(tones(train, 3)), sorted(tones(test, 2))) == ([0, 1, 2], [3, 4])
+    assert train.class_names == test.class_names == ("dog",)
 
 
 @pytest.mark.parametrize("limit", [63, 40, 31])  # Pillow itself warns from one and refuses at two
@@ -150,7 +254,7 @@ def test_a_huge_picture_is_refused(
     assert read_image(path).size == (8, 8)
 
 
-@pytest.mark.parametrize("content", [None, "nothing", "no class", "an empty class", "a file"])
+@pytest.mark.parametrize("content", [None, "nothing", "no picture", "an empty class", "a file"])
 def test_a_folder_without_pictures_is_told_what_is_wanted(
     tmp_path: Path, content: str | None
 ) -> None:
@@ -159,11 +263,13 @@ def test_a_folder_without_pictures_is_told_what_is_wanted(
         folder.write_text("")
     elif content is not None:
         folder.mkdir()
-    if content == "no class":
-        write(folder / "x.png")
+    if content == "no picture":
+        (folder / "x.txt").write_text("")
     if content == "an empty class":
         (folder / "dog").mkdir()
-    with pytest.raises(FileNotFoundError, match="wants one sub-folder of pictures a class") as at:
+    with pytest.raises(
+        FileNotFoundError, match="wants pictures, or one sub-folder of them a class"
+    ) as at:
         open_pictures(f"folder:{folder}")
     assert str(folder) in str(at.value)
     assert "\n" not in str(at.value)
@@ -189,9 +295,11 @@ def test_the_world_is_the_world() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("hf:cifar10", "'hf:cifar10' are not supported yet: give world"),
-        ("wds:shards.tar", "not supported yet: give world"),
-        ("/my/photos", "'/my/photos' are unknown: give world, world:TASK, folder:PATH or torch"),
+        ("wds:https://x/a.tar", "from disk, not from the network"),
+        (
+            "/my/photos",
+            "'/my/photos' are unknown: give world, world:TASK, folder:PATH, ",
+        ),
         ("", "'' are unknown: give world"),
         ("world:cats", "no task 'cats' in the world; there are world"),
         ("torchvision:cats", "torchvision has no data set 'cats'"),
@@ -248,7 +356,7 @@ def test_a_data_set_divided_by_split_with_names_of_its_own(torchvision_data: Pat
         open_pictures("torchvision:OxfordIIITPet", split, size=4) for split in ("train", "test")
     )
     assert (len(train), len(test)) == (6, 2)
-    assert train.class_names == ("Abyssinian", "American Bulldog")
+    assert train.class_names == ("abyssinian", "american bulldog")
     assert sorted(test.label(i) for i in range(2)) == [0, 1]
 
 
@@ -295,14 +403,14 @@ def test_imagenet_is_tested_on_its_validation_split(imagenet: Path) -> None:
 def test_all_of_imagenet_has_the_names_that_clip_is_tested_with() -> None:
     data = datasets.ImageNet.__new__(datasets.ImageNet)
     data.classes = [("crane",)] * 1_000
-    names = _class_names(data, [])
+    names = sources._class_names(data, [])
     assert (names[134], names[517]) == ("crane bird", "construction crane")
 
 
 def test_a_broken_file_of_a_data_set_is_named(imagenet: Path) -> None:
     (imagenet / "val" / "n01440764" / "b.JPEG").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"b\.JPEG cannot be read as a picture"):
-        open_pictures("torchvision:ImageNet", "test").batch([0, 1])
+    with pytest.warns(UserWarning, match=r"1 pictures left out: .*b\.JPEG cannot be read"):
+        assert len(open_pictures("torchvision:ImageNet", "test")) == 1
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "Flowers102", "ImageNet", "SEMEION", "CocoDetection"])
@@ -331,13 +439,284 @@ def test_data_sets_are_looked_for_in_pictures(
 
 def test_a_data_set_without_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="FakeData has no class labels"):
-        Files(datasets.FakeData(3), "", 0, 4)
+        sources._labels(datasets.FakeData(3))
 
 
 def test_classes_without_names_are_called_by_their_numbers() -> None:
-    data = datasets.FakeData(3, (3, 8, 8))
-    data.targets = [0, 2, 1]
-    assert Files(data, "", 0, 4).class_names == ("0", "1", "2")
+    assert sources._class_names(datasets.FakeData(3), [0, 2, 1]) == ["0", "1", "2"]
+
+
+def test_flowers_are_those_of_train_and_val(
+    torchvision_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = torchvision_data / "flowers-102"
+    for i in range(1, 7):
+        write(root / "jpg" / f"image_{i:05}.jpg")
+    savemat(root / "imagelabels.mat", {"labels": [[1, 2, 102, 1, 77, 5]]})
+    savemat(root / "setid.mat", {"trnid": [[1, 2]], "valid": [[3, 6]], "tstid": [[5, 4]]})
+    files = {  # torchvision refuses files that are not the published ones
+        key: (name, hashlib.md5((root / name).read_bytes()).hexdigest())
+        for key, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
+    }
+    monkeypatch.setattr(datasets.Flowers102, "_file_dict", files)
+    train, test = (open_pictures("torchvision:Flowers102", s, size=4) for s in ("train", "test"))
+    assert sorted(train.label(i) for i in range(4)) == [0, 1, 4, 101]
+    assert sorted(test.label(i) for i in range(2)) == [0, 76]
+    assert (len(train.class_names), train.class_names[0]) == (102, "pink primrose")
+
+
+def test_textures_are_those_of_train_and_val(torchvision_data: Path) -> None:
+    root = torchvision_data / "dtd" / "dtd"
+    (root / "labels").mkdir(parents=True)
+    for i, split in enumerate(("train", "val", "test")):
+        lines = [f"{c}/{c}_{i}.jpg" for c in ("banded", "zigzagged")]
+        (root / "labels" / f"{split}1.txt").write_text("\n".join(lines))
+        for line in lines:
+            write(root / "images" / line, tone(i))
+    train, test = (open_pictures("torchvision:DTD", s, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (4, 2)
+    assert test.class_names == ("banded", "zigzagged")
+
+
+def test_caltech_has_one_set_of_faces(torchvision_data: Path) -> None:
+    root = torchvision_data / "caltech101" / "101_ObjectCategories"
+    for name in ("Faces", "Faces_easy", "BACKGROUND_Google", "airplanes", "crocodile_head"):
+        for i in range(1, 6):
+            write(root / name / f"image_{i:04}.jpg")
+    train = open_pictures("torchvision:Caltech101", "train", size=4)
+    test = open_pictures("torchvision:Caltech101", "test", size=4)
+    assert train.class_names == ("face", "airplane", "crocodile head")
+    assert (len(train), len(test)) == (12, 3)
+    assert {p.label(i) for p in (train, test) for i in range(len(p))} == {0, 1, 2}
+    assert train.batch([0]).shape == (1, 3, 4, 4)
+
+
+def test_aircraft_are_variants(torchvision_data: Path) -> None:
+    data = torchvision_data / "fgvc-aircraft-2013b" / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "variants.txt").write_text("707-320\nA300B4\n")
+    for split, rows in (("trainval", "01 A300B4\n02 707-320\n"), ("test", "03 A300B4\n")):
+        (data / f"images_variant_{split}.txt").write_text(rows)
+        for row in rows.splitlines():
+            write(data / "images" / f"{row[:2]}.jpg")
+    train, test = (open_pictures("torchvision:FGVCAircraft", s, size=4) for s in ("train", "test"))
+    assert train.class_names == ("707-320", "A300B4")
+    assert (len(train), len(test), test.label(0)) == (2, 1, 1)
+
+
+def test_scenes_say_the_kind_before_the_place(torchvision_data: Path) -> None:
+    root = torchvision_data / "SUN397"
+    root.mkdir()
+    (root / "ClassName.txt").write_text("/a/abbey\n/a/apse/indoor\n")
+    for i in range(5):
+        write(root / "a" / "abbey" / f"sun_{i}.jpg")
+        write(root / "a" / "apse" / "indoor" / f"sun_{i}.jpg")
+    train, test = (open_pictures("torchvision:SUN397", s, size=4) for s in ("train", "test"))
+    assert train.class_names == ("abbey", "indoor apse")
+    assert (len(train), len(test)) == (8, 2)
+
+
+def test_cars_say_the_year_first(torchvision_data: Path) -> None:
+    root = torchvision_data / "stanford_cars"
+    names = np.array(["Audi A3 2012", "Ram C/V Cargo Van 2012"], dtype=object)
+    (root / "devkit").mkdir(parents=True)
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
+    kind = [("fname", object), ("class", object)]
+    for split, at in (("train", root / "devkit"), ("test", root)):
+        rows = np.array([(f"{split}{i}.jpg", i + 1) for i in range(2)], dtype=kind)
+        mat = "cars_train_annos.mat" if split == "train" else "cars_test_annos_withlabels.mat"
+        savemat(at / mat, {"annotations": rows})
+        for i in range(2):
+            write(root / f"cars_{split}" / f"{split}{i}.jpg", tone(i))
+    for split in ("train", "test"):
+        cars = open_pictures("torchvision:StanfordCars", split, size=4)
+        assert cars.class_names == ("2012 Audi A3", "2012 Ram C/V Cargo Van")
+        assert [cars.label(i) for i in range(2)] == tones(cars, 2)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_actions_are_frames_in_folders(torchvision_data: Path, lists: bool) -> None:
+    root = torchvision_data / "ucf101"
+    for name in ("Yo_Yo", "Band_Marching"):
+        for i in range(5):
+            write(root / "UCF-101-midframes" / name / f"v_{name.replace('_', '')}_g0{i}.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no UCF-101-midframes in .*TORCHVISION_DATA"):
+        sources.torchvision("UCF101", "train") if shutil.move(root, root.with_name("x")) else None
+    shutil.move(root.with_name("x"), root)
+    if lists:
+        (root / "ucfTrainTestlist").mkdir()
+        for name, rows in {
+            "classInd": ["1 YoYo", "2 BandMarching"],  # an order that is not the alphabet's
+            "trainlist01": ["YoYo/v_YoYo_g00.avi 1", "BandMarching/v_BandMarching_g00.avi 2"],
+            "testlist01": ["YoYo/v_YoYo_g03.avi"],
+        }.items():
+            (root / "ucfTrainTestlist" / f"{name}.txt").write_text("\n".join(rows))
+    train, test = (open_pictures("torchvision:UCF101", s, size=4) for s in ("train", "test"))
+    names = ("Yo Yo", "Band Marching") if lists else ("Band Marching", "Yo Yo")
+    assert train.class_names == names
+    assert (len(train), len(test)) == ((2, 1) if lists else (8, 2))
+    if lists:
+        assert test.label(0) == 0
+
+
+# --- webdataset ----------------------------------------------------------------------------------
+
+
+def encoded(i: int) -> bytes:
+    """The bytes of a picture of tone `i`."""
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), tone(i)).save(content, "png")
+    return content.getvalue()
+
+
+def shards(folder: Path, per_shard: int = 4, n: int = 10, labels: bool = True) -> Path:
+    """Shards 000, 001, … as the webdataset package writes them."""
+    import webdataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with webdataset.ShardWriter(f"{folder}/%03d.tar", maxcount=per_shard, verbose=0) as out:
+        for i in range(n):
+            row = {"__key__": f"sample{i:04}", "png": encoded(i), "txt": "a caption"}
+            out.write(row | ({"cls": i % 3} if labels else {}))
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["{000..002}.tar", "*.tar"])
+def test_shards_are_read_where_they_lie(tmp_path: Path, pattern: str) -> None:
+    folder = shards(tmp_path / "set")
+    (tmp_path / "classnames.txt").write_text("red_fox\nowl\ncat\n")
+    spec = f"wds:{folder}/{pattern}"
+    train, test = (open_pictures(spec, s, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (8, 2)
+    seen = tones(train, 8) + tones(test, 2)
+    assert sorted(seen) == list(range(10))
+    labels = [p.label(i) for p in (train, test) for i in range(len(p))]
+    assert labels == [tone % 3 for tone in seen]
+    assert train.class_names == ("red fox", "owl", "cat")
+
+
+def test_shards_of_splits_and_without_labels(tmp_path: Path) -> None:
+    shards(tmp_path / "train", labels=False)
+    shards(tmp_path / "val", n=2, labels=False)
+    spec = f"wds:{tmp_path}/{{split}}/*.tar"
+    train, test = (open_pictures(spec, s, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (10, 2)
+    assert (train.class_names, train.label(0)) == ((), -1)
+
+
+def test_a_broken_picture_in_a_shard_is_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(6):
+            sources._add(tar, f"k{i}.jpg", b"no picture" if i == 2 else encoded(i))
+            sources._add(tar, f"k{i}.cls", b"0")
+    with pytest.warns(UserWarning, match=r"1 pictures left out: .*a\.tar/k2\.jpg cannot be read"):
+        parts = [open_pictures(f"wds:{tmp_path}/a.tar", s) for s in ("train", "test")]
+    assert sum(map(len, parts)) == 5
+
+
+@pytest.mark.parametrize("how", ["gz", "text", "missing", "no pictures", "few names"])
+def test_what_is_wrong_with_shards_is_said(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w:gz" if how == "gz" else "w") as tar:
+        if how != "no pictures":
+            sources._add(tar, "k.png", encoded(0))
+            sources._add(tar, "k.cls", b"3")
+    if how == "text":
+        path.write_text("not a tar file at all" * 100)
+    if how == "missing":
+        path.unlink()
+    if how == "few names":
+        (tmp_path / "classnames.txt").write_text("only one")
+    kind, message = {
+        "gz": (ValueError, "a.tar is not a whole, uncompressed shard"),
+        "text": (ValueError, "a.tar is not a whole, uncompressed shard"),
+        "missing": (FileNotFoundError, "no file .*a.tar"),
+        "no pictures": (FileNotFoundError, "no pictures in 1 shards"),
+        "few names": (ValueError, "names 1 classes, the shards have 4"),
+    }[how]
+    with pytest.raises(kind, match=message):
+        open_pictures(f"wds:{path}")
+
+
+# --- Hugging Face --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set on disk as `datasets` publishes one, in parquet files; train only."""
+    library = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    features = library.Features(
+        {"img": library.Image(), "label": library.ClassLabel(names=["sea_lion", "owl"])}
+    )
+    rows = {"img": [{"bytes": encoded(i)} for i in range(20)], "label": [i % 2 for i in range(20)]}
+    made = library.Dataset.from_dict(rows, features)
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    made.to_parquet(tmp_path / "set" / "data" / "train-00000.parquet")
+    return tmp_path / "set"
+
+
+def test_a_data_set_of_the_hub_is_streamed_once(
+    hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = (open_pictures(f"hf:{hub}", s, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (16, 4)
+    seen = tones(train, 16) + tones(test, 4)
+    assert sorted(seen) == list(range(20))  # every one once
+    assert [train.label(i) for i in range(16)] == [t % 2 for t in seen[:16]]
+    assert train.class_names == ("sea lion", "owl")
+    said = capsys.readouterr().out
+    assert "streaming" in said
+    assert "MB" in said or "size unknown" in said
+    shutil.rmtree(hub)
+    assert tones(open_pictures(f"hf:{hub}", size=4), 16) == seen[:16]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_data_set_of_the_hub_has_its_own_test_split(hub: Path) -> None:
+    shutil.copy(hub / "data" / "train-00000.parquet", hub / "data" / "validation-00000.parquet")
+    train, test = (open_pictures(f"hf:{hub}", s, n=7, size=4) for s in ("train", "test"))
+    assert (len(train), len(test)) == (7, 7)
+    assert len(open_pictures(f"hf:{hub}", "test", size=4)) == 20
+
+
+def test_a_killed_stream_leaves_nothing_that_is_taken_for_whole(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sources._add
+    calls = iter(range(9))
+
+    def killed(*args: object) -> None:
+        next(calls)  # StopIteration on the tenth
+        whole(*args)
+
+    monkeypatch.setattr(sources, "_add", killed)
+    with pytest.raises((StopIteration, RuntimeError)):
+        open_pictures(f"hf:{hub}")
+    monkeypatch.setattr(sources, "_add", whole)
+    assert len(open_pictures(f"hf:{hub}")) == 16
+
+
+@pytest.mark.parametrize(
+    ("spec", "package"), [("hf:x/y", "datasets"), ("torchvision:DTD", "scipy")]
+)
+def test_a_missing_package_is_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, spec: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+
+    def needs(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(datasets, "DTD", needs)
+    with pytest.raises(ImportError, match=f"is read with the package {package}: install it"):
+        open_pictures(spec)
+
+
+def test_a_data_set_that_the_hub_does_not_have(hub: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"hf:.*nowhere cannot be opened"):
+        open_pictures(f"hf:{hub}/nowhere")
 
 
 def test_pictures_read_once_are_the_same_and_read_once() -> None:

@@ -296,11 +296,15 @@ def test_few_shot_takes_as_many_of_each_base_class_and_no_others() -> None:
     assert not torch.equal(chosen, few_shot(labels, 3, 4, seed=2))
 
 
-def test_fewer_pictures_than_shots_and_one_class_are_errors() -> None:
-    with pytest.raises(
-        ValueError, match=r"class 1 has 3 pictures to learn from, prompts.shots is"
-    ):
-        few_shot(torch.tensor([0] * 9 + [1] * 3), 2, 4, 0)
+def test_a_class_with_fewer_pictures_than_shots_gives_all_it_has() -> None:
+    chosen = few_shot(torch.tensor([0] * 9 + [1] * 3), 2, 4, 0)
+    assert sorted(chosen[4:].tolist()) == [9, 10, 11]
+    assert len(chosen) == 7
+
+
+def test_no_pictures_and_one_class_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"class 1 has no pictures to learn from"):
+        few_shot(torch.zeros(9), 2, 4, 0)
     with pytest.raises(ValueError, match=r"two or more, not 1"):
         few_shot(torch.zeros(9), 1, 4, 0)
 

@@ -3,15 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from patchsae_lib import notebooks
 from patchsae_lib.__main__ import main
 from patchsae_lib.artefacts import ROOT
+from patchsae_lib.clip import load_clip, predict
+from patchsae_lib.images import open_pictures
 from patchsae_lib.notebooks import NotebookError, build_pages, execute, read_parameters, tidy
+from patchsae_lib.profiles import ModelConfig, load_profile, with_pictures
+from patchsae_lib.world import CLASSES, World
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BY_NAME = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
@@ -162,3 +169,56 @@ def test_a_warning_of_the_pages_is_an_error_with_its_text(build, tmp_path, monke
     monkeypatch.setattr(notebooks, "PAGES", pages)
     with pytest.raises(NotebookError, match=r"book/intro.md:3: WARNING: .*nowhere.md"):
         build_pages(build / "notebooks/smoke", tmp_path / "staging")
+
+
+# --- pictures of the user's own ------------------------------------------------------------------
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of ten pictures of the world, without classes."""
+    (tmp_path / "photos").mkdir()
+    for i, picture in enumerate(World("world", "test", 10).batch(range(10))):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{i}.png")
+    return f"folder:{tmp_path / 'photos'}"
+
+
+def test_pictures_without_classes_get_what_clip_takes_them_for(flat):
+    clip = load_clip(ModelConfig("small"))
+    pictures = open_pictures(flat, "train", size=112)
+    z = clip.tokens(clip.preprocess(pictures.batch(range(8))))
+    named = notebooks.labelled(pictures, clip, z)
+    text = clip.text_features(CLASSES, ["a photo of a {}."])
+    logits = predict(clip, pictures.batch(range(8)), text)
+    assert [named.label(i) for i in range(8)] == logits.argmax(1).tolist()
+    assert (named.class_names, len(named)) == (CLASSES, 8)
+    assert torch.equal(named.batch([3]), pictures.batch([3]))
+    world = World("land", "test", 3)
+    assert notebooks.labelled(world, clip, z) is world
+
+
+def test_pictures_without_classes_are_no_task_to_adapt_to(flat, tmp_path):
+    p = with_pictures(load_profile("smoke"), flat)
+    assert notebooks.tasks_of(p) == ("world:flowers", "world:land")
+    assert notebooks.tasks_of(load_profile("smoke")) == load_profile("smoke").tasks
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "photos" / "1.png", tmp_path / name)
+    shutil.rmtree(tmp_path / "photos")
+    spec = f"folder:{tmp_path}"
+    assert notebooks.tasks_of(with_pictures(p, spec)) == (spec,)
+
+
+@pytest.mark.parametrize(
+    ("name", "d_sae", "n", "expected"),
+    [
+        ("world", 3072, 2400, 350),
+        ("smoke", 768, 175, 70),
+        ("clip", 12_288, 77, 77),
+        ("clip", 12_288, 50_000, 445),
+        ("paper", 49_152, 10**6, 111),
+    ],
+)
+def test_scored_pictures_fit_into_memory(name, d_sae, n, expected):
+    clip, sae = SimpleNamespace(n_tokens=197), SimpleNamespace(d_sae=d_sae)
+    assert notebooks.scored(load_profile(name), clip, sae, n) == expected

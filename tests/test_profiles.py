@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsae_lib.profiles import load_profile, profile_names, with_pictures
+from patchsae_lib.profiles import fit_to, load_profile, profile_names, with_pictures
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -35,7 +35,7 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no profile 'wrold'.*clip, paper, smoke, world"):
+    with pytest.raises(ValueError, match=r"no profile 'wrold'.*clip, paper, smoke, trial, world"):
         load_profile("wrold")
 
 
@@ -49,6 +49,9 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("[sae]\nactivation = 'gelu'\n", r"'gelu' is not relu, topk or batchtopk"),
         ("[train]\ntokens = 'patches'\n", r"'patches' is not all or cls"),
         ("[train]\nsteps = 0\n", r"steps.*must be 1 or more"),
+        ("[train]\npasses = nan\n", r"train.passes must be 0 or more, got nan"),
+        ("base = 'clips'\n", r"mine.toml: base 'clips' is not one of clip, paper"),
+        ("base = 'clip'\n[sae]\nfoo = 1\n", r"mine.toml \[sae\]: unknown key 'foo'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -70,3 +73,27 @@ def test_tasks_are_a_list(tmp_path):
     path.write_text('tasks = "world:land"')
     with pytest.raises(ValueError, match=r"mine.toml: tasks must be a list"):
         load_profile(path)
+
+
+def test_a_base_is_what_a_file_does_not_say_itself(tmp_path: Path) -> None:
+    text = 'base = "clip"\nseeds = 4\n[sae]\nl1 = 1e-3\n'
+    mine, clip = load_profile(write(tmp_path / "mine.toml", text)), load_profile("clip")
+    assert (mine.name, mine.seeds, mine.sae.l1) == ("mine", 4, 1e-3)
+    assert (mine.sae.expansion, mine.train) == (clip.sae.expansion, clip.train)
+
+
+def test_few_tokens_shorten_a_training_in_proportion() -> None:
+    p = load_profile("clip")
+    assert (p.train.steps, p.train.passes, p.sweep_steps, p.train.warmup) == (
+        10_000,
+        10,
+        1_000,
+        500,
+    )
+    n = 1_000 * p.train.batch_tokens // 10  # a tenth of the steps are ten passes
+    short = fit_to(p, n)
+    assert (short.train.steps, short.sweep_steps, short.train.warmup) == (1_000, 100, 50)
+    assert short.train.steps * short.train.batch_tokens == 10 * n
+    assert fit_to(p, 100 * n) == p
+    assert fit_to(load_profile("paper"), 1) == load_profile("paper")  # which says no passes
+    assert min(fit_to(p, 1).train.steps, fit_to(p, 1).sweep_steps) == 1

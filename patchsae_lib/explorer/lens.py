@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from patchsae_lib.ablation import Active
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.evaluation import BATCH
 from patchsae_lib.explorer.bundle import codes, read_shard, small
-from patchsae_lib.images import read_image
+from patchsae_lib.images import read_image, square
 from patchsae_lib.sae import SAE
 
 HUGE = 20 * 2**20  # bytes of a file that is sent to the kernel
@@ -94,8 +93,7 @@ class Lens:
             why = "" if isinstance(cause, UnidentifiedImageError) else f": {cause}"
             raise ValueError(f"{name} cannot be read as a picture{why}") from None
         clip, _ = next(iter(self.models.values()))
-        image = ImageOps.fit(image, clip.visual.image_size[::-1])
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        pixels = square(image, clip.visual.image_size[0])[None]
         (uri,), _ = small(pixels)
         return {"name": name, "picture": uri} | self.look(pixels)[0]
 
