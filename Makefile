@@ -7,6 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.complete
 BEGUN := $(VENV)/.unfinished
+PEERS := _build/peers
 BASE := $(or $(PYTHON),python3)
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -15,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
-	@echo "  PROFILE=smoke|world|clip|paper|my.toml   what to build from (world)"
+	@echo "  PROFILE=smoke|world|trial|clip|paper|my.toml   what to build from (world)"
 	@echo "  ARGS='-p images folder:/my/photos'       parameters of the notebooks"
 	@echo "  PYTHON=python3.12                        the interpreter of a new environment"
 
@@ -32,10 +33,20 @@ serve: $(READY) ## read the built book at http://localhost:PORT
 test: $(READY) ## every test, the notebooks and the pages in a browser among them
 	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-bench: $(READY) ## how fast, beside the bound: _build/bench.json and a table
-	@mkdir -p _build
-	@$(RUN) -m pytest benchmarks -q -p no:cacheprovider --benchmark-quiet --benchmark-json=_build/bench.json $(ARGS)
+bench: $(READY) $(PEERS)/.complete ## how fast, beside the bound and other libraries: _build/bench.json, a table
+	@PATCHSAE_PEERS=$(abspath $(PEERS)/bin/python) $(RUN) -m pytest benchmarks -q -p no:cacheprovider \
+		--benchmark-quiet --benchmark-json=_build/bench.json $(ARGS)
 	@$(RUN) benchmarks/report.py _build/bench.json
+
+# The libraries that `bench` compares with, in an environment of their own; without a network none.
+$(PEERS)/.complete: benchmarks/peers.txt | $(READY)
+	@echo "installing what to compare with into $(PEERS)"
+ifneq ($(UV),)
+	-@uv venv --quiet --clear --python $(RUN) $(PEERS) && \
+		uv pip install --quiet --python $(PEERS)/bin/python -r $< && touch $@
+else
+	-@$(RUN) -m venv --clear $(PEERS) && $(PEERS)/bin/python -m pip install --quiet -r $< && touch $@
+endif
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(RUN) -m ruff check .

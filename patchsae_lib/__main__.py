@@ -11,10 +11,14 @@ from patchsae_lib.notebooks import NotebookError, make_book, short
 
 # Loaded when asked for: torch takes seconds.
 SCRIPTS = {
+    "train": ("jobs", "train", "train an autoencoder, also under torchrun, from shards of tokens"),
+    "scan": ("jobs", "scan", "one pass over pictures, also under torchrun: every latent's table"),
     "pretrain": ("pretrain", "main", "train the small CLIP again"),
     "card": ("card", "main", "measure the small CLIP and write its card"),
     "sae": ("shipped", "main", "train the autoencoder that ships, and write its card"),
     "prompts": ("shipped", "prompts", "train the prompts that ship"),
+    "convert": ("convert", "main", "write an autoencoder of any format in ours or SAELens'"),
+    "push": ("convert", "push", "upload an autoencoder to the Hugging Face Hub"),
 }
 
 
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, function, _ = SCRIPTS[options.command]
         try:
             getattr(importlib.import_module(f"patchsae_lib.{module}"), function)(rest)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             print(error, file=sys.stderr)
             return 1
         return 0

@@ -26,8 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.distributed import my_part, world_size
 from patchsae_lib.profiles import TrainConfig
 
+MANY = 0.01  # more unreadable pictures than this share are an error
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -88,10 +90,41 @@ def _collect(
 ) -> Iterator[Tensor]:
     for start in range(0, len(indices), batch):
         chosen = indices[start : start + batch]
-        with torch.no_grad():
-            z = clip.tokens(clip.preprocess(images.batch(chosen))).to("cpu", dtype)
-        check_tokens(z, f"pictures {chosen[0]} … {chosen[-1]}")
-        yield z
+        yield residual_tokens(clip, images.batch(chosen), dtype, chosen)
+
+
+@torch.no_grad()
+def residual_tokens(
+    clip: _Clip, pictures: Tensor, dtype: torch.dtype, indices: Sequence[int]
+) -> Tensor:
+    """z (b, 1 + n_patches, d_vit), on the CPU, of pictures (b, 3, h, w) uint8.
+
+    Raises `ValueError` for tokens that are no numbers, naming the pictures by `indices` (b,).
+    """
+    z = clip.tokens(clip.preprocess(pictures)).to("cpu", dtype)
+    check_tokens(z, f"pictures {indices[0]} … {indices[-1]}")
+    return z
+
+
+def read_pictures(
+    pictures: _Pictures, indices: Sequence[int], skipped: list[int]
+) -> tuple[list[int], Tensor]:
+    """Those of `pictures[indices]` that can be read, uint8 (b, 3, h, w), and their indices.
+
+    The others, whose reading raises `OSError`, are added to `skipped`.
+    """
+    try:
+        return list(indices), pictures.batch(list(indices))
+    except OSError:
+        pass
+    good, images = [], []
+    for i in indices:
+        try:
+            images.append(pictures.batch([i]))
+            good.append(i)
+        except OSError:
+            skipped.append(i)
+    return good, torch.cat(images) if images else torch.empty(0)
 
 
 def collect_tokens(
@@ -178,17 +211,39 @@ def _fits(cache: TokenCache, clip: _Clip, images: _Pictures, chosen: list[int]) 
 # --- batches -----------------------------------------------------------------------------------
 
 
-def _shuffled(n: int, *seed: int) -> Callable[[int, int], npt.NDArray[np.int64]]:
-    """`take(start, count)`: endless passes over 0 … n−1, each pass in its own order."""
+def _shuffled(
+    sizes: Sequence[int], buffer: int, *seed: int
+) -> Callable[[int, int], npt.NDArray[np.int64]]:
+    """`take(start, count)`: endless passes over 0 … Σ sizes − 1, each in its own order.
+
+    Of the stretches of these `sizes` (shards), shuffled too, `buffer` are mixed at a time.
+    """
+    lengths = np.asarray(sizes)
+    first, n = np.cumsum(lengths) - lengths, int(lengths.sum())
+    n_groups = -(-len(lengths) // buffer)
 
     @lru_cache(maxsize=2)
-    def order(epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((*seed, epoch)).permutation(n)
+    def shards(epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((*seed, 3, epoch)).permutation(len(lengths))
+
+    def group(number: int) -> npt.NDArray[np.int64]:  # counted over all passes
+        epoch, i = divmod(number, n_groups)
+        return shards(epoch)[i * buffer : (i + 1) * buffer]
+
+    @lru_cache(maxsize=2)
+    def order(number: int) -> npt.NDArray[np.int64]:
+        rows = np.concatenate([first[i] + np.arange(lengths[i]) for i in group(number)])
+        return rows[np.random.default_rng((*seed, number)).permutation(len(rows))]
 
     def take(start: int, count: int) -> npt.NDArray[np.int64]:
-        epochs = range(start // n, (start + count - 1) // n + 1)
-        skip = start - epochs.start * n
-        return np.concatenate([order(epoch) for epoch in epochs])[skip : skip + count]
+        epoch, skip = divmod(start, n)
+        number, parts = epoch * n_groups, []
+        while count:
+            if skip < (length := lengths[group(number)].sum()):
+                parts.append(order(number)[skip : skip + count])
+                count -= len(parts[-1])
+            skip, number = max(0, skip - length), number + 1
+        return np.concatenate(parts)
 
     return take
 
@@ -204,24 +259,30 @@ def _pools(n_tokens: int, config: TrainConfig) -> list[tuple[int, int, int]]:
     return [pool for pool in pools if pool[2]]
 
 
-def token_batches(
-    cache: TokenCache, config: TrainConfig, seed: int, start_step: int = 0
-) -> Iterator[Tensor]:
-    """Endless batches z (batch_tokens, d_vit) float32, from number `start_step` on.
+def token_rows(
+    sizes: Sequence[int],
+    n_tokens: int,
+    config: TrainConfig,
+    seed: int,
+    start_step: int = 0,
+    buffer: int = 1,
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Which tokens make a batch, endlessly, from number `start_step` on, as `token_batches` says.
 
-    Tokens of all images are mixed and none comes twice before all of its kind have come once.
-    `cls_share` of a batch, rounded to whole tokens, are CLS tokens; if it is negative, as many as
-    come. With `tokens = "cls"` all are: the first token of each image.
-    Deviation: the authors' class-token option takes the first image of a batch instead.
-
-    Raises `ValueError` if patches are asked for and the cache has none.
+    Sorted numbers of tokens, `n_tokens` an image, counted through shards of `sizes` images, of
+    which `buffer` are mixed at a time. Of several processes each gets its part of the batch.
     """
-    n_images, n_tokens, d_vit = cache.tokens.shape
-    flat = cache.tokens.reshape(-1, d_vit)
+    if config.batch_tokens < world_size():
+        raise ValueError(
+            f"a batch of {config.batch_tokens} tokens is too small for {world_size()} processes"
+        )
     pools = _pools(n_tokens, config)
     if any(per_image == 0 for _, per_image, _ in pools):
         raise ValueError("the cache has CLS tokens only: set tokens = 'cls' or cls_share = 1")
-    takes = [_shuffled(n_images * pool[1], seed, i) for i, pool in enumerate(pools)]
+    takes = [
+        _shuffled([n * per_image for n in sizes], buffer, seed, i)
+        for i, (_, per_image, _) in enumerate(pools)
+    ]
     step = start_step
     while True:
         rows = []
@@ -229,8 +290,28 @@ def token_batches(
             image, token = np.divmod(take(step * count, count), per_image)
             rows.append(image * n_tokens + first + token)
         # In the order of the file: no matter to the loss, and a disk reads forwards.
-        yield flat[torch.from_numpy(np.sort(np.concatenate(rows)))].float()
+        batch = np.sort(np.concatenate(rows))
+        yield batch[my_part(len(batch))]
         step += 1
+
+
+def token_batches(
+    cache: TokenCache, config: TrainConfig, seed: int, start_step: int = 0
+) -> Iterator[Tensor]:
+    """Endless batches z (batch_tokens, d_vit) float32, from number `start_step` on.
+
+    Tokens of all images are mixed and none comes twice before all of its kind have come once.
+    `cls_share` of a batch, rounded to whole tokens, are CLS tokens; if it is negative, as many as
+    come. With `tokens = "cls"` all are: the first token of each image. Of several processes each
+    gets its part of a batch.
+    Deviation: the authors' class-token option takes the first image of a batch instead.
+
+    Raises `ValueError` if patches are asked for and the cache has none.
+    """
+    n_images, n_tokens, d_vit = cache.tokens.shape
+    flat = cache.tokens.reshape(-1, d_vit)
+    for rows in token_rows([n_images], n_tokens, config, seed, start_step):
+        yield flat[torch.from_numpy(rows)].float()
 
 
 def stream_batches(
@@ -258,7 +339,7 @@ def stream_batches(
             f"{buffer} images have {buffer * n_tokens} tokens, fewer than a batch of "
             f"{config.batch_tokens}: give a larger buffer (or more images)"
         )
-    take = _shuffled(len(indices), seed, 2)
+    take = _shuffled([len(indices)], 1, seed, 2)
     step = start_step
     while True:
         number, first = divmod(step, n_batches)

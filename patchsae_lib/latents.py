@@ -23,7 +23,7 @@ from sklearn.cluster import HDBSCAN
 from torch import Tensor
 from tqdm import tqdm
 
-from patchsae_lib.activations import TokenCache
+from patchsae_lib.activations import MANY, TokenCache, read_pictures
 from patchsae_lib.artefacts import atomic_path
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.images import Pictures
@@ -32,7 +32,6 @@ from patchsae_lib.sae import SAE
 TAU = 0.2  # a latent is active in a patch above this, in eqs. 4-5
 K = 10  # reference images of a latent
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
-MANY = 0.01  # more unreadable pictures than this share are an error
 
 
 @dataclass
@@ -116,7 +115,7 @@ class LatentTable:
             )
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in z.split(max(1, CHUNK // t)):
-            f = sae.encode(part.float())
+            f = sae.encode(part.to(sae.W_enc.device).float())
             # torch counts bytes in 16 bits three times as fast as booleans in 64
             active, above = (
                 (f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, self.tau)
@@ -308,7 +307,7 @@ def scan(
     with tqdm(total=len(chosen), desc="latents", unit=" pictures", **settings) as bar:
         for start in range(0, len(chosen), batch):
             some = chosen[start : start + batch]
-            read, images = _read(pictures, some, table.skipped)
+            read, images = read_pictures(pictures, some, table.skipped)
             if len(table.skipped) > MANY * len(chosen):
                 raise ValueError(
                     f"{len(table.skipped)} of {len(chosen)} pictures cannot be read, more than "
@@ -322,22 +321,6 @@ def scan(
             labels = torch.tensor([pictures.label(i) for i in read]) if labelled else None
             table.add(sae, z if prompts else z[:, : clip.n_tokens], torch.tensor(read), labels)
     return table
-
-
-def _read(pictures: Pictures, some: list[int], skipped: list[int]) -> tuple[list[int], Tensor]:
-    """Those of the pictures that can be read; the others are added to `skipped`."""
-    try:
-        return some, pictures.batch(some)
-    except OSError:
-        pass
-    good, images = [], []
-    for i in some:
-        try:
-            images.append(pictures.batch([i]))
-            good.append(i)
-        except OSError:
-            skipped.append(i)
-    return good, torch.cat(images) if images else torch.empty(0)
 
 
 def scan_cache(

@@ -82,12 +82,14 @@ def autoencoder(profile: Profile, out: Path, which: str) -> SAE:
     """The autoencoder that a later notebook looks into, by its parameter `sae`.
 
     `shipped`: the one in `data/`, where it fits the profile, else the `live` one, which notebook 1
-    has trained; anything else is the path of a file.
+    has trained; anything else is what `load_sae` reads, e.g. `hf://owner/repo/folder`.
     """
+    if which not in ("shipped", "live"):
+        return load_sae(which)
     shipped = DATA / "sae.safetensors"
     if which == "shipped" and profile.name == "world" and shipped.is_file():
         return load_sae(shipped)
-    path = out / "sae.safetensors" if which in ("shipped", "live") else Path(which)
+    path = out / "sae.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no {short(path)}: notebook 1 makes it, with the same profile")
     return load_sae(path)

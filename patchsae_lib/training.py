@@ -4,6 +4,10 @@ A checkpoint is one safetensors file: parameters `sae.*`, Adam's moments `adam.<
 `silent` (d_sae,), the steps since each latent was active. Its metadata hold `step`, `scale`,
 `history` and `run` (all that the result depends on) as JSON. A run that is resumed ends bit for
 bit where it would have ended undisturbed, given the same machine and number of threads.
+
+Of several processes (`distributed.processes`) each takes its part of every batch. Gradients,
+measures and which latents fired are added up, so that all go the same way; the first one writes
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +31,15 @@ from tqdm import tqdm
 
 from patchsae_lib.activations import TokenCache, check_tokens, token_batches
 from patchsae_lib.artefacts import _difference, atomic_path
+from patchsae_lib.distributed import (
+    any_of_all,
+    from_first,
+    rank,
+    rows_of_all,
+    sum_of_all,
+    wait_for_all,
+    world_size,
+)
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import (
     SAE,
@@ -66,7 +80,8 @@ def objective(
     """
     with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
         pre = sae.pre_activations(z)
-        f = sae.activate(pre)
+        many = sae.activation == "batchtopk" and world_size() > 1
+        f = _batchtopk_of_all(pre, sae.k) if many else sae.activate(pre)
         z_hat = sae.decode(f)
         parts = {"reconstruction": reconstruction_loss(z, z_hat), "l1": l1_loss(f)}
         loss = parts["reconstruction"] + l1 * parts["l1"]
@@ -75,6 +90,17 @@ def objective(
             parts["ghost"] = ghost_loss(z, z_hat, pre, sae.W_dec, dead)
             loss = loss + parts["ghost"]
     return {"loss": loss, **parts}, f, z_hat
+
+
+def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
+    """`sae.batchtopk` where this process has only its part (n, d_sae) of the batch."""
+    n_kept = k * int(sum_of_all(torch.tensor(len(pre))))
+    largest = pre.detach()[pre > 0].float()
+    largest = rows_of_all(largest.topk(min(len(largest), n_kept + 1)).values)
+    if len(largest) <= n_kept:
+        return pre.relu()
+    largest_dropped = largest.kthvalue(len(largest) - n_kept).values
+    return F.threshold(pre, float(largest_dropped), 0.0)
 
 
 class AnotherRun(ValueError):
@@ -135,19 +161,21 @@ class Trainer:
         return row["loss"]
 
     def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
-        """Add up the gradients of z's chunks; the measures of z, and which latents fired."""
+        """Add up the gradients of z's chunks, and those of all processes; the measures of the
+        whole batch, and which latents fired."""
         sae, ghosts = self.sae, self.sae_config.ghost_gradients
         silent = self.silent > self.train_config.dead_after
         dead = silent if ghosts and bool(silent.any()) else None
         fired = torch.zeros_like(silent)
-        totals: dict[str, Tensor | float] = {}
+        totals: dict[str, Tensor] = {}
         reconstructions = []
+        n_tokens = int(sum_of_all(torch.tensor(len(z))))
         # BatchTopK chooses among all tokens of a batch: it cannot see them in chunks.
         chunk = len(z) if sae.activation == "batchtopk" else CHUNK.get(z.device.type, 4096)
         for part in z.split(chunk):
             bfloat16 = self.train_config.precision == "bfloat16"
             measured, f, z_hat = objective(sae, part, self.sae_config.l1, dead, bfloat16)
-            share = len(part) / len(z)
+            share = len(part) / n_tokens
             (measured["loss"] * share).backward()
             f = f.detach()
             fired |= f.amax(dim=0) > 0
@@ -155,13 +183,19 @@ class Trainer:
                 measured["l0"] = f.count_nonzero() / len(part)
                 reconstructions.append(z_hat.detach())
             for key, value in measured.items():
-                totals[key] = totals.get(key, 0.0) + value.detach() * share
+                mine = value.detach() * share
+                totals[key] = totals[key] + mine if key in totals else mine
             if sae.activation == "batchtopk":
-                sae.learn_threshold(f)
-        row = {key: float(value) for key, value in totals.items()}
+                sae.learn_threshold(rows_of_all(f[f > 0]))
+        for parameter in sae.parameters():
+            if parameter.grad is not None:
+                sum_of_all(parameter.grad)
+        values = sum_of_all(torch.stack(list(totals.values()))).tolist()
+        row = dict(zip(totals, values, strict=True))
         if logged and math.isfinite(row["loss"]):
-            row["explained_variance"] = explained_variance(z, torch.cat(reconstructions))
-        return row, fired
+            z_hat = rows_of_all(torch.cat(reconstructions))
+            row["explained_variance"] = explained_variance(rows_of_all(z), z_hat)
+        return row, any_of_all(fired)
 
     def save(self, path: Path, run: dict[str, Any]) -> None:
         """Write everything that the next step depends on, as one file and atomically."""
@@ -202,7 +236,7 @@ def _sample(batches: Batches) -> tuple[Tensor, str]:
         if z.ndim != 2:
             raise ValueError(f"batches must be tokens (n, d_vit), got {tuple(z.shape)}")
         check_tokens(z, f"batch {len(parts)}")
-        parts.append(z)
+        parts.append(rows_of_all(z))
         if sum(map(len, parts)) >= SAMPLE_TOKENS:
             break
     if not sum(map(len, parts)):
@@ -219,7 +253,8 @@ def train(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> tuple[SAE, History]:
-    """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on.
+    """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on,
+    of which each process gives its part (`token_batches` does).
 
     It is resumed from `checkpoint` if that file exists, and written there every
     `checkpoint_every` steps and at the end; another run's file is set aside with a warning. The
@@ -254,16 +289,25 @@ def train(
         try:
             trainer.load(path, run)
         except AnotherRun as error:
-            old = path.replace(path.with_name(f"{path.name}.old"))
-            warnings.warn(f"{error}: kept as {old.name}, starting again", stacklevel=2)
+            wait_for_all()  # to have read it
+            if rank() == 0:
+                old = path.replace(path.with_name(f"{path.name}.old"))
+                warnings.warn(f"{error}: kept as {old.name}, starting again", stacklevel=2)
+    if len(steps := rows_of_all(torch.tensor([trainer.n_steps])).unique()) > 1:
+        raise ValueError(
+            f"{path} is at steps {steps.tolist()} in different processes: it must be in a folder "
+            "that all of them see"
+        )
     if trainer.n_steps == 0:
         trainer.start(sample.to(device))
+    for tensor in sae.state_dict().values():  # machines may differ in the last bit
+        from_first(tensor)
     with tqdm(
         total=train_config.steps * train_config.batch_tokens,
         initial=trainer.n_steps * train_config.batch_tokens,
         unit=" tokens",
         unit_scale=True,
-        **({} if progress else {"disable": True}),  # else TQDM_DISABLE decides
+        **({} if progress and rank() == 0 else {"disable": True}),  # else TQDM_DISABLE decides
     ) as bar:
         source = batches(trainer.n_steps)
         while trainer.n_steps < train_config.steps:
@@ -275,9 +319,10 @@ def train(
             check_tokens(z, f"the batch of step {trainer.n_steps}")
             loss = trainer.step(z.to(device) / trainer.scale)
             bar.set_postfix(loss=f"{loss:.4g}", L0=f"{trainer.history[-1]['l0']:.1f}")
-            bar.update(len(z))
+            bar.update(train_config.batch_tokens)
             done = trainer.n_steps == train_config.steps
-            if path and (done or trainer.n_steps % train_config.checkpoint_every == 0):
+            regular = trainer.n_steps % train_config.checkpoint_every == 0
+            if path and rank() == 0 and (done or regular):
                 trainer.save(path, run)
     sae.zero_grad()
     sae.normalise_decoder()

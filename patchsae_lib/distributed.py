@@ -1,0 +1,135 @@
+"""Several processes as one: what `torchrun` has started, joined; without it, a single process.
+
+Every process computes on its own part of each batch (`my_part`), and what all must know is added
+up or gathered. With a single process each function here gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# How long a process waits for the slowest one before it takes it for lost. One that ends is
+# noticed at once.
+PATIENCE = timedelta(hours=3)
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def my_part(n: int) -> slice:
+    """This process's of n rows: the parts of all, in order of rank, are 0 … n−1."""
+    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
+
+
+def sum_of_all(x: Tensor) -> Tensor:
+    """The sum of the x of all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def any_of_all(x: Tensor) -> Tensor:
+    """Where x (bool) is true in any process."""
+    return sum_of_all(x.int()) > 0 if world_size() > 1 else x
+
+
+def rows_of_all(x: Tensor) -> Tensor:
+    """The rows of x (n, …) of all processes, in order of rank; n may differ between them."""
+    if world_size() == 1:
+        return x
+    counts = torch.zeros(world_size(), dtype=torch.long)
+    counts[rank()] = len(x)
+    sizes = sum_of_all(counts).tolist()
+    padded = x.new_zeros(max(sizes), *x.shape[1:])
+    padded[: len(x)] = x
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded)
+    return torch.cat([rows[:n] for rows, n in zip(found, sizes, strict=True)])
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The x of process 0, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    sum_of_all(torch.zeros(()))
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """What is inside, process 0 does before the others: what it downloads they find there."""
+    if rank() > 0:
+        wait_for_all()
+    yield
+    if rank() == 0:
+        wait_for_all()
+
+
+@contextmanager
+def processes() -> Iterator[torch.device]:
+    """Join the processes that `torchrun` has started, if it has; gives the device of this one.
+
+    A GPU each and nccl between them, or the CPU and gloo. Raises `ValueError` for more processes
+    than GPUs on a machine, and `ConnectionError` when another process ends before its time, or
+    this one is told to (SIGTERM).
+    """
+    local, on_gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
+    if on_gpu and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} of this machine has no GPU, of which there are "
+            f"{torch.cuda.device_count()}: start as many processes with --nproc-per-node=gpu"
+        )
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if not dist.is_initialized():  # they stay joined: torch cannot join the same ones twice
+        # Counts and flags lie on the CPU, where asking for them stops no GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    before = signal.signal(signal.SIGTERM, _told_to_end)
+    try:
+        yield device
+        wait_for_all()  # to have written what they write
+    except (RuntimeError, _ToldToEnd) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
+        atexit.unregister(dist.destroy_process_group)  # which might wait for the others
+        if isinstance(error, (_ToldToEnd, dist.DistError)) or "gloo" in str(error):
+            raise ConnectionError(
+                f"process {rank()} of {world_size()} stops: another one has ended before its time "
+                "(see above or below why), or the job was told to end. Start the same command "
+                "again: it goes on from what is written"
+            ) from None
+        raise
+    signal.signal(signal.SIGTERM, before)
+
+
+class _ToldToEnd(BaseException):  # which nothing else should catch
+    pass
+
+
+def _told_to_end(*_: Any) -> None:
+    raise _ToldToEnd
