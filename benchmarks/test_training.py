@@ -13,9 +13,10 @@ import pytest
 import torch
 from report import against
 
+from patchsae_lib.clip import precision
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import SAE
-from patchsae_lib.training import Trainer, precision
+from patchsae_lib.training import Trainer
 
 D_VIT, N_TOKENS = 768, 4096
 WIDTHS = (24_576, 49_152)

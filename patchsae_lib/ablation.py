@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.clip import SplitCLIP, accelerated
 from patchsae_lib.evaluation import BATCH, bootstrap_mean
 from patchsae_lib.latents import LatentTable
 from patchsae_lib.sae import SAE
@@ -125,6 +125,7 @@ class Masked:
         return {n: float((getattr(self, n) == self.labels).double().mean()) for n in names}
 
 
+@accelerated
 @torch.no_grad()
 def mask_latents(
     clip: SplitCLIP,
@@ -162,6 +163,7 @@ def mask_latents(
     classes = labels if classes is None else classes
     if int(classes.min()) < 0 or int(classes.max()) >= len(text):
         raise ValueError(f"classes of masks must be 0 to {len(text) - 1}")
+    text = text.to(sae.W_dec.device)
     ranks = {name: order.argsort(dim=1).int() for name, order in rankings.items()}
     seen: dict[str, list[Tensor]] = {name: [] for name in ("original", "all on", "all off")}
     masked: dict[str, list[Tensor]] = {name: [] for name in rankings}

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchsae_lib.artefacts import atomic_path
+from patchsae_lib.clip import accelerated
 from patchsae_lib.distributed import my_part, world_size
 from patchsae_lib.profiles import TrainConfig
 
@@ -127,6 +128,7 @@ def read_pictures(
     return good, torch.cat(images) if images else torch.empty(0)
 
 
+@accelerated
 def collect_tokens(
     clip: _Clip,
     images: _Pictures,

@@ -7,11 +7,14 @@ The autoencoder reads and replaces z; the second half turns it into a class agai
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import open_clip
 import torch
@@ -33,6 +36,8 @@ from patchsae_lib.world.tasks import STYLE_TEMPLATES
 DATA = Path(__file__).parents[1] / "data"
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -56,6 +61,8 @@ class SplitCLIP(nn.Module):
     Attributes: `grid` (rows, columns of patches), `n_tokens` (1 + n_patches), `d_vit`, `d_embed`,
     `n_blocks`, `block` (counted from 0, also when a negative one was given) and `logit_scale`.
     `n_prompts` is 0: an adapted model (`maple.adapt`) has that many more tokens after its patches.
+    `first`: copies in bfloat16 of the blocks up to the hook, if any; they make the tokens unless
+    gradients are wanted.
 
     Raises `TypeError` for an image tower that is no open_clip ViT and `ValueError` for one that
     does not pool its tokens, or a block that it does not have.
@@ -65,8 +72,15 @@ class SplitCLIP(nn.Module):
     std: Tensor
     n_prompts = 0
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, block: int = -2) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        block: int = -2,
+        first: nn.ModuleList | None = None,
+    ) -> None:
         super().__init__()
+        self.first = first
         self.model: Any = model  # CLIP, CustomTextCLIP or CoCa, which have no common base class
         self.tokenizer = tokenizer
         visual = self.visual
@@ -137,7 +151,8 @@ class SplitCLIP(nn.Module):
     def neurons(self, images: Tensor) -> Tensor:
         """The MLP's neurons (b, 1 + n_patches, width) of the last block before the hook, after
         their nonlinearity, of preprocessed images (b, 3, h, w)."""
-        mlp = self.visual.transformer.resblocks[self.block].mlp
+        blocks: Any = self.first or self.visual.transformer.resblocks
+        mlp = blocks[self.block].mlp
         if not hasattr(mlp, "gelu"):
             raise TypeError(f"the MLP of block {self.block} is no plain one: {mlp}")
         seen: list[Tensor] = []
@@ -146,7 +161,7 @@ class SplitCLIP(nn.Module):
             self.tokens(images)
         finally:
             hook.remove()
-        (x,) = seen
+        x = seen[0].float()
         return x if self.visual.transformer.batch_first else x.transpose(0, 1)
 
     def features(self, z: Tensor) -> Tensor:
@@ -213,20 +228,70 @@ class SplitCLIP(nn.Module):
 
     def _run(self, x: Tensor, start: int, stop: int | None = None) -> Tensor:
         """x (b, t, d_vit) after the blocks from `start` up to, not including, `stop`."""
-        transformer = self.visual.transformer
+        transformer, dtype = self.visual.transformer, x.dtype
+        copies = 0 if self.first is None or x.requires_grad else len(self.first)
         for i in range(self.n_blocks)[start:stop]:
             x = self._enter(x, i)
             x = x if transformer.batch_first else x.transpose(0, 1)
-            x = transformer.resblocks[i](x)
+            if self.first is not None and i < copies:
+                x = self.first[i](x.bfloat16())
+            else:
+                x = transformer.resblocks[i](x.to(dtype))
             x = x if transformer.batch_first else x.transpose(0, 1)
-        return x
+        return x.to(dtype)
 
 
+def precision(wanted: str, device: torch.device) -> str:
+    """`float32` or `bfloat16`: what `auto` means on a device."""
+    if wanted != "auto":
+        return wanted
+    has = torch.cpu.get_capabilities()
+    fast = device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
+
+
+def accelerated(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that runs with those of its arguments that are modules on the GPU, if there is
+    one."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = (*args, *kwargs.values())
+        with fastest(*(x for x in given if isinstance(x, nn.Module))):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def fastest(*modules: nn.Module) -> Iterator[torch.device]:
+    """Modules on the GPU, if there is one, for as long as the block lasts; gives their device.
+
+    Modules that are on a GPU already stay on theirs.
+    """
+    places = [next(module.parameters()).device for module in modules]
+    device = next((place for place in places if place.type != "cpu"), best_device())
+    try:
+        for module in modules:
+            module.to(device)
+        yield device
+    finally:
+        for module, place in zip(modules, places, strict=True):
+            module.to(place)
+
+
+def best_device() -> torch.device:
+    """The GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@accelerated
 @torch.no_grad()
 def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int = 64) -> Tensor:
     """Logits (n, c), on the CPU, of uint8 pictures (n, 3, h, w)."""
     z = (clip.tokens(clip.preprocess(part)) for part in pictures.split(batch))
-    return torch.cat([clip.classify(part, text_features).cpu() for part in z])
+    text = text_features.to(clip.mean.device)
+    return torch.cat([clip.classify(part, text).cpu() for part in z])
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -334,6 +399,9 @@ def load_small_clip(directory: str | Path, block: int = -2) -> SplitCLIP:
 def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
     """The CLIP of a profile: float32, in eval mode, frozen.
 
+    With `config.precision` "bfloat16" the blocks before the hook compute tokens in that, which is
+    twice as fast where there is hardware for it ("auto" asks) and 1 % off.
+
     `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT; then
     `config.pretrained` is an open_clip tag, a safetensors file, or `none` for random weights, the
     same every time. Nothing is unpickled. Only a tag's file is downloaded, unless the Hugging Face
@@ -359,7 +427,12 @@ def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
     tokenizer = open_clip.get_tokenizer(config.name)
-    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
+    clip = SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
+    if precision(config.precision, best_device()) == "bfloat16":
+        # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
+        blocks = clip.visual.transformer.resblocks[: clip.block + 1]
+        clip.first = copy.deepcopy(blocks).bfloat16()
+    return clip
 
 
 def _model_cfg(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from patchsae_lib.activations import TokenCache
-from patchsae_lib.clip import SplitCLIP, accuracy
+from patchsae_lib.clip import SplitCLIP, accuracy, fastest
 from patchsae_lib.sae import SAE, reconstruction_loss
 
 BATCH = 8  # images at a time: the latents of more leave the CPU's cache, and take 1.7 × as long
@@ -89,7 +89,9 @@ class HeldOut:
     @torch.no_grad()
     def features(self) -> Tensor:
         """(images, d_embed): the image features of untouched tokens."""
-        return torch.cat([self.clip.features(z.float()) for z in self.cache.tokens.split(BATCH)])
+        with fastest(self.clip) as device:
+            parts = (z.to(device, torch.float32) for z in self.cache.tokens.split(BATCH))
+            return torch.cat([self.clip.features(z).cpu() for z in parts])
 
 
 @torch.no_grad()
@@ -98,13 +100,18 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
 
     `cls_only`: replace and measure the CLS token alone, for an SAE trained on nothing else.
     """
+    with fastest(sae, held_out.clip) as device:
+        return _evaluate(sae, held_out, cls_only, device)
+
+
+def _evaluate(sae: SAE, held_out: HeldOut, cls_only: bool, device: torch.device) -> Report:
     clip, cache, text = held_out.clip, held_out.cache, held_out.text
     totals = dict.fromkeys(("mse", "error", "active", "l1"), 0.0)
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
-    n, total, squares = 0, torch.zeros(sae.d_vit, dtype=torch.double), 0.0
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    n, total, squares = 0, torch.zeros(sae.d_vit, dtype=torch.double, device=device), 0.0
     image = []
     for z in cache.tokens.split(BATCH):
-        z = z.float()
+        z = z.to(device, torch.float32)
         part = z[:, : 1 if cls_only else clip.n_tokens]
         f = sae.encode(part)
         z_hat = sae.decode(f)
@@ -117,7 +124,7 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
         total += part.double().sum((0, 1))
         squares += float(part.double().pow(2).sum())
         fired |= (f > 0).flatten(0, 1).any(0)
-        image.append(clip.features(torch.cat([z_hat, z[:, part.shape[1] :]], 1)))
+        image.append(clip.features(torch.cat([z_hat, z[:, part.shape[1] :]], 1)).cpu())
     variance = squares - float(total.pow(2).sum()) / n
     with_sae, without = torch.cat(image), held_out.features
     acc, acc_original = (accuracy(x @ text.T, held_out.labels) for x in (with_sae, without))

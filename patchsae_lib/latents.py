@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from patchsae_lib.activations import MANY, TokenCache, read_pictures
 from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.clip import SplitCLIP, accelerated
 from patchsae_lib.images import Pictures
 from patchsae_lib.sae import SAE
 
@@ -276,6 +276,7 @@ TENSORS = {*SUMS, "top_values", "top_images", "top_labels"}
 # --- the pass ----------------------------------------------------------------------------------
 
 
+@accelerated
 def scan(
     clip: SplitCLIP,
     sae: SAE,
@@ -323,6 +324,7 @@ def scan(
     return table
 
 
+@accelerated
 def scan_cache(
     sae: SAE,
     cache: TokenCache,

@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from patchsae_lib.artefacts import _difference, atomic_path
-from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.clip import SplitCLIP, accelerated
 from patchsae_lib.images import TEMPLATE, Pictures, labels_of
 from patchsae_lib.profiles import PromptsConfig
 
@@ -74,7 +74,7 @@ class AdaptedCLIP(SplitCLIP):
     """
 
     def __init__(self, clip: SplitCLIP, prompts: Prompts) -> None:
-        super().__init__(clip.model, clip.tokenizer, clip.block)
+        super().__init__(clip.model, clip.tokenizer, clip.block, clip.first)
         self.prompts = prompts
         self.n_prompts = prompts.visual.shape[1] if len(prompts.visual) else 0
         tower = text_tower(self.model)
@@ -97,7 +97,7 @@ class AdaptedCLIP(SplitCLIP):
 
     def unadapted(self) -> SplitCLIP:
         """The CLIP that this one adapts."""
-        return SplitCLIP(self.model, self.tokenizer, self.block)
+        return SplitCLIP(self.model, self.tokenizer, self.block, self.first)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """The features (n, d_embed), unit norm, of n texts, their first words replaced."""
@@ -244,6 +244,7 @@ def learning_rate(config: PromptsConfig, epoch: int) -> float:
     return config.lr * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / config.epochs)) / 2
 
 
+@accelerated
 def train_prompts(
     clip: SplitCLIP,
     pictures: Pictures,
@@ -262,12 +263,12 @@ def train_prompts(
 
     Deviation: float32, where MaPLe's are float16.
 
-    Raises `ValueError` for one class, too few pictures of a class, a depth or number of context
+    Raises `ValueError` for one class, a class without pictures, a depth or number of context
     tokens that does not fit, and a file that is no checkpoint; `FloatingPointError` when the loss
     stops being a number.
     """
     chosen = few_shot(labels_of(pictures), len(class_names), config.shots, config.seed)
-    labels = torch.arange(len(class_names)).repeat_interleave(config.shots)
+    labels = labels_of(pictures)[chosen]
     learner = PromptLearner(clip, config, template).to(clip.mean.device)
     sgd = torch.optim.SGD(
         learner.parameters(),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 CONFIGS = Path(__file__).parent / "configs"
+PRECISIONS = "float32, bfloat16 or auto"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,17 @@ class ModelConfig:
 
     `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag,
     the path of a safetensors file, or `none`: random weights, always the same, to try things with.
-    The residual stream is read after block `block`.
+    The residual stream is read after block `block`, and computed in `precision`.
     """
 
     name: str = "ViT-B-16-quickgelu"
     pretrained: str = "openai"
     block: int = -2
+    precision: str = "float32"  # float32 | bfloat16 | auto
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"model.precision: {self.precision!r} is not {PRECISIONS}")
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,7 @@ class TrainConfig:
         if self.tokens not in ("all", "cls"):
             raise ValueError(f"train.tokens: {self.tokens!r} is not all or cls")
         if self.precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(
-                f"train.precision: {self.precision!r} is not float32, bfloat16 or auto"
-            )
+            raise ValueError(f"train.precision: {self.precision!r} is not {PRECISIONS}")
         if self.cls_share > 1:
             raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")
         if not self.lr > 0:

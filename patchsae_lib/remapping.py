@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from patchsae_lib.ablation import Active, by_score
+from patchsae_lib.clip import accelerated
 from patchsae_lib.evaluation import BATCH
 from patchsae_lib.maple import AdaptedCLIP
 from patchsae_lib.sae import SAE
@@ -169,6 +170,7 @@ def shapley(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@accelerated
 def decompose(
     adapted: AdaptedCLIP,
     sae: SAE,
@@ -200,9 +202,11 @@ def decompose(
             f"tokens before {tuple(before.shape)} and after {tuple(after.shape)} are not those of "
             f"CLIP and of this adapted model, which has {n} and {adapted.n_prompts} for prompts"
         )
-    clip = adapted.unadapted()
+    clip, device = adapted.unadapted(), sae.W_dec.device
+    texts = texts[0].to(device), texts[1].to(device)
     batches: list[list[Tensor]] = []
-    for z0, z1, y in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
+    for part in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
+        z0, z1, y = (x.to(device) for x in part)
         b, prompts = len(y), z1[:, n:].float()
         states, counts = _states(sae, z0.float(), z1[:, :n].float(), per)
         looks = (

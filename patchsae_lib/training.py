@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from patchsae_lib.activations import TokenCache, check_tokens, token_batches
 from patchsae_lib.artefacts import _difference, atomic_path
+from patchsae_lib.clip import best_device, precision
 from patchsae_lib.distributed import (
     any_of_all,
     from_first,
@@ -59,15 +60,6 @@ HISTORY_ROWS = 200  # as many points as a learning curve can show
 # cache: 1,024 were 1.8 times as fast as 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room
 # for 4,096 at d_sae = 49,152.
 CHUNK = {"cpu": 1024, "cuda": 4096}
-
-
-def precision(wanted: str, device: torch.device) -> str:
-    """`float32` or `bfloat16`: what `auto` means on a device."""
-    if wanted != "auto":
-        return wanted
-    has = torch.cpu.get_capabilities()
-    fast = device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16")
-    return "bfloat16" if fast else "float32"
 
 
 def objective(
@@ -250,7 +242,7 @@ def train(
     sae_config: SAEConfig,
     train_config: TrainConfig,
     checkpoint: str | Path | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> tuple[SAE, History]:
     """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on,
@@ -261,6 +253,8 @@ def train(
     SAE returned is frozen, in eval mode, and works on raw residual tokens (`SAE.fold`).
     Deviation: its decoder rows are set to unit norm (times the input scale) once more after the
     last step.
+
+    It runs on `device`, by default the GPU if there is one, and ends up on the CPU.
 
     History, about 200 rows over the run: `step`; of that step's batch, before its update, `loss`
     and its parts `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a
@@ -275,7 +269,8 @@ def train(
         check_tokens(tokens.tokens, "the token cache")
         tokens = partial(token_batches, tokens, train_config, train_config.seed)
     batches: Batches = tokens
-    resolved = precision(train_config.precision, torch.device(device))
+    device = torch.device(device or best_device())
+    resolved = precision(train_config.precision, device)
     train_config = replace(train_config, precision=resolved)
     sample, digest = _sample(batches)
     d_vit = sample.shape[1]
@@ -327,4 +322,4 @@ def train(
     sae.zero_grad()
     sae.normalise_decoder()
     sae = sae.fold(trainer.scale) if sae_config.scale_inputs else sae
-    return sae.eval().requires_grad_(False), trainer.history
+    return sae.cpu().eval().requires_grad_(False), trainer.history

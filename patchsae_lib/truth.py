@@ -180,8 +180,8 @@ def enough(known: Tensor, truth: Tensor, minimum: int) -> list[int]:
 def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
     """What latents are compared with; what has to be fitted is fitted to tokens z (…, d_vit).
 
-    Raw neurons, principal and independent components, each with both signs, and `n` random
-    directions from the mean token.
+    Raw neurons, principal and independent components (of these at most 256), each with both signs,
+    and `n` random directions from the mean token.
     """
     flat = z.reshape(-1, z.shape[-1])
     mean = flat.mean(0)
@@ -190,7 +190,8 @@ def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
     some = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
     pca = torch.from_numpy(PCA().fit(some).components_.T)
     # on the world's tokens it converges within 121 rounds
-    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=125, tol=0.01).fit(some)
+    k = min(256, *some.shape)
+    ica = FastICA(k, whiten="unit-variance", random_state=seed, max_iter=125, tol=0.01).fit(some)
     independent = torch.from_numpy(ica.components_.T.astype(np.float32))
 
     def signed(x: Tensor) -> Tensor:

@@ -458,6 +458,20 @@ def test_models_that_cannot_be_cut_are_refused(config: ModelConfig, message: str
         load_clip(config)
 
 
+def test_tokens_in_bfloat16_are_those_of_float32_but_for_rounding(weights: Path) -> None:
+    config = ModelConfig("tiny", str(weights), precision="bfloat16")
+    fast, exact = load_clip(config), load_clip(ModelConfig("tiny", str(weights)))
+    x = torch.randn(2, 3, *exact.visual.image_size)
+    z, z_fast = exact.tokens(x), fast.tokens(x)
+    assert z_fast.dtype == torch.float32
+    assert 0 < (z_fast - z).norm() / z.norm() < 0.02
+    assert torch.equal(fast.features(z), exact.features(z))  # the second half is exact
+    assert fast.neurons(x).shape == exact.neurons(x).shape
+    x.requires_grad_()
+    assert (fast.tokens(x) - z).norm() < 1e-5 * z.norm()  # exact where something is learnt
+    assert_loaded(fast, weights)
+
+
 def test_missing_weights_file_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"no file /nowhere/x\.safetensors"):
         load_clip(ModelConfig(pretrained="/nowhere/x.safetensors"))

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from patchsae_lib import training
 from patchsae_lib.activations import TokenCache, token_batches
+from patchsae_lib.clip import precision
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import ACTIVATIONS, SAE, explained_variance, l0, reconstruction_loss
-from patchsae_lib.training import Trainer, precision, train
+from patchsae_lib.training import Trainer, train
 
 D_VIT = 16
 SAE_CONFIG = SAEConfig(expansion=2, l1=1e-3, k=3)
