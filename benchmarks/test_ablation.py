@@ -1,36 +1,16 @@
 """Ten k, on and off: ours against the plain way, beside what counting operations allows."""
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from models import small, sparse, vit_b_16
 from report import against
 
 from patchsae_lib.ablation import Active, at_random, masked_logits
-from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
+from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.sae import SAE, drop, keep
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 3000)
-
-
-def vit_b_16() -> SplitCLIP:
-    """The paper's CLIP with random weights: speed does not depend on them."""
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-16-quickgelu").eval().requires_grad_(False)
-    return SplitCLIP(model, open_clip.get_tokenizer("ViT-B-16-quickgelu"))
-
-
-def small() -> SplitCLIP:
-    """The world's CLIP."""
-    return load_small_clip(DATA / "small_clip")
-
-
-def sparse(clip: SplitCLIP, d_sae: int, z: torch.Tensor, l0: int) -> SAE:
-    """A random autoencoder with about `l0` active latents a token."""
-    sae = SAE(clip.d_vit, d_sae).eval().requires_grad_(False)
-    some = sae.pre_activations(z[0])
-    sae.b_enc.sub_(float(some.flatten().kthvalue(round(some.numel() * (1 - l0 / d_sae))).values))
-    return sae
 
 
 def plain(

@@ -1,37 +1,99 @@
-"""One pass that learns everything about every latent, against the first half of CLIP alone."""
+"""One pass that learns everything about every latent, against the first half of CLIP alone, and
+against the plain way: all of CLIP, dense latents, and a loop over the pictures of a batch."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from models import small, sparse, vit_b_16
 from report import against
 
 from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.clip import DATA, load_small_clip
-from patchsae_lib.latents import LatentTable
-from patchsae_lib.world import World
+from patchsae_lib.clip import DATA
+from patchsae_lib.latents import TAU, LatentTable
+
+CLASSES = tuple(map(str, range(10)))
 
 
-@pytest.fixture(scope="module")
-def setting():
-    clip, sae = load_small_clip(DATA / "small_clip"), load_sae(DATA / "sae.safetensors")
-    world = World("world", "test", 256)
-    images = clip.preprocess(world.batch(range(256)))
-    labels = torch.tensor([world.label(i) for i in range(256)])
-    return clip, sae, images, labels, world.class_names
-
-
-def first_half(clip, sae, images, labels, class_names):
-    for part in images.split(64):
+def first_half(clip, sae, images, labels):
+    for part in images.split(16):
         clip.tokens(part)
 
 
-def scan(clip, sae, images, labels, class_names):
-    table = LatentTable.empty(sae.d_sae, class_names)
-    for rows in torch.arange(len(images)).split(64):
+def scan(clip, sae, images, labels):
+    table = LatentTable.empty(sae.d_sae, CLASSES)
+    for rows in torch.arange(len(images)).split(16):
         table.add(sae, clip.tokens(images[rows]), rows, labels[rows])
+    return table
 
 
-@pytest.mark.parametrize("way", [scan, first_half])
-def test_scan(benchmark, setting, way):
-    against(benchmark, "a pass over 256 pictures, 3,072 latents", way.__name__.replace("_", " "))
+def plain(clip, sae, images, labels):
+    """Returns the dataset-level activation, for a comparison."""
+    counts = torch.zeros(len(CLASSES), sae.d_sae)
+    frequency, total = torch.zeros(sae.d_sae), torch.zeros(sae.d_sae)
+    for rows in torch.arange(len(images)).split(16):
+        z = clip.tokens(images[rows])
+        clip.features(z)  # a hook reads z while all of CLIP runs
+        f = F.relu((z - sae.b_dec) @ sae.W_enc + sae.b_enc)
+        for one, label in zip(f, labels[rows], strict=True):
+            frequency += (one > 0).any(0)
+            total += one.mean(0)
+            counts[label] += (one > TAU).sum(0)
+    return counts
+
+
+def paper_size():
+    clip = vit_b_16()
+    images = torch.randn(16, 3, *clip.visual.image_size)
+    return clip, sparse(clip, 49_152, clip.tokens(images[:2]), 150), images
+
+
+def world_size():
+    return small(), load_sae(DATA / "sae.safetensors"), torch.randn(256, 3, 112, 112)
+
+
+SETTINGS = {"ViT-B/16, 49,152 latents": paper_size, "small CLIP, 3,072 latents": world_size}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def setting(request):
     with torch.inference_mode():
-        benchmark.pedantic(way, setting, rounds=5, warmup_rounds=1)
+        clip, sae, images = SETTINGS[request.param]()
+        labels = torch.arange(len(images)) % len(CLASSES)
+        given = clip, sae, images, labels
+        assert torch.equal(scan(*given).class_above, plain(*given).int())
+    return request.param, given
+
+
+@pytest.mark.parametrize("way", [first_half, scan, plain])
+def test_scan(benchmark, setting, way):
+    name, given = setting
+    said = way.__name__.replace("_", " ")
+    against(benchmark, f"scan, {name}", said, count=len(given[2]), unit="pictures")
+    with torch.inference_mode():
+        benchmark.pedantic(way, given, rounds=5, warmup_rounds=1)
+
+
+SCAN = """
+import resource, sys
+from patchsae_lib.checkpoints import load_sae
+from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.latents import scan
+from patchsae_lib.world import World
+clip, sae = load_small_clip(DATA / "small_clip"), load_sae(DATA / "sae.safetensors")
+scan(clip, sae, World("world", "test", int(sys.argv[1])), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("n", [128, 512, 2048])
+def test_memory(benchmark, n):
+    def run():
+        command = [sys.executable, "-c", SCAN, str(n)]
+        return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    kilobytes = benchmark.pedantic(run, rounds=1)
+    way = f"{n} pictures, {kilobytes / 2**10:,.0f} MB at most"
+    against(benchmark, "memory of a scan, small CLIP", way, count=n, unit="pictures")

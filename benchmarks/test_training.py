@@ -53,20 +53,26 @@ def finish():
 
 
 @pytest.mark.parametrize("d_sae", WIDTHS)
+@pytest.mark.parametrize("l0", [150, 0], ids=["trained", "new"])  # 0: about half of d_sae
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ours(benchmark, dtype, d_sae):
+def test_ours(benchmark, dtype, l0, d_sae):
     if dtype == "bfloat16" and precision("auto", DEVICE) != dtype:
         pytest.skip("no hardware for bfloat16")
     sae = SAE(D_VIT, d_sae).to(DEVICE)
     trainer = Trainer(sae, SAEConfig(), TrainConfig(precision=dtype, batch_tokens=N_TOKENS))
     z = torch.randn(N_TOKENS, D_VIT, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     trainer.start(z)
+    if l0:
+        with torch.no_grad():
+            some = sae.pre_activations(z[:64]).flatten()
+            sae.b_enc.sub_(some.kthvalue(round(some.numel() * (1 - l0 / d_sae))).values)
+    said = f"ours, {dtype}, {l0 or 'half the'} latents active"
 
     def step():
         trainer.step(z)
         finish()
 
-    against(benchmark, what(d_sae), f"ours, {dtype}", count=N_TOKENS, unit="tokens")
+    against(benchmark, what(d_sae), said, count=N_TOKENS, unit="tokens")
     benchmark.pedantic(step, **ROUNDS)
 
 

@@ -41,6 +41,7 @@ from patchsae_lib.distributed import (
     wait_for_all,
     world_size,
 )
+from patchsae_lib.gradients import ActiveLatents, DecodeActive
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import (
     SAE,
@@ -60,6 +61,7 @@ HISTORY_ROWS = 200  # as many points as a learning curve can show
 # cache: 1,024 were 1.8 times as fast as 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room
 # for 4,096 at d_sae = 49,152.
 CHUNK = {"cpu": 1024, "cuda": 4096}
+SPARSE = 0.02  # of all latents: up to that many active ones, gathering beats multiplying
 
 
 def objective(
@@ -93,6 +95,34 @@ def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
         return pre.relu()
     largest_dropped = largest.kthvalue(len(largest) - n_kept).values
     return F.threshold(pre, float(largest_dropped), 0.0)
+
+
+def sparse_objective(
+    sae: SAE, z: Tensor, l1: float, dead: Tensor | None = None, bfloat16: bool = False
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """`objective` of ReLU, at the cost of the latents that are active; f (entries,) is theirs.
+
+    `bfloat16` concerns the one dense product. Returns the parts with `l0`, the active latents a
+    token; which latents fired (d_sae); ẑ.
+    """
+    # b_dec's gradient takes the second path, as in `SAE.pre_activations`
+    shift = (sae.b_dec - sae.b_dec.detach()) @ sae.W_enc.detach()
+    centred = z - sae.b_dec.detach()
+    token, latent, f = ActiveLatents.apply(centred, sae.W_enc, sae.b_enc - shift, bfloat16)
+    z_hat = DecodeActive.apply(f, sae.W_dec, token, latent, len(z)) + sae.b_dec
+    parts = {"reconstruction": reconstruction_loss(z, z_hat), "l1": f.sum() / len(z)}
+    loss = parts["reconstruction"] + l1 * parts["l1"]
+    parts["ghost"] = torch.zeros_like(loss)
+    if dead is not None:
+        some = dead.nonzero()[:, 0]
+        pre = centred @ sae.W_enc.index_select(1, some) + (sae.b_enc - shift)[some]
+        W_dec = sae.W_dec.index_select(0, some)
+        every = torch.ones(len(some), dtype=torch.bool)
+        parts["ghost"] = ghost_loss(z, z_hat, pre, W_dec, every)
+        loss = loss + parts["ghost"]
+    parts["l0"] = torch.tensor(len(f) / len(z))
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool).index_fill_(0, latent, True)
+    return {"loss": loss, **parts}, fired, z_hat
 
 
 class AnotherRun(ValueError):
@@ -163,16 +193,24 @@ class Trainer:
         reconstructions = []
         n_tokens = int(sum_of_all(torch.tensor(len(z))))
         # BatchTopK chooses among all tokens of a batch: it cannot see them in chunks.
-        chunk = len(z) if sae.activation == "batchtopk" else CHUNK.get(z.device.type, 4096)
+        sparse = self._is_sparse(z)
+        whole = sparse or sae.activation == "batchtopk"
+        chunk = len(z) if whole else CHUNK.get(z.device.type, 4096)
         for part in z.split(chunk):
-            bfloat16 = self.train_config.precision == "bfloat16"
-            measured, f, z_hat = objective(sae, part, self.sae_config.l1, dead, bfloat16)
+            given = sae, part, self.sae_config.l1, dead, self.train_config.precision == "bfloat16"
             share = len(part) / n_tokens
-            (measured["loss"] * share).backward()
-            f = f.detach()
-            fired |= f.amax(dim=0) > 0
-            if logged:  # counting costs as much as a tenth of the step
-                measured["l0"] = f.count_nonzero() / len(part)
+            if sparse:
+                measured, those, z_hat = sparse_objective(*given)
+                (measured["loss"] * share).backward()
+                fired |= those
+            else:
+                measured, f, z_hat = objective(*given)
+                (measured["loss"] * share).backward()
+                f = f.detach()
+                fired |= f.amax(dim=0) > 0
+                if logged:  # counting costs as much as a tenth of the step
+                    measured["l0"] = f.count_nonzero() / len(part)
+            if logged:
                 reconstructions.append(z_hat.detach())
             for key, value in measured.items():
                 mine = value.detach() * share
@@ -188,6 +226,16 @@ class Trainer:
             z_hat = rows_of_all(torch.cat(reconstructions))
             row["explained_variance"] = explained_variance(rows_of_all(z), z_hat)
         return row, any_of_all(fired)
+
+    @torch.no_grad()
+    def _is_sparse(self, z: Tensor) -> bool:
+        """Whether few latents are active, by some of the tokens: on a CPU, and ReLU."""
+        if self.sae.activation != "relu" or z.device.type != "cpu":
+            return False
+        some = z[:: max(1, len(z) // 64)]
+        share = self.sae.pre_activations(some).gt(0).float().mean()
+        # alike for all processes, which add up the same measures
+        return bool(sum_of_all(share) < SPARSE * world_size())
 
     def save(self, path: Path, run: dict[str, Any]) -> None:
         """Write everything that the next step depends on, as one file and atomically."""
