@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -132,11 +133,14 @@ def record_claim(
 ) -> None:
     """Put one claim of the paper and our verdict into `<folder>/claims.json`, by its `id`.
 
-    `where` is a place in the paper ("Fig. 3"), `interval` (low, high) over seeds or pictures,
-    `verdict` one of `VERDICTS`, `notebook` ("1_training") the page with the evidence.
+    `where` is a place in the paper ("Fig. 3"), `interval` (low, high) over seeds or pictures (both
+    NaN: there is none), `verdict` one of `VERDICTS`, `notebook` ("1_training") the page with the
+    evidence.
     """
     if verdict not in VERDICTS:
         raise ValueError(f"claim {id}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
+    if interval is not None and all(map(math.isnan, interval)):
+        interval = None
     if interval is not None and not interval[0] <= interval[1]:
         raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
     path = Path(folder) / "claims.json"

@@ -155,9 +155,14 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
 
 
 def bootstrap_mean(values: npt.ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, ...]:
-    """(mean, low, high): the 95 % percentile interval of the mean over `n` resamples."""
+    """(mean, low, high): the 95 % percentile interval of the mean over `n` resamples.
+
+    NaN is no value; of no values all three are NaN.
+    """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
+    if not len(x):
+        return float("nan"), float("nan"), float("nan")
     means = np.random.default_rng(seed).choice(x, (n, len(x))).mean(1)
     return float(x.mean()), *(float(q) for q in np.quantile(means, [0.025, 0.975]))
 

@@ -41,7 +41,7 @@ from patchsae_lib.images import (
 from patchsae_lib.maple import Prompts, base_classes, few_shot, run_of, train_prompts
 from patchsae_lib.profiles import Profile, load_profile, with_pictures
 from patchsae_lib.sae import SAE
-from patchsae_lib.world import CLASSES
+from patchsae_lib.world import CLASSES, TASKS
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
@@ -127,6 +127,16 @@ def tasks_of(profile: Profile) -> tuple[str, ...]:
     spec = profile.pictures.spec
     own = len(open_pictures(spec, "train", 1, check=False).class_names) > 1
     return (spec,) if own else ("world:flowers", "world:land")
+
+
+def title_of(spec: str) -> str:
+    """What a reader calls the pictures of a spec.
+
+    >>> title_of("world:land"), title_of("folder:/my/photos")
+    ('Land cover from above', 'photos')
+    """
+    kind, _, name = spec.partition(":")
+    return TASKS[name].title if kind == "world" and name else Path(name or spec).name
 
 
 def learnt_prompts(

@@ -17,6 +17,7 @@ from patchsae_lib.artefacts import (
     run_dir,
     save,
 )
+from patchsae_lib.evaluation import bootstrap_mean
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,12 @@ def test_claims_are_replaced_by_id_and_sorted(tmp_path):
     claims = json.loads((tmp_path / "claims.json").read_text())
     assert [(c["id"], c["verdict"]) for c in claims] == [("eq2", "partly"), ("fig3", "reproduced")]
     assert claims[0]["interval"] == [0.25, 0.5]
+
+
+def test_an_interval_of_no_values_is_none(tmp_path):
+    claim = dict(id="eq2", where="eq. 2", paper=1, measured=2, verdict="partly")
+    record_claim(tmp_path, **claim, interval=bootstrap_mean([])[1:])
+    assert json.loads((tmp_path / "claims.json").read_text())[0]["interval"] is None
 
 
 def test_a_claim_needs_a_known_verdict_and_an_ordered_interval(tmp_path):
