@@ -32,6 +32,7 @@ from patchsae_lib.sae import SAE
 TAU = 0.2  # a latent is active in a patch above this, in eqs. 4-5
 K = 10  # reference images of a latent
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
+SPARSE = 0.02  # of all latents: up to that many active ones are counted one by one
 
 
 @dataclass
@@ -116,11 +117,7 @@ class LatentTable:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in z.split(max(1, CHUNK // t)):
             f = sae.encode(part.to(sae.W_enc.device).float())
-            # torch counts bytes in 16 bits three times as fast as booleans in 64
-            active, above = (
-                (f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, self.tau)
-            )
-            parts.append((f.sum(1).cpu(), active.cpu(), above.cpu()))
+            parts.append(of_images(f, self.tau))
         sums, active, above = (torch.cat(column) for column in zip(*parts, strict=True))
         self.images += b
         self.tokens += b * t
@@ -267,6 +264,22 @@ class LatentTable:
         above = torch.zeros(shape[0] * shape[1], dtype=torch.int32)
         above[tensors.pop("class_above.index")] = tensors.pop("class_above.value")
         return cls(class_above=above.view(shape), **tensors, **about)
+
+
+def of_images(f: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of latents f (images, tokens, d), over the tokens of each image: their sum, and in how many
+    they are above 0 and above `tau`; (images, d) each, on the CPU."""
+    if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
+        image, token, latent = f.nonzero(as_tuple=True)
+        value, at, n = f[image, token, latent], image * f.shape[2] + latent, len(f) * f.shape[2]
+        found = [f.new_zeros(n).index_add_(0, at, value)]
+        found += [torch.bincount(x, minlength=n).short() for x in (at, at[value > tau])]
+    else:
+        # torch counts bytes in 16 bits three times as fast as booleans in 64
+        above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, tau))
+        found = [f.sum(1), *above]
+    sums, active, above_tau = (x.cpu().view(len(f), -1) for x in found)
+    return sums, active, above_tau
 
 
 SUMS = ("n_images", "n_active", "total", "n_above", "class_above", "class_images")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from patchsae_lib import latents
 from patchsae_lib.activations import TokenCache
 from patchsae_lib.clip import load_small_clip
 from patchsae_lib.latents import (
@@ -323,3 +324,19 @@ def test_the_nearest_latents_are_others_by_cosine() -> None:
     assert near.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
     assert cosine[0, 0] == pytest.approx(10 / math.sqrt(101))
     assert nearest(directions, 9)[0].shape == (4, 3)
+
+
+def test_few_and_many_active_latents_are_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = (torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(0)) - 1).relu()
+    f[:, :, 7] = 0
+    found = []
+    for limit in (0.0, 2.0):
+        monkeypatch.setattr(latents, "SPARSE", limit)
+        found.append(latents.of_images(f, 0.5))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    sums, active, above = found[1]
+    torch.testing.assert_close(sums, f.sum(1))
+    assert torch.equal(active, (f > 0).sum(1).short())
+    assert torch.equal(above, (f > 0.5).sum(1).short())
+    assert active[:, 7].tolist() == [0, 0, 0]
