@@ -1,4 +1,8 @@
-"""The table of `make bench`: python benchmarks/report.py results.json"""
+"""The table of `make bench`: python benchmarks/report.py results.json [data/bench.md]
+
+With a second name that file is written, too: the table, and what it means for ImageNet. It is what
+the book's page on cost shows.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+TOKENS, WIDTH = 197, 768  # of a picture, in ViT-B/16
+IMAGENET, SEEN = 1_281_167, 2_621_440  # its training pictures; those the paper trains on
+HOUR, DAY = 3600, 86_400
 
 
 def against(
@@ -33,12 +41,63 @@ def table(results: dict[str, Any]) -> str:
         info, median = one["extra_info"], one["stats"]["median"]
         ratio = first.setdefault(info["what"], median) / median
         bound = f"{info['bound']:.1f}" if info["bound"] and ratio != 1 else ""
-        rate = f"{info['count'] / median:,.0f} {info['unit']}/s" if info["count"] else ""
+        rate = f"{info['count'] / median:,.3g} {info['unit']}/s" if info["count"] else ""
         cells = [info["what"], info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
         lines.append(f"| {' | '.join(cells)} |")
-    cpu = results["machine_info"]["cpu"]
-    return "\n".join([*lines, "", f"{cpu.get('brand_raw', 'CPU')}, {cpu.get('count')} cores"])
+    return "\n".join([*lines, "", machine(results)])
+
+
+def machine(results: dict[str, Any]) -> str:
+    """What it was measured on, and when."""
+    cpu, when = results["machine_info"]["cpu"], results["datetime"][:10]
+    return f"{cpu.get('brand_raw', 'CPU')}, {cpu.get('count')} cores, {when}."
+
+
+def cost(results: dict[str, Any]) -> str:
+    """What ImageNet takes at the measured rates: rates × counts, as Markdown."""
+    rates = {
+        (info["what"], info["way"]): info["count"] / one["stats"]["median"]
+        for one in results["benchmarks"]
+        if (info := one["extra_info"])["count"]
+    }
+
+    def rate(what: str, way: str) -> float:
+        return next(r for (a, b), r in rates.items() if what in a and way in b)
+
+    step = rate("→ 49,152", "ours, bfloat16, 150")
+    first, scan = rate("scan, ViT-B/16", "first half"), rate("scan, ViT-B/16", "scan")
+    quick = rate("scan, ViT-B/16", "first half, bfloat16")
+    disk = TOKENS * WIDTH * 2  # bfloat16
+    parameters = 2 * WIDTH * 64 * WIDTH * 4
+    clip_step = rate("→ 24,576", "ours, bfloat16, 150")
+    seen = SEEN * TOKENS
+    rows = [
+        ("`paper`: tokens of ImageNet", f"{IMAGENET:,} pictures", IMAGENET / first, IMAGENET),
+        ("`paper`: training, 49,152 latents", f"{seen:,} tokens", seen / step, 0),
+        ("`paper`: scan of ImageNet", f"{IMAGENET:,} pictures", IMAGENET / scan, 0),
+        ("`clip`: tokens", "50,000 pictures", 50_000 / quick, 50_000),
+        ("`clip`: training (as if 24,576 latents)", "40,960,000 tokens", 4.096e7 / clip_step, 0),
+        ("`clip` with 1,000 pictures: tokens", "1,000 pictures", 1_000 / quick, 1_000),
+        ("`clip` with 1,000 pictures: training", "1,970,000 tokens", 1.97e6 / clip_step, 0),
+    ]
+    lines = ["| step | how much | time | disk |", "|---|---|---|---|"]
+    for what, much, seconds, pictures in rows:
+        time = f"{seconds / DAY:.1f} days" if seconds > DAY else f"{seconds / HOUR:.1f} h"
+        size = f"{disk * pictures / 1e9:,.1f} GB" if pictures else ""
+        lines.append(f"| {what} | {much} | {time} | {size} |")
+    operations = seen * 5 * 2 * WIDTH * 64 * WIDTH
+    lines += [
+        "",
+        f"Memory of the training at 49,152 latents: weights, gradients and Adam's two moments, "
+        f"{4 * parameters / 1e9:.1f} GB, and some chunks of latents; of the scan the weights. The "
+        f"training's {operations:.1e} operations (five dense products) are what a GPU is for.",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table(json.loads(Path(sys.argv[1]).read_text("utf-8"))))
+    found = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    print(table(found))
+    for name in sys.argv[2:]:
+        said = f"{cost(found)}\n\n## Everything measured\n\n{table(found)}\n"
+        Path(name).write_text(said, "utf-8")

@@ -12,8 +12,9 @@ from models import small, sparse, vit_b_16
 from report import against
 
 from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.clip import DATA
+from patchsae_lib.clip import DATA, load_clip, precision
 from patchsae_lib.latents import TAU, LatentTable
+from patchsae_lib.profiles import ModelConfig
 
 CLASSES = tuple(map(str, range(10)))
 
@@ -75,6 +76,17 @@ def test_scan(benchmark, setting, way):
     against(benchmark, f"scan, {name}", said, count=len(given[2]), unit="pictures")
     with torch.inference_mode():
         benchmark.pedantic(way, given, rounds=5, warmup_rounds=1)
+
+
+def test_first_half_in_bfloat16(benchmark):
+    if precision("auto", torch.device("cpu")) != "bfloat16":
+        pytest.skip("no hardware for bfloat16")
+    clip = load_clip(ModelConfig(pretrained="none", precision="bfloat16"))
+    images = torch.randn(16, 3, *clip.visual.image_size)
+    what, way = "scan, ViT-B/16, 49,152 latents", "first half, bfloat16"
+    against(benchmark, what, way, count=16, unit="pictures")
+    with torch.inference_mode():
+        benchmark.pedantic(first_half, (clip, None, images, None), rounds=5, warmup_rounds=1)
 
 
 SCAN = """

@@ -22,7 +22,7 @@ D_VIT, N_TOKENS = 768, 4096
 WIDTHS = (24_576, 49_152)
 PEERS = ("sae_lens", "sae_lens_autocast", "overcomplete", "dictionary_learning")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROUNDS = dict(rounds=5 if DEVICE.type == "cpu" else 50, warmup_rounds=2)
+ROUNDS = dict(rounds=3 if DEVICE.type == "cpu" else 50, warmup_rounds=1)
 
 
 def what(d_sae):
