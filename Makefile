@@ -36,7 +36,7 @@ test: $(READY) ## every test, the notebooks and the pages in a browser among the
 bench: $(READY) $(PEERS)/.complete ## how fast, beside the bound and other libraries: _build/bench.json, a table
 	@PATCHSAE_PEERS=$(abspath $(PEERS)/bin/python) $(RUN) -m pytest benchmarks -q -p no:cacheprovider \
 		--benchmark-quiet --benchmark-json=_build/bench.json $(ARGS)
-	@$(RUN) benchmarks/report.py _build/bench.json
+	@$(RUN) benchmarks/report.py _build/bench.json $(if $(ARGS),,data/bench.md)
 
 # The libraries that `bench` compares with, in an environment of their own; without a network none.
 $(PEERS)/.complete: benchmarks/peers.txt | $(READY)

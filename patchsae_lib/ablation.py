@@ -34,9 +34,10 @@ def by_score(scores: Tensor) -> Tensor:
 def class_level(table: LatentTable) -> Tensor:
     """By class-level activation: in how many tokens of the class a latent is active (eq. 5).
 
-    Raises `ValueError` if a class has no pictures in the table.
+    A class without pictures in the table has the dataset's order.
     """
-    return by_score(_counted(table))
+    counted = table.class_images[:, None] > 0
+    return by_score(table.class_above.where(counted, table.n_above.int()))
 
 
 def dataset_level(table: LatentTable) -> Tensor:
@@ -47,8 +48,9 @@ def dataset_level(table: LatentTable) -> Tensor:
 def class_specific(table: LatentTable) -> Tensor:
     """By class-level minus dataset-level activation, each as a share of pictures: what the class
     has and others have not."""
-    _counted(table)
-    return by_score(table.class_per_image - table.n_above / max(1, table.images))
+    everywhere = table.n_above / max(1, table.images)
+    counted = table.class_images[:, None] > 0
+    return by_score((table.class_per_image - everywhere).where(counted, everywhere))
 
 
 def at_random(d_sae: int, seed: int = 0) -> Tensor:
@@ -73,13 +75,6 @@ def matched(ranking: Tensor, frequency: Tensor, seed: int = 0, width: int = 16) 
 def wrong_class(ranking: Tensor) -> Tensor:
     """Each class gets the order of the one half the list away: related classes are neighbours."""
     return ranking.roll(len(ranking) // 2, 0)
-
-
-def _counted(table: LatentTable) -> Tensor:
-    empty = [n for n, k in zip(table.class_names, table.class_images, strict=True) if not k]
-    if empty:
-        raise ValueError(f"no pictures of {', '.join(empty[:5])}: scan some of every class first")
-    return table.class_above
 
 
 # --- the experiment -----------------------------------------------------------------------------
@@ -157,7 +152,7 @@ def mask_latents(
     they mask prompt tokens, too, which `prompts` does likewise.
 
     Raises `ValueError` for rankings that are no orders of this SAE's latents for these classes, a
-    k that is not 0 to d_sae, and classes without a picture.
+    k that is not 0 to d_sae, and labels that are no classes.
     """
     ks = _check(sae, labels, text, rankings, ks)
     classes = labels if classes is None else classes
@@ -300,8 +295,6 @@ def _check(
             )
         if not (order.sort(dim=1).values == every).all():
             raise ValueError(f"ranking {name!r}: each row must hold 0 to {sae.d_sae - 1} once")
-    found = labels.bincount(minlength=n_classes)
-    if len(found) > n_classes or (found == 0).any():
-        missing = (found == 0).nonzero().flatten().tolist()[:5]
-        raise ValueError(f"labels must be of {n_classes} classes, each with pictures: {missing}")
+    if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= n_classes:
+        raise ValueError(f"labels must be 0 to {n_classes - 1}, of one picture or more")
     return tuple(sorted(set(ks)))

@@ -240,11 +240,13 @@ def _fold(path: Path, mine: dict[str, Any]) -> Prompts:
 
 
 def _build(path: Path, found: Found) -> SAE:
-    tensors, W_enc = found.tensors, found.tensors["W_enc"]
+    tensors, W_enc = found.tensors, found.tensors.get("W_enc", torch.empty(0))
     if W_enc.ndim != 2:
         raise ValueError(f"{path}: W_enc must be (d_vit, d_sae), got {tuple(W_enc.shape)}")
     sae = SAE(W_enc.shape[0], W_enc.shape[1], found.activation, found.k)
     for name, expected in sae.state_dict().items():
+        if name not in tensors and name != "threshold":
+            raise ValueError(f"{path} has no {name}: expected {', '.join(PARAMETERS)}")
         tensor = tensors.get(name, expected)
         if tensor.shape != expected.shape:
             raise ValueError(

@@ -182,11 +182,10 @@ class SplitCLIP(nn.Module):
         """Logits (b, c) of residual tokens for text features (c, d_embed): scaled cosines."""
         return self.logit_scale * self.features(z) @ text_features.T
 
-    @torch.no_grad()
     def text_features(
         self, class_names: Sequence[str], templates: Sequence[Template], batch: int = 512
     ) -> Tensor:
-        """The zero-shot head (c, d_embed): the mean over templates, unit norm again.
+        """The zero-shot head (c, d_embed), on the CPU: the mean over templates, unit norm again.
 
         Deviation: the authors leave the mean as it is, so that a class whose prompts disagree
         gets smaller logits; open_clip normalises it, and so do we.
@@ -195,9 +194,9 @@ class SplitCLIP(nn.Module):
             raise ValueError("text_features needs at least one class name and one template")
         prompts = [t.format if isinstance(t, str) else t for t in templates]
         ids = self.tokenizer([prompt(name) for name in class_names for prompt in prompts])
-        parts = ids.to(self.mean.device).split(batch)
-        x = torch.cat([self.encode_text(part) for part in parts])
-        return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1)
+        with torch.no_grad(), fastest(self) as device:
+            x = torch.cat([self.encode_text(part.to(device)) for part in ids.split(batch)])
+            return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1).cpu()
 
     def _only_cls_leaves(self, last: int) -> bool:
         """Whether there is a last block to run, and what is pooled is its CLS token alone."""
@@ -245,8 +244,11 @@ def precision(wanted: str, device: torch.device) -> str:
     """`float32` or `bfloat16`: what `auto` means on a device."""
     if wanted != "auto":
         return wanted
-    has = torch.cpu.get_capabilities()
-    fast = device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = has.get("avx512_bf16") or has.get("amx_bf16")
     return "bfloat16" if fast else "float32"
 
 
@@ -409,8 +411,16 @@ def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
 
     Raises `ValueError` for a model or weights that do not fit, `FileNotFoundError` for no weights.
     """
-    if config.name == "small":
-        return load_small_clip(data / "small_clip", config.block)
+    small = config.name == "small"
+    clip = load_small_clip(data / "small_clip", config.block) if small else _load_open_clip(config)
+    if precision(config.precision, best_device()) == "bfloat16":
+        # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
+        blocks = clip.visual.transformer.resblocks[: clip.block + 1]
+        clip.first = copy.deepcopy(blocks).bfloat16()
+    return clip
+
+
+def _load_open_clip(config: ModelConfig) -> SplitCLIP:
     model_cfg = _model_cfg(config.name)
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
     if tag and tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
@@ -427,12 +437,7 @@ def load_clip(config: ModelConfig, data: Path = DATA) -> SplitCLIP:
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
     tokenizer = open_clip.get_tokenizer(config.name)
-    clip = SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
-    if precision(config.precision, best_device()) == "bfloat16":
-        # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
-        blocks = clip.visual.transformer.resblocks[: clip.block + 1]
-        clip.first = copy.deepcopy(blocks).bfloat16()
-    return clip
+    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
 
 
 def _model_cfg(name: str) -> dict[str, Any]:
@@ -458,10 +463,11 @@ def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
             f"model.pretrained: {config.pretrained!r} is neither a .safetensors file nor a tag of "
             f"{config.name} ({tags})"
         )
-    if not tag and not Path(config.pretrained).is_file():
-        raise FileNotFoundError(f"model.pretrained: no file {config.pretrained}")
-    if not tag:
-        return config.pretrained
+    local = config.weights if tag else config.pretrained
+    if local and not Path(local).is_file():
+        raise FileNotFoundError(f"model.{'weights' if tag else 'pretrained'}: no file {local}")
+    if local:
+        return local
     repo = tag["hf_hub"].rstrip("/")
     cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
     if isinstance(cached, str):
@@ -474,6 +480,6 @@ def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
         raise FileNotFoundError(
             f"the weights {config.pretrained!r} of {config.name} are not in Hugging Face's cache "
             f"and cannot be downloaded. Download https://huggingface.co/{repo}/resolve/main/"
-            f"{WEIGHTS_FILE} elsewhere, and write the path of that file as model.pretrained in "
-            "the profile (or 'none', to try things with random weights)"
+            f"{WEIGHTS_FILE} elsewhere, and write the path of that file as model.weights in the "
+            "profile (or pretrained = 'none', to try things with random weights)"
         ) from error

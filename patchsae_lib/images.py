@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 from typing import Protocol
 
@@ -23,6 +25,8 @@ from patchsae_lib.sources import Item, Source
 from patchsae_lib.world import World
 
 TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
+# Pillow would run Ghostscript on an EPS file that is called .jpg.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 class Pictures(Protocol):
@@ -142,7 +146,10 @@ class Files:
 
     def _fault(self, i: int) -> str:
         try:
-            read_image(self.source.item(i), small=True)
+            item = self.source.item(i)
+            if isinstance(item, str) and os.path.isfile(item):
+                return _fault_of(item, os.stat(item).st_mtime_ns)
+            read_image(item, small=True)
         except OSError as error:
             return str(error)
         return ""
@@ -158,6 +165,15 @@ class Files:
         """(len(indices), 3, size, size) uint8, cut from the middle of the pictures."""
         items = (self.source.item(self.order[int(i)]) for i in indices)
         return torch.stack([square(read_image(item), self.size) for item in items])
+
+
+@cache  # a notebook opens the same pictures several times
+def _fault_of(path: str, _changed: int) -> str:
+    try:
+        read_image(path, small=True)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def open_pictures(
@@ -212,7 +228,7 @@ def read_image(item: Item, small: bool = False) -> Image.Image:
     """
     name = getattr(item, "name", None) or getattr(item, "filename", None) or item
     try:
-        with item if isinstance(item, Image.Image) else Image.open(item) as image:
+        with item if isinstance(item, Image.Image) else Image.open(item, "r", _formats()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             if small:
@@ -222,8 +238,16 @@ def read_image(item: Item, small: bool = False) -> Image.Image:
         raise OSError(f"{name} cannot be read as a picture: {error}") from error
 
 
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # convert would clip 16 bits at 255
+    if image.mode in ("I", "F"):
+        raise ValueError(f"what is white in {image.mode} (32 bits a pixel) is not known")
+    if image.mode.startswith("I;16"):  # convert would clip it at 255
         levels = np.asarray(image, dtype=np.float32)
         return Image.fromarray((levels / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

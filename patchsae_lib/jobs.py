@@ -4,8 +4,10 @@
     torchrun --nproc-per-node=gpu -m patchsae_lib train --profile clip -p images folder:/my/photos
     torchrun --nproc-per-node=gpu -m patchsae_lib scan --profile clip -p images folder:/my/photos
 
-Both leave in `runs/<profile>/` what notebooks 1 and 2 would, and go on where they were when they
-are killed and started again. Of several nodes all must see that folder, and the pictures.
+They leave `sae.safetensors` and `latents.safetensors` in `runs/<profile>/`, as notebooks 1 and 2
+do. Started again after a kill, `train` goes on where it was, also with another number of
+processes; `scan` of pictures likewise with the same number, and of shards it begins anew. Of
+several nodes all must see that folder, and the pictures.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from patchsae_lib.sae import SAE
 from patchsae_lib.shards import ABOUT, Shards, collect_shards, open_shards, shard_batches
 
 KEPT_EVERY = 16_384  # pictures of a process after which its table is kept
+CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +68,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         sae, history = training.train(batches, profile.sae, profile.train, checkpoint, device)
         if rank() == 0:
             path, about = out / "sae.safetensors", {"profile": profile.name}
-            save_sae(path, sae, about | {"model": profile.model.name})
+            save_sae(path, sae, about | {"model": shards.made_by.get("model")})
             last = history[-1]
             print(
                 f"{profile.train.steps:,} steps: explained variance "
@@ -112,7 +115,9 @@ def scan(argv: Sequence[str] | None = None) -> None:
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m patchsae_lib {command}", description=what)
-    parser.add_argument("--profile", default="world", help="smoke, world, clip, paper or a .toml")
+    parser.add_argument(
+        "--profile", default="world", help="smoke, world, trial, clip, paper or a .toml"
+    )
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
         help="other pictures than the profile's: -p images folder:/my/photos",
@@ -136,8 +141,13 @@ def _source(profile: Profile, device: torch.device) -> tuple[SplitCLIP, Pictures
         clip = load_clip(profile.model).to(device)
         size = clip.visual.image_size[0]
         pictures = open_pictures(chosen.spec, "train", chosen.n_train, size, check=False)
-    what = {"spec": chosen.spec, "split": "train", "n": len(pictures), "size": size}
+        if len(pictures) < CHECKED:
+            pictures = open_pictures(chosen.spec, "train", chosen.n_train, size)
+    kind, _, name = chosen.spec.partition(":")
+    spec = f"folder:{Path(name).expanduser().resolve()}" if kind == "folder" else chosen.spec
+    what = {"spec": spec, "split": "train", "n": len(pictures), "size": size}
     model = {"name": profile.model.name, "weights": fingerprint(clip), "block": clip.block}
+    model["precision"] = "float32" if clip.first is None else "bfloat16"
     return clip, pictures, {"model": model, "pictures": what}
 
 

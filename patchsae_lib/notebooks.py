@@ -28,7 +28,7 @@ from torch import Tensor
 
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
 from patchsae_lib.checkpoints import load_prompts, load_sae, save_prompts
-from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer
+from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, fastest
 from patchsae_lib.evaluation import BATCH
 from patchsae_lib.images import (
     TEMPLATE,
@@ -95,21 +95,28 @@ def autoencoder(profile: Profile, out: Path, which: str) -> SAE:
     return load_sae(path)
 
 
-def labelled(pictures: Pictures, clip: SplitCLIP, tokens: Tensor) -> Pictures:
+def labelled(
+    pictures: Pictures, clip: SplitCLIP, tokens: Tensor, among: Sequence[str] = ()
+) -> Pictures:
     """The pictures; without classes of their own each has that which `clip` takes it for.
 
-    Of ImageNet's 1,000 classes (the small CLIP: of the world's), by its residual tokens (images,
-    1 + n_patches, d_vit) and one prompt. "Accuracy" then is agreement with untouched CLIP.
+    Of ImageNet's 1,000 classes (the small CLIP: of the world's) those that occur, or of `among`,
+    by a picture's residual tokens (images, 1 + n_patches, d_vit) and one prompt. "Accuracy" then
+    is agreement with untouched CLIP.
     """
     if pictures.class_names:
         return pictures
     small = isinstance(clip.tokenizer, WordTokenizer)
-    names = CLASSES if small else tuple(open_clip.IMAGENET_CLASSNAMES)
+    names = tuple(among) or (CLASSES if small else tuple(open_clip.IMAGENET_CLASSNAMES))
     text = clip.text_features(names, [TEMPLATE])
-    with torch.no_grad():
-        said = [clip.classify(z.float(), text).argmax(1) for z in tokens.split(BATCH)]
-    print(f"no classes: each picture has that which CLIP takes it for, of {len(names):,}")
-    return Relabelled(pictures, torch.cat(said).tolist(), names)
+    with torch.no_grad(), fastest(clip) as device:
+        z = (part.to(device, torch.float32) for part in tokens.split(BATCH))
+        said = torch.cat([clip.classify(part, text.to(device)).argmax(1).cpu() for part in z])
+    if not among:
+        print(f"no classes: each picture has that which CLIP takes it for, of {len(names):,}")
+        found, said = said.unique(return_inverse=True)
+        names = tuple(names[i] for i in found.tolist())
+    return Relabelled(pictures, said.tolist(), names)
 
 
 def scored(profile: Profile, clip: SplitCLIP, sae: SAE, n_pictures: int) -> int:
@@ -124,9 +131,14 @@ def tasks_of(profile: Profile) -> tuple[str, ...]:
     the world's if they have no classes."""
     if profile.tasks:
         return profile.tasks
-    spec = profile.pictures.spec
-    own = len(open_pictures(spec, "train", 1, check=False).class_names) > 1
-    return (spec,) if own else ("world:flowers", "world:land")
+    own = len(to_learn_from(profile, profile.pictures.spec).class_names) > 1
+    return (profile.pictures.spec,) if own else ("world:flowers", "world:land")
+
+
+def to_learn_from(profile: Profile, spec: str, size: int = 224) -> Pictures:
+    """The training pictures of a task: all, but of the profile's own as many as that says."""
+    n = profile.pictures.n_train if spec == profile.pictures.spec else 0
+    return open_pictures(spec, "train", n, size)
 
 
 def title_of(spec: str) -> str:
@@ -156,7 +168,7 @@ def learnt_prompts(
     """
     if control not in ("", "swapped", "picture"):
         raise ValueError(f"control {control!r} is not swapped or picture")
-    pictures = open_pictures(spec, "train", 0, clip.visual.image_size[0])
+    pictures = to_learn_from(profile, spec, clip.visual.image_size[0])
     names = pictures.class_names[: base_classes(len(pictures.class_names))]
     config = replace(profile.prompts, seed=seed)
     chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)

@@ -82,5 +82,8 @@ def unpickle(path: Path, unpickler: type[OnlyTensors], what: str) -> Any:
                 weights_only=False,  # but by an unpickler that has nothing to run
                 pickle_module=SimpleNamespace(__name__="tensors", Unpickler=unpickler),
             )
-    except (pickle.UnpicklingError, TypeError, AttributeError, LookupError, ValueError) as error:
+    except (
+        pickle.UnpicklingError, TypeError, AttributeError, LookupError, ValueError,
+        AssertionError, OverflowError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is no checkpoint of {what} ({error!r})") from error

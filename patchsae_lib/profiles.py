@@ -22,13 +22,16 @@ PRECISIONS = "float32, bfloat16 or auto"
 class ModelConfig:
     """The CLIP that is looked into.
 
-    `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag,
-    the path of a safetensors file, or `none`: random weights, always the same, to try things with.
+    `name` is `small` (the CLIP in `data/`) or any open_clip ViT; `pretrained` is an open_clip tag
+    (`weights`: a local file of those), the path of a safetensors file (whose pictures are
+    normalised as open_clip does by default), or `none`: random weights, always the same, to try
+    things with.
     The residual stream is read after block `block`, and computed in `precision`.
     """
 
     name: str = "ViT-B-16-quickgelu"
     pretrained: str = "openai"
+    weights: str = ""
     block: int = -2
     precision: str = "float32"  # float32 | bfloat16 | auto
 
@@ -86,7 +89,7 @@ class TrainConfig:
     cls_share: float = -1.0
     batch_tokens: int = 128 * 197
     steps: int = 20_480
-    passes: float = 0
+    passes: float = 0.0
     lr: float = 4e-4
     warmup: int = 500
     dead_after: int = 64
@@ -173,6 +176,11 @@ def _fill(kind: type[T], table: dict[str, Any], where: str) -> T:
     for key in table:
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+    for f in fields(kind):  # type: ignore[arg-type]
+        value, usual = table.get(f.name, f.default), type(f.default)
+        fits = type(value) is usual or (usual is float and type(value) is int)
+        if usual in (bool, int, float, str) and not fits:
+            raise ValueError(f"{where}: {f.name} = {value!r} is not of type {usual.__name__}")
     return kind(**table)
 
 

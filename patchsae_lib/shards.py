@@ -7,11 +7,11 @@ The folder has, in the format `patchsae-tokens-1`:
   patches row by row; `indices` (images,) int64, which picture each row is, ascending; `labels`
   (images,) int64, its class, −1 where there is none. Metadata: `made_by`, the `hash` below, and
   `pictures`, the stretch as "first-last".
-- `cache.json`, written last, so that a folder that has it is whole: `format`; `made_by`, all that
-  the tokens depend on (model, weights, block, pictures); `hash`, the first 16 hex digits of the
-  SHA-256 of `made_by` as JSON with sorted keys; `dtype`, `tokens` (1 + n_patches) and `d_vit`;
-  `class_names`; `shards`, a list of `file` and `images`; `skipped`, the indices of pictures that
-  could not be read and are in no shard.
+- `cache.json`, written last, so that a folder that has it is whole: `format`; `made_by`, what
+  the tokens depend on (model, weights, block, precision; where the pictures are and how many);
+  `hash`, the first 16 hex digits of the SHA-256 of `made_by` as JSON with sorted keys; `dtype`,
+  `tokens` (1 + n_patches) and `d_vit`; `class_names`; `shards`, a list of `file` and `images`;
+  `skipped`, the indices of pictures that could not be read and are in no shard.
 
 Neither the pictures nor CLIP are needed to read it. Shards are memory-mapped, so that a cache may
 be larger than memory.

@@ -31,6 +31,7 @@ from tqdm import tqdm
 Item = str | Path | IO[bytes] | Image.Image
 
 TESTS = ("test", "val", "validation", "valid")  # what a test split is called, the best first
+SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".jfif")
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,48 @@ class Source:
 
 def folder(name: str, split: str) -> Source:
     """A folder with one sub-folder a class, or pictures only; or `train` and `test` (or `val`)
-    folders of that kind. Sorted by the names of classes and files."""
+    folders of that kind. Sorted by the names of classes and files; hidden ones are passed over.
+
+    Of a divided folder the classes are those of `train`.
+    """
     root = Path(name).expanduser()
     tests = [root / test for test in TESTS if (root / test).is_dir()]
     divided = bool(tests) and (root / "train").is_dir()
     if divided:
         root = root / "train" if split == "train" else tests[0]
     try:
-        if any(path.is_dir() for path in root.iterdir()):
-            data = datasets.ImageFolder(str(root), loader=str)
-            paths, names = [path for path, _ in data.samples], readable(data.classes)
-            return Source(paths.__getitem__, data.targets, names, divided)
-        paths = sorted(str(p) for p in root.iterdir() if p.name.lower().endswith(IMG_EXTENSIONS))
+        names = _folders(root.parent / "train" if divided else root)
+        if unknown := sorted({*_folders(root)} - {*names}):
+            raise FileNotFoundError(f"{root} has classes that train has not: {', '.join(unknown)}")
+        if names:
+            data = _Folders(str(root), loader=str, is_valid_file=_is_picture)
+            labels = [names.index(data.classes[label]) for label in data.targets]
+            paths = [path for path, _ in data.samples]
+            return Source(paths.__getitem__, labels, readable(names), divided)
+        paths = sorted(str(p) for p in root.iterdir() if _is_picture(p.name))
         if not paths:
-            raise FileNotFoundError(f"no file in it ends in {', '.join(IMG_EXTENSIONS)}")
+            raise FileNotFoundError(f"no file in it ends in {', '.join(SUFFIXES)}")
     except OSError as error:
         raise FileNotFoundError(
             f"folder:{name} wants pictures, or one sub-folder of them a class: {error}"
         ) from error
     return Source(paths.__getitem__, [-1] * len(paths), (), divided)
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
+
+
+class _Folders(datasets.ImageFolder):
+    """ImageFolder without hidden folders, such as Jupyter's."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = _folders(Path(directory))
+        return names, {name: i for i, name in enumerate(names)}
 
 
 # --- torchvision -------------------------------------------------------------------------------
@@ -135,7 +159,10 @@ def torchvision(name: str, split: str) -> Source:
 
     def item(i: int) -> Item:
         part, at = places[i]
-        return part[at][0]
+        try:
+            return part[at][0]  # a path, but of those that open their pictures themselves
+        except Exception as error:
+            raise OSError(f"{name}, number {i}, cannot be read as a picture: {error}") from error
 
     return Source(item, labels, readable(names), bool({"train", "split"} & set(takes)))
 
@@ -151,6 +178,8 @@ def _ucf101(root: Path, split: str) -> Source:
         )
     data = datasets.ImageFolder(str(found[0] / "UCF-101-midframes"), loader=str)
     lists = found[0] / "ucfTrainTestlist"
+    if len(list(lists.glob("*list01.txt"))) == 1:
+        raise FileNotFoundError(f"{lists} wants both trainlist01.txt and testlist01.txt, or none")
     order = data.classes
     if (lists / "classInd.txt").is_file():
         numbers = {
@@ -276,14 +305,23 @@ def _index(path: Path) -> Iterator[tuple[str, int, int, int]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, extension = member.name.partition(".")
-                if f".{extension.lower()}".endswith(IMG_EXTENSIONS):
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}"
+                if f".{extension.lower()}" in SUFFIXES:
                     pictures[key] = member.name, member.offset_data, member.size
                 elif extension == "cls":
-                    labels[key] = int(tar.extractfile(member).read())  # type: ignore[union-attr]
+                    text = tar.extractfile(member).read()  # type: ignore[union-attr]
+                    if not text.strip().isdigit():
+                        raise ValueError(
+                            f"{member.name} holds {text[:20]!r}, not a class's number"
+                        )
+                    labels[key] = int(text)
                 tar.members = []  # type: ignore[attr-defined]  # or it would hold all headers
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is not a whole, uncompressed shard: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for key, place in pictures.items():
         yield *place, labels.get(key, -1)
 
@@ -335,26 +373,34 @@ def _stream(library: Any, name: str, split: str, n: int, kept: Path) -> None:
     # shards one at a time: together their threads would decide the order
     part = part.shuffle(0, buffer_size=1000, max_buffer_input_shards=1)
     # of a data set without test split every fifth picture is the test split's
-    rows = (row for i, row in enumerate(part) if not every or (i % 5 == 0) == (split == "test"))
+    wanted = (row for row in part if row[images[0]] is not None)
+    rows = (row for i, row in enumerate(wanted) if not every or (i % 5 == 0) == (split == "test"))
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
         folder = Path(temporary) / "whole"
         folder.mkdir()
         with tarfile.open(folder / "000000.tar", "w") as tar:
-            for i, row in enumerate(tqdm(islice(rows, n or None), total=total or None, desc=name)):
-                content = row[images[0]]
-                suffix = Path(content["path"] or "").suffix.lower()
-                suffix = suffix if suffix in IMG_EXTENSIONS else ".jpg"
-                _add(
-                    tar, f"{i:08}{suffix}", content["bytes"] or Path(content["path"]).read_bytes()
-                )
-                if classes:
-                    _add(tar, f"{i:08}.cls", str(row[classes[0]]).encode())
+            try:
+                for i, row in enumerate(tqdm(islice(rows, n or None), total=total or None)):
+                    _add(tar, f"{i:08}.jpg", _bytes(library, row[images[0]]))
+                    if classes:
+                        _add(tar, f"{i:08}.cls", str(row[classes[0]]).encode())
+            except (OSError, ValueError, RuntimeError) as error:
+                raise OSError(f"hf:{name} broke off: {error}") from error
         if classes:
             names = "\n".join(features[classes[0]].names)
             (folder / "classnames.txt").write_text(names, "utf-8")
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)
+
+
+def _bytes(library: Any, picture: dict[str, Any]) -> bytes:
+    """A picture's file; where it is inside another one, the same pixels as PNG."""
+    if picture["bytes"]:
+        return picture["bytes"]
+    content = io.BytesIO()
+    library.Image().decode_example(picture).save(content, "png")
+    return content.getvalue()
 
 
 def _part(parts: Mapping[str, Any], split: str) -> tuple[str, bool]:

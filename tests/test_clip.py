@@ -389,6 +389,14 @@ def test_load_clip_reads_a_safetensors_file(weights: Path) -> None:
     assert_loaded(load_clip(ModelConfig("tiny", str(weights))), weights)
 
 
+def test_a_tags_weights_may_lie_in_a_local_file(weights: Path) -> None:
+    clip = load_clip(ModelConfig("tiny", "tagged", str(weights)))
+    assert_loaded(clip, weights)
+    assert clip.mean.flatten().tolist() == pytest.approx([0.1] * 3)  # as the tag says
+    with pytest.raises(FileNotFoundError, match=r"model.weights: no file /nowhere"):
+        load_clip(ModelConfig("tiny", "tagged", "/nowhere"))
+
+
 def test_load_clip_takes_a_tag_from_the_cache(
     weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -231,6 +231,43 @@ def test_pictures_without_folders_have_no_classes(tmp_path: Path) -> None:
     assert captions_of(test) == ["a photo of a picture."] * 2
 
 
+def test_hidden_folders_and_other_formats(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path / "dog" / f"{i}.png", tone(i))
+    write(tmp_path / "dog" / "4.gif", tone(4))
+    for hidden in (".ipynb_checkpoints", "dog/.thumbnails"):
+        (tmp_path / hidden).mkdir()
+    write(tmp_path / "dog" / "._0.png")  # as macOS leaves them
+    parts = [open_pictures(f"folder:{tmp_path}", s, size=4) for s in ("train", "test")]
+    assert sum(map(len, parts)) == 5
+    assert parts[0].class_names == ("dog",)
+
+
+def test_the_classes_of_a_divided_folder_are_those_of_train(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        for i in range(2):
+            write(tmp_path / name / f"{i}.png", tone("abc".index(name[-1])))
+    test = open_pictures(f"folder:{tmp_path}", "test", size=4)
+    assert test.class_names == ("a", "b", "c")
+    assert [test.label(i) for i in range(4)] == tones(test, 4)
+    write(tmp_path / "test" / "d" / "0.png")
+    with pytest.raises(FileNotFoundError, match="has classes that train has not: d"):
+        open_pictures(f"folder:{tmp_path}", "test")
+
+
+def test_an_eps_file_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(OSError, match=r"x\.jpg cannot be read as a picture: cannot identify"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_what_has_no_known_white_is_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.zeros((4, 4), kind)).save(tmp_path / "x.tif")
+    with pytest.raises(OSError, match="32 bits a pixel"):
+        read_image(tmp_path / "x.tif")
+
+
 @pytest.mark.parametrize("name", ["test", "val"])
 def test_a_folder_may_be_divided_already(tmp_path: Path, name: str) -> None:
     for split, numbers in (("train", range(3)), (name, range(3, 5))):
@@ -614,13 +651,25 @@ def test_a_broken_picture_in_a_shard_is_left_out(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 5
 
 
-@pytest.mark.parametrize("how", ["gz", "text", "missing", "no pictures", "few names"])
+def test_shards_of_tar_with_folders_and_points_in_names(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(5):
+            sources._add(tar, f"./v1.0/{i}.seg.png", encoded(20))  # a mask is no picture
+            sources._add(tar, f"./v1.0/{i}.png", encoded(i))
+            sources._add(tar, f"./v1.0/{i}.cls", str(i).encode())
+    train, test = (open_pictures(f"wds:{tmp_path}/a.tar", s, size=4) for s in ("train", "test"))
+    seen = tones(train, 4) + tones(test, 1)
+    assert sorted(seen) == list(range(5))
+    assert [train.label(i) for i in range(4)] == seen[:4]
+
+
+@pytest.mark.parametrize("how", ["gz", "text", "missing", "no pictures", "few names", "word"])
 def test_what_is_wrong_with_shards_is_said(tmp_path: Path, how: str) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w:gz" if how == "gz" else "w") as tar:
         if how != "no pictures":
             sources._add(tar, "k.png", encoded(0))
-            sources._add(tar, "k.cls", b"3")
+            sources._add(tar, "k.cls", b"owl" if how == "word" else b"3")
     if how == "text":
         path.write_text("not a tar file at all" * 100)
     if how == "missing":
@@ -633,6 +682,7 @@ def test_what_is_wrong_with_shards_is_said(tmp_path: Path, how: str) -> None:
         "missing": (FileNotFoundError, "no file .*a.tar"),
         "no pictures": (FileNotFoundError, "no pictures in 1 shards"),
         "few names": (ValueError, "names 1 classes, the shards have 4"),
+        "word": (ValueError, "a.tar: k.cls holds b'owl', not a class's number"),
     }[how]
     with pytest.raises(kind, match=message):
         open_pictures(f"wds:{path}")
@@ -679,6 +729,26 @@ def test_a_data_set_of_the_hub_has_its_own_test_split(hub: Path) -> None:
     train, test = (open_pictures(f"hf:{hub}", s, n=7, size=4) for s in ("train", "test"))
     assert (len(train), len(test)) == (7, 7)
     assert len(open_pictures(f"hf:{hub}", "test", size=4)) == 20
+
+
+def test_pictures_inside_other_files_and_rows_without_any(
+    hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = pytest.importorskip("datasets")
+    made = tmp_path / "zipped"
+    made.mkdir()
+    for i in range(6):
+        write(made / "x" / f"{i}.png", tone(i))
+    shutil.make_archive(str(made / "train"), "zip", made / "x")
+    shutil.rmtree(made / "x")
+    parts = [open_pictures(f"hf:{made}", s, size=4) for s in ("train", "test")]
+    assert sorted(tones(parts[0], 4) + tones(parts[1], 2)) == list(range(6))
+    rows = {"img": [{"bytes": encoded(0)}, None, {"bytes": encoded(2)}]}
+    features = library.Features({"img": library.Image()})
+    shutil.rmtree(hub / "data")
+    (hub / "data").mkdir()
+    library.Dataset.from_dict(rows, features).to_parquet(hub / "data" / "test-0.parquet")
+    assert sorted(tones(open_pictures(f"hf:{hub}", "test", size=4), 2)) == [0, 2]
 
 
 def test_a_killed_stream_leaves_nothing_that_is_taken_for_whole(

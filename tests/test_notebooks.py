@@ -190,8 +190,12 @@ def test_pictures_without_classes_get_what_clip_takes_them_for(flat):
     named = notebooks.labelled(pictures, clip, z)
     text = clip.text_features(CLASSES, ["a photo of a {}."])
     logits = predict(clip, pictures.batch(range(8)), text)
-    assert [named.label(i) for i in range(8)] == logits.argmax(1).tolist()
-    assert (named.class_names, len(named)) == (CLASSES, 8)
+    said = [CLASSES[i] for i in logits.argmax(1)]
+    assert [named.class_names[named.label(i)] for i in range(8)] == said
+    assert set(named.class_names) == set(said)  # those that occur
+    two = notebooks.labelled(pictures, clip, z, CLASSES[:2])
+    assert two.class_names == CLASSES[:2]
+    assert [two.label(i) for i in range(8)] == logits[:, :2].argmax(1).tolist()
     assert torch.equal(named.batch([3]), pictures.batch([3]))
     world = World("land", "test", 3)
     assert notebooks.labelled(world, clip, z) is world

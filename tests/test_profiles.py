@@ -50,6 +50,8 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("[train]\ntokens = 'patches'\n", r"'patches' is not all or cls"),
         ("[train]\nsteps = 0\n", r"steps.*must be 1 or more"),
         ("[train]\npasses = nan\n", r"train.passes must be 0 or more, got nan"),
+        ("[train]\nsteps = '10'\n", r"mine.toml \[train\]: steps = '10' is not of type int"),
+        ("[train]\nlr = true\n", r"lr = True is not of type float"),
         ("base = 'clips'\n", r"mine.toml: base 'clips' is not one of clip, paper"),
         ("base = 'clip'\n[sae]\nfoo = 1\n", r"mine.toml \[sae\]: unknown key 'foo'"),
     ],

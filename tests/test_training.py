@@ -426,4 +426,6 @@ def test_auto_precision_is_what_the_hardware_does_fast(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
         assert precision("auto", cpu) == expected
         assert precision("float32", cpu) == "float32"
-    assert precision("auto", torch.device("cuda")) == "bfloat16"
+    for has, expected in ((True, "bfloat16"), (False, "float32")):  # a T4 only emulates it
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda h=has, **_: h)
+        assert precision("auto", torch.device("cuda")) == expected
