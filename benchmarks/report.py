@@ -34,13 +34,22 @@ def against(
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown, a row a way: its median, and how many times as fast as the first of its group."""
-    lines = ["| what | way | median | rate | times as fast | bound |", "|---|---|---|---|---|---|"]
+    """Markdown, a row a way: its median, how many times as fast as the first of its group, and of
+    that either the bound or the share of the matrix products alone."""
+    lines = ["| what | way | median | rate | times as fast | limit |", "|---|---|---|---|---|---|"]
     first: dict[str, float] = {}
+    products = {
+        (one["extra_info"]["what"], one["extra_info"]["way"].split(", ")[1]): one
+        for one in results["benchmarks"]
+        if one["extra_info"]["way"].startswith("five matrix products")
+    }
     for one in sorted(results["benchmarks"], key=lambda one: one["extra_info"]["what"]):
         info, median = one["extra_info"], one["stats"]["median"]
         ratio = first.setdefault(info["what"], median) / median
         bound = f"{info['bound']:.1f}" if info["bound"] and ratio != 1 else ""
+        for (what, dtype), limit in products.items():
+            if info["what"] == what and info["way"].startswith(f"ours, {dtype}"):
+                bound = f"{limit['stats']['median'] / median:.0%} of {dtype}'s products"
         rate = f"{info['count'] / median:,.3g} {info['unit']}/s" if info["count"] else ""
         cells = [info["what"], info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
         lines.append(f"| {' | '.join(cells)} |")
