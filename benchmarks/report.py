@@ -50,7 +50,9 @@ def table(results: dict[str, Any]) -> str:
         for (what, dtype), limit in products.items():
             if info["what"] == what and info["way"].startswith(f"ours, {dtype}"):
                 bound = f"{limit['stats']['median'] / median:.0%} of {dtype}'s products"
-        rate = f"{info['count'] / median:,.3g} {info['unit']}/s" if info["count"] else ""
+        pace = info["count"] / median
+        rate = f"{pace:,.0f}" if pace > 99 else f"{pace:.3g}"
+        rate = f"{rate} {info['unit']}/s" if info["count"] else ""
         cells = [info["what"], info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", machine(results)])
