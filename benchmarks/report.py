@@ -38,6 +38,7 @@ def table(results: dict[str, Any]) -> str:
     that either the bound or the share of the matrix products alone."""
     lines = ["| what | way | median | rate | times as fast | limit |", "|---|---|---|---|---|---|"]
     first: dict[str, float] = {}
+    before = ""
     products = {
         (one["extra_info"]["what"], one["extra_info"]["way"].split(", ")[1]): one
         for one in results["benchmarks"]
@@ -47,13 +48,15 @@ def table(results: dict[str, Any]) -> str:
         info, median = one["extra_info"], one["stats"]["median"]
         ratio = first.setdefault(info["what"], median) / median
         bound = f"{info['bound']:.1f}" if info["bound"] and ratio != 1 else ""
-        for (what, dtype), limit in products.items():
-            if info["what"] == what and info["way"].startswith(f"ours, {dtype}"):
+        for (group, dtype), limit in products.items():
+            if info["what"] == group and info["way"].startswith(f"ours, {dtype}"):
                 bound = f"{limit['stats']['median'] / median:.0%} of {dtype}'s products"
         pace = info["count"] / median
         rate = f"{pace:,.0f}" if pace > 99 else f"{pace:.3g}"
         rate = f"{rate} {info['unit']}/s" if info["count"] else ""
-        cells = [info["what"], info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
+        what = "" if info["what"] == before else info["what"]  # once for all its rows
+        before = info["what"]
+        cells = [what, info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", machine(results)])
 
@@ -96,6 +99,7 @@ def cost(results: dict[str, Any]) -> str:
     lines = ["| step | how much | time | disk |", "|---|---|---|---|"]
     for what, much, seconds, pictures in rows:
         time = f"{seconds / DAY:.1f} days" if seconds > DAY else f"{seconds / HOUR:.1f} h"
+        time = time if seconds > HOUR else f"{seconds / 60:.0f} min"
         size = f"{disk * pictures / 1e9:,.1f} GB" if pictures else ""
         lines.append(f"| {what} | {much} | {time} | {size} |")
     operations = seen * 5 * 2 * WIDTH * 64 * WIDTH

@@ -80,7 +80,12 @@ def page(browser):
 
     context.route(outside, cut)
     page.on("pageerror", lambda error: page.trouble.append(f"error {error}"))
-    page.on("requestfailed", lambda request: page.trouble.append(f"failed {request.url}"))
+
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # a lazy picture of a page that was left
+            page.trouble.append(f"failed {request.url}: {request.failure}")
+
+    page.on("requestfailed", failed)
     page.on("console", lambda m: m.type == "error" and page.trouble.append(f"console {m.text}"))
     yield page
     context.close()
