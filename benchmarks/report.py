@@ -64,7 +64,8 @@ def table(results: dict[str, Any]) -> str:
 def machine(results: dict[str, Any]) -> str:
     """What it was measured on, and when."""
     cpu, when = results["machine_info"]["cpu"], results["datetime"][:10]
-    return f"{cpu.get('brand_raw', 'CPU')}, {cpu.get('count')} cores, {when}."
+    said = f"{cpu.get('brand_raw', 'CPU')}, {cpu.get('count')} cores, {when}."
+    return f"{said} {results.get('note', '')}".rstrip()
 
 
 def cost(results: dict[str, Any]) -> str:
