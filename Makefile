@@ -23,7 +23,7 @@ help: ## this list
 setup: $(READY) ## the environment in .venv, only
 
 book: $(READY) ## run the notebooks, build _build/html/index.html
-	@$(RUN) -m patchsae_lib book --profile "$(PROFILE)" $(ARGS)
+	@$(RUN) book/build.py --profile "$(PROFILE)" $(ARGS)
 
 serve: $(READY) ## read the built book at http://localhost:PORT
 	@test -f _build/html/index.html || { echo "no book yet: run make book"; exit 1; }

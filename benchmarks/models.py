@@ -2,7 +2,9 @@
 
 import torch
 
-from patchsae_lib.clip import DATA, SplitCLIP, load_clip, load_small_clip
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop.openclip import load_clip, load_small_clip
 from patchsae_lib.profiles import ModelConfig
 from patchsae_lib.sae import SAE
 

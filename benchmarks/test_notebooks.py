@@ -3,7 +3,7 @@
 import pytest
 from report import against
 
-from patchsae_lib.notebooks import NOTEBOOKS, execute
+from build import NOTEBOOKS, execute
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 

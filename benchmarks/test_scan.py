@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from models import small, sparse, vit_b_16
 from report import against
 
-from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.clip import DATA, load_clip, precision
+from patchsae_lib.interop import load_sae
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.clip import precision
+from patchsae_lib.interop.openclip import load_clip
 from patchsae_lib.latents import TAU, LatentTable
 from patchsae_lib.profiles import ModelConfig
 
@@ -91,8 +93,9 @@ def test_first_half_in_bfloat16(benchmark):
 
 SCAN = """
 import re, sys
-from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.interop import load_sae
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import scan
 from patchsae_lib.world import World
 clip, sae = load_small_clip(DATA / "small_clip"), load_sae(DATA / "sae.safetensors")

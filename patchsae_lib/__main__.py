@@ -1,4 +1,4 @@
-"""The command line: `python -m patchsae_lib book`, and what else runs without a notebook."""
+"""The commands: they train, scan, convert and upload without a notebook."""
 
 from __future__ import annotations
 
@@ -6,56 +6,38 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from patchsae_lib.notebooks import NotebookError, make_book, short
 
-# Loaded when asked for: torch takes seconds.
-SCRIPTS = {
-    "train": ("jobs", "train", "train an autoencoder, also under torchrun, from shards of tokens"),
-    "scan": ("jobs", "scan", "one pass over pictures, also under torchrun: every latent's table"),
-    "pretrain": ("pretrain", "main", "train the small CLIP again"),
-    "card": ("card", "main", "measure the small CLIP and write its card"),
-    "sae": ("shipped", "main", "train the autoencoder that ships, and write its card"),
-    "prompts": ("shipped", "prompts", "train the prompts that ship"),
-    "convert": ("convert", "main", "write an autoencoder of any format in ours or SAELens'"),
-    "push": ("convert", "push", "upload an autoencoder to the Hugging Face Hub"),
+class Command(NamedTuple):
+    """A function that takes the command's arguments; its module is imported when it is called."""
+
+    module: str
+    function: str
+    purpose: str
+
+
+COMMANDS = {
+    "train": Command("jobs", "train", "train an autoencoder, also under torchrun"),
+    "scan": Command("jobs", "scan", "count what activates every latent, also under torchrun"),
+    "convert": Command("interop.convert", "main", "convert an autoencoder to another format"),
+    "push": Command("interop.convert", "push", "upload an autoencoder to the Hugging Face Hub"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit status."""
+    """Run a command and return its exit status: 1, and one line on stderr, if it fails."""
     parser = argparse.ArgumentParser(prog="python -m patchsae_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    book = commands.add_parser("book", help="run the notebooks and build the book")
-    book.add_argument("--profile", default="world", help="smoke, world, clip, paper or a .toml")
-    book.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
-        help="a parameter of the notebooks, e.g. -p images folder:/my/photos",
-    )  # fmt: skip
-    for name, (*_, what) in SCRIPTS.items():
-        commands.add_parser(name, help=what, add_help=False)
-    options, rest = parser.parse_known_args(argv)
-    if options.command in SCRIPTS:
-        module, function, _ = SCRIPTS[options.command]
-        try:
-            getattr(importlib.import_module(f"patchsae_lib.{module}"), function)(rest)
-        except (ValueError, OSError, FloatingPointError) as error:
-            print(error, file=sys.stderr)
-            return 1
-        return 0
-    if rest:
-        book.error(f"unknown: {' '.join(rest)}")
-    return run_book(options.profile, dict(options.parameters))
-
-
-def run_book(profile: str, parameters: dict[str, str]) -> int:
-    """`make book`: everything from the notebooks to the pages, or one line that says why not."""
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.purpose, add_help=False)
+    given, arguments = parser.parse_known_args(argv)
+    module, function, _ = COMMANDS[given.command]
     try:
-        index = make_book(profile, parameters)
-    except (ValueError, NotebookError) as error:
+        getattr(importlib.import_module(f"patchsae_lib.{module}"), function)(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"the book: {short(index)}")
     return 0
 
 

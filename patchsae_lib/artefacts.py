@@ -1,8 +1,10 @@
 """Files that a run leaves behind: written whole or not at all, and never mistaken for another's.
 
 An artefact is one file in `runs/<profile>/` (tensors as safetensors, a table as parquet, anything
-else as JSON) with a sidecar `<file>.meta.json` that says what made it. `load` refuses a file that
-another config made, that was cut short, or whose inputs have changed since.
+else as JSON) with a sidecar `<file>.meta.json` that holds its identity: the hashes of the weights
+it was computed with, the pictures, the profile, and every constant that decides its content.
+`load` refuses a file of another identity, one that was cut short, and one whose inputs have
+changed since. A checkpoint is what a training needs to go on after a kill.
 """
 
 from __future__ import annotations
@@ -13,26 +15,38 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchsae_lib import __version__
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 
 
 class ArtefactError(ValueError):
-    """An artefact is missing, broken, or somebody else's; the message says what to run."""
+    """An artefact is missing, broken, or of another identity; the message says what to run."""
+
+
+class AnotherRun(ValueError):
+    """A checkpoint that is whole, but belongs to another run."""
+
+
+# --- paths --------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends without an error."""
+    """Yield a temporary path beside `path`; it replaces `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -43,6 +57,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def run_dir(profile_name: str) -> Path:
+    """Return the folder of a profile's artefacts: `runs/<profile>/` in the repository, or below
+    the folder that the environment variable PATCHSAE_RUNS names."""
+    return Path(os.environ.get("PATCHSAE_RUNS") or ROOT / "runs") / profile_name
+
+
+def short(path: Path) -> str:
+    """Return a path as seen from the root of the repository."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def write_json(path: str | Path, obj: object) -> None:
     """Write `obj` as readable JSON, whole or not at all."""
     # default=float: numbers of numpy and torch
@@ -51,55 +76,88 @@ def write_json(path: str | Path, obj: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def run_dir(profile_name: str) -> Path:
-    """Where the run of a profile keeps its artefacts: `runs/<profile>/` in the repository, or
-    below the folder that the environment variable PATCHSAE_RUNS names."""
-    return Path(os.environ.get("PATCHSAE_RUNS") or ROOT / "runs") / profile_name
+# --- identity -----------------------------------------------------------------------------------
 
 
 def config_hash(config: object) -> str:
-    """The first 16 hex digits of the SHA-256 of a config, a dataclass or a mapping.
+    """Return the first 16 hex digits of the SHA-256 of a config, a dataclass or a mapping.
 
     >>> config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1})
     True
     """
-    return hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a module's names and weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def plain(config: object) -> dict[str, Any]:
+    """Return a config as JSON holds it: tuples become lists, paths become strings."""
+    if is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    if not isinstance(config, Mapping):
+        raise TypeError(f"a config is a dataclass or a mapping, not {type(config).__name__}")
+    return json.loads(json.dumps(dict(config), default=str))
+
+
+def difference(there: Any, here: Any, name: str = "") -> str:
+    """Say in which fields two configs differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+        return "; ".join(difference(there.get(k), here.get(k), f"{name}.{k}") for k in keys)
+    return f"{name.lstrip('.')}: {there!r} there, {here!r} here"
+
+
+# --- artefacts ----------------------------------------------------------------------------------
 
 
 def save(
     path: str | Path,
     obj: Any,
-    config: object,
+    identity: object,
     *,
     inputs: Iterable[str | Path] = (),
     seed: int | None = None,
 ) -> None:
     """Write an artefact and its sidecar.
 
-    `obj` is a dict of tensors (`.safetensors`), a DataFrame (`.parquet`) or what JSON can hold
-    (`.json`); `config` a dataclass or mapping with all that decides its content; `inputs` are the
-    artefacts it was made from.
+    `obj` is a dict of tensors (`.safetensors`), a DataFrame (`.parquet`), what JSON can hold
+    (`.json`), or anything with a method `save(path)`. `identity` is a dataclass or mapping with
+    all that decides the content; `inputs` are the artefacts it was made from.
     """
     path = Path(path)
     made_from = {os.path.relpath(p, path.parent): _sha256(Path(p)) for p in inputs}
     with atomic_path(path) as temporary:
         _write(temporary, obj, path.suffix)
         digest = _sha256(temporary)
-    meta = {"config": _plain(config), "config_hash": config_hash(config), "seed": seed}
+    meta = {"config": plain(identity), "config_hash": config_hash(identity), "seed": seed}
     meta |= {"versions": _versions(), "git_commit": _git_commit()}
-    meta |= {"inputs": made_from, "sha256": digest}
-    write_json(_sidecar(path), meta)
+    write_json(_sidecar(path), meta | {"inputs": made_from, "sha256": digest})
 
 
-def load(path: str | Path, config: object, *, made_by: str) -> Any:
-    """Read an artefact back as `save` was given it (tensors on the CPU).
+def load(
+    path: str | Path,
+    identity: object,
+    *,
+    made_by: str,
+    read: Callable[[Path], Any] | None = None,
+) -> Any:
+    """Read an artefact as `save` was given it (tensors on the CPU), or with `read`.
 
     `made_by` is the notebook that writes it, for the message of the `ArtefactError` that is raised
-    when the file is missing, broken, made by another config, or older than its inputs.
+    when the file is missing, broken, of another identity, or older than its inputs.
     """
     path = Path(path)
-    name = os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
-    again = f"run {made_by} again"
+    name, again = short(path), f"run {made_by} again"
     if not path.is_file():
         raise ArtefactError(f"{name} is not there: run {made_by} first")
     try:
@@ -109,84 +167,29 @@ def load(path: str | Path, config: object, *, made_by: str) -> Any:
         raise ArtefactError(f"{name} has no readable sidecar: {again}") from None
     if _sha256(path) != digest:
         raise ArtefactError(f"{name} is not the file its sidecar describes: {again}")
-    if made_with != config_hash(config):
-        differ = _difference(meta["config"], _plain(config))
-        both = f"config {made_with}, this is {config_hash(config)}"
-        raise ArtefactError(f"{name} was made by {both} ({differ}): {again}")
-    for source, was in meta["inputs"].items():
-        if (path.parent / source).is_file() and _sha256(path.parent / source) != was:
+    if made_with != config_hash(identity):
+        differ = difference(meta["config"], plain(identity))
+        hashes = f"config {made_with}, this is {config_hash(identity)}"
+        raise ArtefactError(f"{name} was made by {hashes} ({differ}): {again}")
+    for source, digest in meta["inputs"].items():
+        if (path.parent / source).is_file() and _sha256(path.parent / source) != digest:
             raise ArtefactError(f"{name} was made from another {source}: {again}")
-    return _read(path)
-
-
-def record_claim(
-    folder: str | Path,
-    *,
-    id: str,
-    where: str,
-    paper: str | float,
-    measured: str | float,
-    verdict: str,
-    interval: tuple[float, float] | None = None,
-    note: str = "",
-    notebook: str = "",
-) -> None:
-    """Put one claim of the paper and our verdict into `<folder>/claims.json`, by its `id`.
-
-    `where` is a place in the paper ("Fig. 3"), `interval` (low, high) over seeds or pictures (both
-    NaN: there is none), `verdict` one of `VERDICTS`, `notebook` ("1_training") the page with the
-    evidence.
-    """
-    if verdict not in VERDICTS:
-        raise ValueError(f"claim {id}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-    if interval is not None and all(map(math.isnan, interval)):
-        interval = None
-    if interval is not None and not interval[0] <= interval[1]:
-        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
-    path = Path(folder) / "claims.json"
-    claims = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    claim = dict(id=id, where=where, paper=paper, measured=measured, interval=interval)
-    claim |= dict(verdict=verdict, note=note, notebook=notebook)
-    others = [c for c in claims if c["id"] != id]
-    write_json(path, sorted([*others, claim], key=lambda c: c["id"]))
-
-
-def verdict(reproduced: bool, partly: bool = False) -> str:
-    """The word for a claim: `reproduced` if its rule is met, else `partly` if a weaker one is.
-
-    >>> verdict(0.93 > 0.9), verdict(0.85 > 0.9, partly=0.85 > 0.8)
-    ('reproduced', 'partly')
-    """
-    return VERDICTS[0] if reproduced else VERDICTS[1] if partly else VERDICTS[2]
-
-
-def _plain(config: object) -> dict[str, Any]:
-    """The config as JSON would hold it (tuples become lists)."""
-    if is_dataclass(config) and not isinstance(config, type):
-        config = asdict(config)
-    if not isinstance(config, Mapping):
-        raise TypeError(f"a config is a dataclass or a mapping, not {type(config).__name__}")
-    return json.loads(json.dumps(dict(config), default=str))
-
-
-def _difference(there: Any, here: Any, name: str = "") -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
-        return "; ".join(_difference(there.get(k), here.get(k), f"{name}.{k}") for k in keys)
-    return f"{name.lstrip('.')}: {there!r} there, {here!r} here"
+    return (read or _read)(path)
 
 
 def _write(path: Path, obj: Any, suffix: str) -> None:
-    if suffix == ".safetensors":
+    if suffix not in (".safetensors", ".parquet", ".json"):
+        raise ValueError(f"an artefact is .safetensors, .parquet or .json, not {suffix!r}")
+    if hasattr(obj, "save"):
+        obj.save(path)
+    elif suffix == ".safetensors":
         from safetensors.torch import save_file
 
         save_file({k: v.detach().cpu().contiguous() for k, v in obj.items()}, path)
     elif suffix == ".parquet":
         obj.to_parquet(path)
-    elif suffix == ".json":
-        write_json(path, obj)
     else:
-        raise ValueError(f"an artefact is .safetensors, .parquet or .json, not {suffix!r}")
+        write_json(path, obj)
 
 
 def _read(path: Path) -> Any:
@@ -216,9 +219,111 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """The commit of the code, "-dirty" if it was changed since, "" outside a repository."""
+    """Return the commit of the code, "-dirty" if it was changed since, "" without a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    path: str | Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor], **state: Any
+) -> None:
+    """Write all that a training needs to go on, as one safetensors file, whole or not at all.
+
+    `run` is all that the result depends on; `state` is JSON-able.
+    """
+    from safetensors.torch import save_file
+
+    about = {key: json.dumps(value) for key, value in {"run": run, **state}.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, about)
+
+
+def read_checkpoint(
+    path: str | Path, run: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors (on the CPU) and the state that `save_checkpoint` wrote for `run`.
+
+    Raises `AnotherRun` for another run's checkpoint, and `ValueError` for one that is not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        written_by = state.pop("run")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a whole checkpoint ({error!r}): delete it to start again"
+        ) from error
+    if written_by != plain(run):
+        why = difference(written_by, plain(run))
+        raise AnotherRun(f"{path} is another run's checkpoint ({why})")
+    return tensors, state
+
+
+def set_aside(path: str | Path, why: object) -> None:
+    """Rename a checkpoint to `<name>.old`, and warn."""
+    old = Path(path).replace(Path(path).with_name(f"{Path(path).name}.old"))
+    warnings.warn(f"{why}: kept as {old.name}, starting again", stacklevel=3)
+
+
+def resume(
+    path: Path | None, run: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """`read_checkpoint`, or None where there is no file or another run's, which is set aside."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return read_checkpoint(path, run)
+    except AnotherRun as error:
+        set_aside(path, error)
+        return None
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def record_claim(
+    folder: str | Path,
+    id: str,
+    *,
+    where: str,
+    paper: str | float,
+    measured: str | float,
+    holds: bool | None,
+    partly: bool = False,
+    interval: tuple[float, float] | None = None,
+    note: str = "",
+    notebook: str = "",
+) -> None:
+    """Put one claim of the paper and our verdict into `<folder>/claims.json`, by its `id`.
+
+    `where` is a place in the paper ("Fig. 3"). `holds` and `partly` say whether the claim's rule,
+    or a weaker one, is met (None: not testable here). `interval` is (low, high); both NaN: none.
+    `notebook` is the page with the evidence, by default the one whose number the id begins with.
+    """
+    if interval is not None and all(map(math.isnan, interval)):
+        interval = None
+    if interval is not None and not interval[0] <= interval[1]:
+        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
+    reproduced, in_part, failed, untestable = VERDICTS
+    verdict = (
+        untestable if holds is None else reproduced if holds else in_part if partly else failed
+    )
+    if not notebook:
+        pages = sorted((ROOT / "notebooks").glob(f"{id.partition('-')[0]}_*.ipynb"))
+        notebook = pages[0].stem if pages else ""
+    path = Path(folder) / "claims.json"
+    claims = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    claim = dict(id=id, where=where, paper=paper, measured=measured, interval=interval)
+    claim |= dict(verdict=verdict, note=note, notebook=notebook)
+    kept = [c for c in claims if c["id"] != id]
+    write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))

@@ -1,4 +1,4 @@
-"""Several processes as one: what `torchrun` has started, joined; without it, a single process.
+"""Devices and processes: the best device, and what `torchrun` has started, joined into one.
 
 Every process computes on its own part of each batch (`my_part`), and what all must know is added
 up or gathered. With a single process each function here gives back what it was given.
@@ -21,6 +21,23 @@ from torch import Tensor
 # How long a process waits for the slowest one before it takes it for lost. One that ends is
 # noticed at once.
 PATIENCE = timedelta(hours=3)
+
+
+def best_device() -> torch.device:
+    """The GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """`float32` or `bfloat16`: what `auto` means on a device."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
 
 
 def world_size() -> int:

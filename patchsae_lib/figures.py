@@ -1,8 +1,8 @@
-"""Figures in one colour language: plotly to read in the book, seaborn for print.
+"""Figures in one colour language: plotly express to read in the book, seaborn for print.
 
 Teal is what we measured, orange what it is compared with, grey what the paper reports. Every
-figure has a title, a caption (what to look for) and, made from its data, words for those who
-cannot see it.
+figure has a title, a caption (what to look for) and a description made from its data. Where a
+table has columns `low` and `high`, they are drawn as the interval of what it measures.
 """
 
 from __future__ import annotations
@@ -14,66 +14,79 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import plotly.io as pio
+import plotly.express as px
 from PIL import Image
-from plotly.subplots import make_subplots
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from plotly.graph_objects import Figure
+from plotly.io import templates
 
 TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#1f2a37"
-CYCLE = (TEAL, ORANGE, VIOLET, "#0369a1", "#be185d", "#4d7c0f", "#6b7280", "#b45309")
-#: with the colours, for those who do not tell them apart
+COLOURS = (TEAL, ORANGE, VIOLET, "#0369a1", "#be185d", "#4d7c0f", "#6b7280", "#b45309")
+#: with the colours, for readers who cannot tell these apart
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "pentagon")
 #: low to high, every step readable on white and on black; blue to yellow for the colour-blind
 SCALE = ("#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00")
-
-pio.templates["patchsae"] = go.layout.Template(
-    layout={
+LOOK = {"color_discrete_sequence": COLOURS, "symbol_sequence": SYMBOLS}
+PALE = "rgba(156,163,175,.45)"  # GREY, of what has no value
+DOTTED = {"dash": "dot", "color": GREY, "width": 1}
+NAME = "<extra>%{fullData.name}</extra>"  # on pointing at a mark: what its colour stands for
+FREQUENCY, MEAN = "log₁₀ activated frequency", "log₁₀ mean activation"
+#: key of a training history → title of its panel
+MEASURES = {
+    "reconstruction": "Reconstruction loss", "l0": "Active latents per token (L0)",
+    "explained_variance": "Explained variance", "dead": "Dead latents",
+}  # fmt: skip
+AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"}
+templates["patchsae"] = {
+    "layout": {
         "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": INK},
-        "colorway": CYCLE,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 16, "t": 48, "b": 48},
-        "xaxis": {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"},
-        "yaxis": {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        "margin": {"l": 56, "r": 16, "b": 48},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+        "legend": {"orientation": "h", "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         "title": {"x": 0, "xanchor": "left", "font": {"size": 15}},
-        "hoverlabel": {"font": {"size": 12}},
+        "annotationdefaults": {"font": {"size": 15}},  # titles of panels
     }
-)
-TEMPLATE = "plotly+patchsae"
+}
 
 
 def finish(
-    figure: go.Figure, title: str, caption: str, said: str, height: int, **layout: object
-) -> go.Figure:
-    """Give a figure our look, its words and its `height` (pixels).
+    figure: Figure, title: str, caption: str, alt: str, height: int, **layout: object
+) -> Figure:
+    """Give a figure our look, its words, and `height` pixels below them.
 
-    `said` continues the title for readers who cannot see the figure. In JupyterLab the caption is
+    `alt` continues the title for readers who cannot see the figure. In JupyterLab the caption is
     the subtitle; the book sets it below.
     """
     caption = " ".join(caption.split())
     lines = textwrap.wrap(caption, 100)
     heading = 28 + 17 * len(lines)  # what the book takes off again
-    return figure.update_layout(
-        template=TEMPLATE,
+    panel_title = 32 / (height - 80) if figure.layout.annotations else 0
+    figure.for_each_annotation(lambda note: note.update(text=note.text.removeprefix("panel=")))
+    subtitle = {"subtitle": {"text": "<br>".join(lines), "font_size": 12}}
+    figure.update_layout(
+        template="plotly+patchsae",
         title={
             "text": title,
-            "subtitle": {"text": "<br>".join(lines), "font_size": 12},
-            **{"yref": "container", "y": 1, "yanchor": "top", "pad_t": 8},
+            **subtitle,
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad_t": 8,
         },
+        legend={"title_text": "", "y": 1 + panel_title},
         margin_t=32 + heading,
         height=height + heading,
-        meta={"alt": f"{title}. {said}", "caption": caption, "heading": heading},
-        **layout,
+        meta={"alt": f"{title}. {alt}.", "caption": caption, "heading": heading},
     )
+    return figure.update_layout(**layout)
 
 
 def listed(values: Iterable[tuple[object, float]]) -> str:
@@ -81,396 +94,263 @@ def listed(values: Iterable[tuple[object, float]]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values)
 
 
+def _interval(table: pd.DataFrame, axis: str, value: str) -> dict[str, pd.Series]:
+    """Arguments of px for error bars from `low` to `high`, where the table has these columns."""
+    if "low" not in table:
+        return {}
+    above, below = table["high"] - table[value], table[value] - table["low"]
+    return {f"error_{axis}": above, f"error_{axis}_minus": below}
+
+
+def _panels(table: pd.DataFrame, panel: str | None) -> tuple[dict[str, Any], int]:
+    """Arguments of px for a panel for each value of a column, and how many rows they make."""
+    if panel is None:
+        return {}, 1
+    columns = min(4, math.ceil(table[panel].nunique() ** 0.5))
+    spacing = {"facet_col_spacing": 0.16 / columns, "facet_row_spacing": 0.1}
+    facets = {"facet_col": panel, "facet_col_wrap": columns, "labels": {panel: "panel"}}
+    return facets | spacing, math.ceil(table[panel].nunique() / columns)
+
+
 def learning_curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]],
-    title: str,
-    caption: str = "",
-    measures: Mapping[str, str] | None = None,
-) -> go.Figure:
-    """One panel a measure, one line a run. `measures`: key in the history → title of its panel."""
-    measures = measures or {
-        "reconstruction": "Reconstruction loss",
-        "l0": "Active latents per token (L0)",
-        "explained_variance": "Explained variance",
-        "dead": "Dead latents",
+    histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str, caption: str = ""
+) -> Figure:
+    """Draw training histories: a panel a measure, a line a run (name → history)."""
+    runs = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
+    table = pd.concat(runs, names=["run"]).reset_index("run").rename(columns=MEASURES)
+    table = table.melt(["run", "step"], list(MEASURES.values()), "measure")
+    names: Any = {"x": "step", "y": "value", "by": "run", "panel": "measure"}
+    figure = curves(table, title=title, caption=caption, **names)
+    figure.update_traces(mode="lines").update_xaxes(dtick=None)
+    figure.update_yaxes(matches=None, showticklabels=True, title=None)
+    figure.update_yaxes(type="log", row=2)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1], row=1)
+    return figure.update_layout(showlegend=len(histories) > 1)
+
+
+def _active(table: pd.DataFrame) -> pd.DataFrame:
+    """The latents that are ever active, with logarithms of their frequency and mean activation."""
+    rows = table[table["frequency"] > 0]
+    logs = {
+        name: np.log10(rows[column]) for name, column in ((FREQUENCY, "frequency"), (MEAN, "mean"))
     }
-    figure = make_subplots(2, 2, subplot_titles=list(measures.values()), vertical_spacing=0.16)
-    for c, (name, history) in zip(CYCLE, histories.items(), strict=False):
-        table = pd.DataFrame(list(history))
-        for i, key in enumerate(measures):
-            figure.add_scatter(
-                x=table["step"],
-                y=table[key],
-                name=name,
-                legendgroup=name,
-                showlegend=i == 0 and len(histories) > 1,
-                mode="lines",
-                line={"color": c, "width": 2},
-                row=i // 2 + 1,
-                col=i % 2 + 1,
-            )
-    figure.update_yaxes(type="log", row=1)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1], row=2)
-    figure.update_xaxes(title_text="step", row=2)
-    ends = "; ".join(
-        f"{name} ends with " + listed((said, history[-1][key]) for key, said in measures.items())
-        for name, history in histories.items()
-    )
-    return finish(figure, title, caption, f"{ends}.", 520, legend_y=1.08)
+    return rows.assign(**logs).astype(dict.fromkeys(logs, "float32"))  # half of a page's weight
 
 
-def scatter_panels(
-    statistics: Mapping[str, pd.DataFrame], title: str, caption: str = ""
-) -> go.Figure:
-    """Latents by log10 frequency and log10 mean activation (paper Figs. 3, 8), a panel a table."""
-    figure = make_subplots(
-        1, len(statistics), subplot_titles=list(statistics), shared_yaxes=True, shared_xaxes=True
-    )
-    for i, (name, table) in enumerate(statistics.items()):
-        alive = table[table["frequency"] > 0]
-        figure.add_scattergl(
-            x=np.log10(alive["frequency"]),
-            y=np.log10(alive["mean"]),
-            mode="markers",
-            marker={"size": 4, "opacity": 0.5, "color": CYCLE[i]},
-            text=[f"latent {j}" for j in alive.index],
-            hovertemplate="%{text}<br>frequency 10^%{x:.2f}<br>mean 10^%{y:.2f}<extra></extra>",
-            name=name,
-            row=1,
-            col=i + 1,
-        )
-    figure.update_xaxes(title_text="log₁₀ activated frequency", matches="x")
-    figure.update_yaxes(title_text="log₁₀ mean activation", col=1)
-    said = "; ".join(f"{name}: {middle(table)}" for name, table in statistics.items())
-    return finish(figure, title, caption, f"{said}.", 400, showlegend=False)
-
-
-def middle(table: pd.DataFrame) -> str:
+def _medians(rows: pd.DataFrame) -> str:
     """Where the points of a scatter lie, for `finish`."""
-    alive = table[table["frequency"] > 0]
-    medians = listed((name, alive[name].median()) for name in ("frequency", "mean"))
-    return f"{len(alive):,} latents, median {medians}"
+    medians = ((name, rows[name].median()) for name in ("frequency", "mean"))
+    return f"{len(rows):,} latents, median {listed(medians)}"
+
+
+def scatter_panels(table: pd.DataFrame, *, panel: str, title: str, caption: str = "") -> Figure:
+    """Draw latents by log10 frequency and log10 mean activation (paper Figs. 3, 8).
+
+    `table` has a row a latent: its number as index, `frequency`, `mean` and its `panel`.
+    """
+    rows = _active(table)
+    facets, _ = _panels(rows, panel)
+    figure = px.scatter(
+        rows, x=FREQUENCY, y=MEAN, color=panel, hover_name=rows.index, opacity=0.5,
+        render_mode="webgl", **facets, **LOOK,
+    )  # fmt: skip
+    place = "frequency 10^%{x:.2f}<br>mean 10^%{y:.2f}<extra></extra>"
+    figure.update_traces(marker_size=4, hovertemplate=f"latent %{{hovertext}}<br>{place}")
+    parts = rows.groupby(panel, sort=False)
+    alt = "; ".join(f"{name}: {_medians(part)}" for name, part in parts)
+    return finish(figure, title, caption, alt, 400, showlegend=False)
 
 
 def latent_scatter(
-    table: pd.DataFrame, colour: str, label: str, title: str, caption: str = ""
-) -> go.Figure:
-    """Latents by frequency and mean activation with the distribution of each (paper Fig. 3).
+    table: pd.DataFrame, *, colour: str, label: str, title: str, caption: str = ""
+) -> Figure:
+    """Draw latents by frequency and mean activation, with the histogram of each (paper Fig. 3).
 
-    `table` has a row a latent: `frequency`, `mean`, the column `colour` (named `label`; grey where
-    it is NaN) and, to be read on pointing at a latent, `hover`. Silent latents are left out. The
-    colours go from the first to the ninety-ninth percentile.
+    `table` has a row a latent: its number as index, `frequency`, `mean`, the column `colour`
+    (named `label`; grey where it is NaN) and, to be read on pointing at a latent, `hover`. Silent
+    latents are left out. The colours go from the first to the ninety-ninth percentile.
     """
-    alive = table[table["frequency"] > 0]
-    x, y = np.log10(alive["frequency"]), np.log10(alive["mean"])
-    known = alive[colour].notna()
-    figure = make_subplots(
-        2, 2, shared_xaxes=True, shared_yaxes=True, row_heights=[0.16, 0.84],
-        column_widths=[0.86, 0.14], horizontal_spacing=0.015, vertical_spacing=0.02,
+    rows = _active(table).sort_values(colour, key=pd.notna, kind="stable")  # grey ones first
+    figure = px.scatter(
+        rows, x=FREQUENCY, y=MEAN, hover_name="hover", render_mode="webgl",
+        marginal_x="histogram", marginal_y="histogram",
     )  # fmt: skip
+    low, high = rows[colour].quantile([0.01, 0.99])
     bar = {
         "title": {"text": label, "side": "top", "font_size": 12},
         "orientation": "h",
         "thickness": 10,
         **{"len": 0.5, "x": 0.0, "xanchor": "left", "y": -0.16, "yanchor": "top"},
     }
-    low, high = alive[colour].quantile([0.01, 0.99])
-    shades = {"color": alive.loc[known, colour], "colorscale": SCALE, "colorbar": bar}
-    shades |= {"cmin": low, "cmax": high}
-    for rows, marker in ((~known, {"color": GREY, "opacity": 0.35}), (known, shades)):
-        figure.add_scattergl(
-            x=x[rows],
-            y=y[rows],
-            mode="markers",
-            marker={"size": 5, "opacity": 0.75, **marker},
-            text=[f"latent {i}<br>{h}" for i, h in alive.loc[rows, "hover"].items()],
-            customdata=alive.index[rows],
-            hovertemplate="%{text}<br>frequency 10^%{x:.2f}, mean 10^%{y:.2f}<extra></extra>",
-            row=2,
-            col=1,
-        )
-    plain = {"marker_color": GREY, "hoverinfo": "skip"}
-    figure.add_histogram(x=x, nbinsx=60, row=1, col=1, **plain)
-    figure.add_histogram(y=y, nbinsy=60, row=2, col=2, **plain)
-    figure.update_xaxes(title_text="log₁₀ activated frequency", row=2, col=1)
-    figure.update_yaxes(title_text="log₁₀ mean activation", row=2, col=1)
-    for place in ({"row": 1, "col": 1}, {"row": 2, "col": 2}):
-        figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", **place)
-        figure.update_yaxes(showticklabels=False, showgrid=False, ticks="", **place)
-    said = f"{middle(table)}; {label} from {low:.2g} to {high:.2g}."
-    return finish(figure, title, caption, said, 560, showlegend=False, bargap=0)
+    shades = {"colorscale": SCALE, "cmin": low, "cmax": high, "colorbar": bar}
+    values = rows[colour].where(rows[colour].notna(), PALE)
+    text = "latent %{customdata}<br>%{hovertext}<br>frequency 10^%{x:.2f}, mean 10^%{y:.2f}"
+    figure.update_traces(
+        customdata=rows.index,  # the explorer follows clicks on points that have a number
+        hovertemplate=f"{text}<extra></extra>",
+        marker={"size": 5, "opacity": 0.75, "color": values, **shades},
+        selector={"type": "scattergl"},
+    )
+    bars = {"nbinsx": 60, "nbinsy": 60, "opacity": 1, "marker_color": GREY}
+    figure.update_traces(bars, {"type": "histogram"})
+    for i, across, along in ((1, (0, 0.85), (0, 0.83)), (2, (0.865, 1), (0.85, 1))):
+        figure.update_xaxes(domain=across, col=i).update_yaxes(domain=along, row=i)
+    plain = ({"showgrid": False, "ticks": ""}, {"showticklabels": False})
+    figure.update_xaxes(*plain).update_yaxes(*plain)
+    alt = f"{_medians(rows)}; {label} from {low:.2g} to {high:.2g}"
+    return finish(figure, title, caption, alt, 560, bargap=0)
 
 
-def print_scatter(table: pd.DataFrame, colour: str, label: str) -> Figure:
+def print_scatter(table: pd.DataFrame, *, colour: str, label: str) -> Any:
     """`latent_scatter` for paper: a matplotlib figure, drawn with seaborn."""
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.colors import LinearSegmentedColormap
 
-    alive = table[table["frequency"] > 0]
-    shown = pd.DataFrame(
-        {
-            "log₁₀ activated frequency": np.log10(alive["frequency"]),
-            "log₁₀ mean activation": np.log10(alive["mean"]),
-            label: alive[colour],
-        }
-    )
-    x, y = list(shown)[:2]
+    rows = _active(table).sort_values(colour, key=pd.notna, kind="stable")  # grey ones first
+    scale = LinearSegmentedColormap.from_list("patchsae", SCALE).with_extremes(bad=f"{GREY}66")
+    look = {"s": 6, "c": colour, "cmap": scale, "plotnonfinite": True, "linewidths": 0}
     with sns.axes_style("ticks"), sns.plotting_context("paper"):
-        grid = sns.JointGrid(shown, x=x, y=y, height=4.6, ratio=7, space=0.08)
-        few = shown[label].isna()
-        grid.ax_joint.scatter(shown[x][few], shown[y][few], s=4, c=GREY, alpha=0.4, linewidths=0)
-        dots = grid.ax_joint.scatter(
-            shown[x][~few], shown[y][~few], s=6, c=shown[label][~few], linewidths=0,
-            cmap=LinearSegmentedColormap.from_list("patchsae", SCALE),
-        )  # fmt: skip
+        grid = sns.JointGrid(rows, x=FREQUENCY, y=MEAN, height=4.6, ratio=7, space=0.08)
+        points = grid.ax_joint.scatter(FREQUENCY, MEAN, data=rows, **look)
         grid.plot_marginals(sns.histplot, color=GREY, bins=50, linewidth=0)
-        place = grid.ax_joint.inset_axes((0.5, 0.17, 0.45, 0.025))
-        grid.figure.colorbar(dots, cax=place, label=label, orientation="horizontal")
+        bar = grid.ax_joint.inset_axes((0.5, 0.17, 0.45, 0.025))
+        grid.figure.colorbar(points, cax=bar, label=label, orientation="horizontal")
     plt.close(grid.figure)  # shown once, by the notebook
     return grid.figure
 
 
 def curves(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    low: str,
-    high: str,
-    by: str,
-    title: str,
-    caption: str = "",
-) -> go.Figure:
-    """A measure with its interval over `x`, a line for each value of column `by`."""
-    figure = go.Figure()
-    for colour, symbol, name in zip(CYCLE, SYMBOLS, table[by].unique(), strict=False):
-        rows = table[table[by] == name]
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[y],
-            name=name,
-            mode="lines+markers",
-            line={"color": colour, "width": 2},
-            marker={"symbol": symbol, "size": 8},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": rows[high] - rows[y],
-                "arrayminus": rows[y] - rows[low],
-                "width": 0,
-            },
-            hovertemplate="%{x}: %{y:.3f}<extra>" + str(name) + "</extra>",
-        )
-    figure.update_xaxes(title_text=x, dtick=1)
-    figure.update_yaxes(rangemode="tozero")
-    lines = [
-        f"{n}: {listed(zip(t[x], t[y], strict=True))}" for n, t in table.groupby(by, sort=False)
-    ]
-    return finish(figure, title, caption, f"{y} over {x}: {'; '.join(lines)}.", 420)
+    table: pd.DataFrame, *, x: str, y: str, by: str, title: str, caption: str = "",
+    panel: str | None = None, log_x: bool = False, lines: Mapping[str, float] | None = None,
+) -> Figure:  # fmt: skip
+    """Draw a measure over `x`: a line for each value of `by`, a panel for each of `panel`.
 
-
-def line_panels(
-    table: pd.DataFrame,
-    panel: str,
-    by: str,
-    x: str,
-    y: str,
-    title: str,
-    caption: str = "",
-    lines: Mapping[str, float] | None = None,
-    columns: int = 2,
-) -> go.Figure:
-    """Small multiples: a panel for each value of column `panel`, a line for each of `by`, over x
-    on a logarithmic axis, with the interval `low` to `high` where the table has one.
-
-    `lines`: name → value of dashed lines across every panel.
+    `lines`: name → value of dotted lines across every panel.
     """
-    names = list(table[panel].unique())
-    rows = -(-len(names) // columns)
-    figure = make_subplots(
-        rows, columns, subplot_titles=list(map(str, names)), shared_yaxes=True, shared_xaxes=True,
-        horizontal_spacing=0.04, vertical_spacing=0.09 if rows > 1 else 0.0,
+    keys = [panel, by] if panel else [by]
+    table = table.astype(dict.fromkeys(keys, str)).reset_index(drop=True)
+    facets, rows = _panels(table, panel)
+    figure = px.line(
+        table, x=x, y=y, color=by, symbol=by, markers=True, log_x=log_x, **facets,
+        **_interval(table, "y", y), **LOOK,
     )  # fmt: skip
-    named: set[object] = set()  # lines that the legend has
-    for i, name in enumerate(names):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        of = table[table[panel] == name]
-        for colour, symbol, line in zip(CYCLE, SYMBOLS, table[by].unique(), strict=False):
-            part = of[of[by] == line]
-            bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 0}
-            if "low" in part:
-                bars |= {"array": part["high"] - part[y], "arrayminus": part[y] - part["low"]}
-            if part.empty:
-                continue
-            figure.add_scatter(
-                x=part[x],
-                y=part[y],
-                name=line,
-                legendgroup=line,
-                showlegend=line not in named,
-                mode="lines+markers",
-                line={"color": colour, "width": 2},
-                marker={"symbol": symbol, "size": 6},
-                error_y=bars,
-                hovertemplate=f"{x} %{{x}}: %{{y:.3f}}<extra>{html.escape(str(line))}</extra>",
-                **place,
-            )
-            named.add(line)
-        for j, (word, value) in enumerate((lines or {}).items()):
-            note = {"annotation_text": word, "annotation_font_size": 11} if i == 0 else {}
-            if note:  # above and below by turns, since two may lie close
-                note["annotation_position"] = ("top right", "bottom right")[j % 2]
-            figure.add_hline(
-                value, line={"dash": "dot", "color": GREY, "width": 1}, **note, **place
-            )
-    figure.update_xaxes(type="log", dtick=1)
-    figure.update_xaxes(title_text=x, row=rows)
-    figure.update_yaxes(rangemode="tozero")
-    figure.update_yaxes(title_text=y, col=1)
-    lines_ = table.sort_values(x).groupby([panel, by], sort=False)[y]
-    ends = lines_.agg(["first", "last"]).reset_index().itertuples(index=False)
-    said = "; ".join(f"{p}, {b}: {start:.2g} to {end:.2g}" for p, b, start, end in ends)
-    layout = {"legend_y": 1.0 + 0.14 / rows, "legend_yanchor": "bottom"}
-    return finish(figure, title, caption, f"{y} over {x}: {said}.", 60 + 260 * rows, **layout)
+    look = {"line_width": 2, "marker_size": 7, "error_y": {"thickness": 1.5, "width": 0}}
+    figure.update_traces(**look, hovertemplate=f"{x} %{{x}}: %{{y:.3f}}{NAME}")
+    figure.update_xaxes(dtick=1).update_yaxes(rangemode="tozero")
+    for i, (name, value) in enumerate((lines or {}).items()):
+        note = {"text": name, "font_size": 11}
+        side = f"{('top', 'bottom')[i % 2]} right"  # by turns, since two may lie close
+        figure.add_hline(value, line=DOTTED, annotation=note, annotation_position=side)
+    parts = table.sort_values(x, kind="stable").groupby(keys, sort=False)[y]
+    ends = parts.agg(["first", "last"]).itertuples()
+    alt = "; ".join(f"{', '.join(i)}: {first:.2g} to {last:.2g}" for i, first, last in ends)
+    height = 60 + 260 * rows if panel else 420
+    return finish(figure, title, caption, f"{y} over {x}: {alt}", height)
 
 
 def group_panels(
-    table: pd.DataFrame,
-    panel: str,
-    x: str,
-    y: str,
-    groups: Sequence[str],
-    title: str,
-    caption: str = "",
-    columns: int = 4,
-) -> go.Figure:
-    """Latents before and after adaptation (paper Figs. 6, 20): a panel for each value of column
-    `panel`, a point a row, coloured by column `group`, of which `groups` says the order.
+    table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, order: Sequence[str],
+    title: str, caption: str = "",
+) -> Figure:  # fmt: skip
+    """Draw latents before and after adaptation (paper Figs. 6, 20): a panel for each value of
+    `panel`, a point a row, a colour for each of `by`; `order` lists first those of latents that
+    stay, then those of latents that change, which are drawn last and larger.
 
-    Both axes are logarithmic; what is 0 lies on the edge. `hover` is what a point says.
+    Both axes are logarithmic; what is 0 lies on the edge. Column `hover` is what a point says.
     """
-    names = list(table[panel].unique())
-    rows = -(-len(names) // columns)
-    columns = min(columns, len(names))
-    edge = 0.7 * float(table[[x, y]].where(table[[x, y]] > 0).min().min())
-    top = 1.4 * float(table[[x, y]].max().max())
-    figure = make_subplots(
-        rows, columns, subplot_titles=list(map(str, names)), shared_yaxes=True, shared_xaxes=True,
-        horizontal_spacing=0.03, vertical_spacing=0.1 if rows > 1 else 0.0,
+    levels = table[[x, y]].to_numpy()
+    edge, top = 0.7 * levels[levels > 0].min(), 1.4 * levels.max()
+    lifted = table[[x, y]].clip(lower=edge).astype("float32")  # half of a page's weight
+    facets, rows = _panels(table, panel)
+    figure = px.scatter(
+        table.assign(**lifted), x=x, y=y, color=by, symbol=by, hover_name="hover", **facets,
+        log_x=True, log_y=True, range_x=[edge, top], range_y=[edge, top], render_mode="webgl",
+        category_orders={by: order}, color_discrete_sequence=(GREY, TEAL, ORANGE, VIOLET),
+        symbol_sequence=("circle", "circle", "diamond", "square"),
     )  # fmt: skip
-    ends = [math.log10(edge), math.log10(top)]
-    drawn = table.assign(  # with four digits, which is what a page has to load
-        **{name: [float(f"{max(v, edge):.4g}") for v in table[name]] for name in (x, y)}
-    )
-    sizes = table.groupby([panel, "group"], sort=False).size()
-    # what has changed is drawn last, and larger
-    looks = (
-        (GREY, "circle", 4, 0.4),
-        (TEAL, "circle", 4, 0.6),
-        (ORANGE, "diamond", 8, 1.0),
-        (VIOLET, "square", 8, 1.0),
-    )
-    for i, name in enumerate(names):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        figure.add_scatter(
-            x=[edge, top], y=[edge, top], mode="lines", hoverinfo="skip", showlegend=False,
-            line={"color": GREY, "width": 1, "dash": "dot"}, **place,
-        )  # fmt: skip
-        for (colour, symbol, size, opacity), group in zip(looks, groups, strict=False):
-            part = drawn[(drawn[panel] == name) & (drawn["group"] == group)]
-            figure.add_scattergl(
-                x=part[x],
-                y=part[y],
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": size, "opacity": opacity},
-                name=group,
-                legendgroup=group,
-                showlegend=i == 0,
-                text=part["hover"],
-                hovertemplate="%{text}<br>%{x:.3g} before, %{y:.3g} after<extra></extra>",
-                **place,
-            )
-        figure.update_xaxes(type="log", range=ends, nticks=4, **place)
-        figure.update_yaxes(type="log", range=ends, nticks=4, **place)
-    figure.update_xaxes(title_text=x, row=rows)
-    figure.update_yaxes(title_text=y, col=1)
-    said = "; ".join(
-        f"{name}: " + listed((g, sizes.get((name, g), 0)) for g in groups) for name in names
-    )
+    for name, size, opacity in zip(order, (4, 4, 8, 8), (0.4, 0.6, 1, 1), strict=False):
+        figure.update_traces({"marker": {"size": size, "opacity": opacity}}, {"name": name})
+    hover = "%{hovertext}<br>%{x:.3g} before, %{y:.3g} after<extra></extra>"
+    figure.update_traces(hovertemplate=hover)
+    ends = {"x0": edge, "y0": edge, "x1": top, "y1": top}
+    figure.add_shape(type="line", **ends, line=DOTTED, layer="below", row="all", col="all")
+    figure.update_xaxes(nticks=4).update_yaxes(nticks=4)
+    counts = pd.crosstab(table[panel], table[by])
+    counts = counts.reindex(index=table[panel].unique(), columns=list(order), fill_value=0)
+    alt = "; ".join(f"{name}: {listed(row.items())}" for name, row in counts.iterrows())
     height = 100 + (280 if rows > 1 else 420) * rows
-    legend = {"legend_y": 1.0 + 0.12 / rows, "legend_itemsizing": "constant"}
-    return finish(figure, title, caption, f"{said}.", height, **legend)
+    return finish(figure, title, caption, alt, height, legend_itemsizing="constant")
 
 
-def stacked(table: pd.DataFrame, title: str, caption: str = "", label: str = "") -> go.Figure:
-    """What a sum is made of: a bar for each row of the table, a colour for each column; those
-    below 0 go to the left."""
-    figure = go.Figure()
-    for colour, name in zip(CYCLE, table.columns, strict=False):
-        figure.add_bar(
-            y=list(map(str, table.index)),
-            x=table[name],
-            name=name,
-            orientation="h",
-            marker_color=colour,
-            hovertemplate="%{y}: %{x:+.3f}<extra>" + html.escape(str(name)) + "</extra>",
-        )
-    figure.update_yaxes(autorange="reversed")
+def stacked(table: pd.DataFrame, *, title: str, caption: str = "", label: str = "") -> Figure:
+    """Draw what a sum is made of: a bar for each row of the table, a colour for each column; what
+    is below 0 goes to the left."""
+    named = table.rename(index=str)
+    figure = px.bar(named, orientation="h", color_discrete_sequence=COLOURS)
+    figure.update_traces(hovertemplate=f"%{{y}}: %{{x:+.3f}}{NAME}")
+    figure.update_yaxes(autorange="reversed", title=None)
     figure.update_xaxes(title_text=label, zeroline=True, zerolinecolor=GREY)
-    said = "; ".join(f"{name}: {listed(row.items())}" for name, row in table.iterrows())
-    height = 130 + 30 * len(table)
-    layout = {"barmode": "relative", "bargap": 0.3, "legend_traceorder": "normal"}
-    return finish(figure, title, caption, f"{said}.", height, **layout)
+    alt = "; ".join(f"{name}: {listed(row.items())}" for name, row in named.iterrows())
+    return finish(figure, title, caption, alt, 130 + 30 * len(table), bargap=0.3)
 
 
 def heat_map(
-    table: pd.DataFrame,
-    title: str,
-    caption: str = "",
-    label: str = "",
+    table: pd.DataFrame, *, title: str, caption: str = "", label: str = "",
     span: tuple[float, float] | None = None,
-) -> go.Figure:
-    """A table of numbers as colours: its index downwards, its columns to the right. The colours go
-    over `span`, which figures to be compared should share, or else over what there is."""
-    x, y = (list(map(str, names)) for names in (table.columns, table.index))
+) -> Figure:  # fmt: skip
+    """Draw a table of numbers as colours: its index downwards, its columns to the right.
+
+    The colours go over `span`, which figures to be compared should share, or over the values.
+    """
+    named = table.rename(index=str, columns=str)
+    figure = px.imshow(named, color_continuous_scale=SCALE, aspect="auto", range_color=span)
+    figure.update_traces(xgap=1, ygap=1, hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>")
+    cells = {f"{i}, {column}": v for column in named for i, v in named[column].items()}
+    alt = f"highest: {listed(pd.Series(cells).nlargest(5).items())}"
     bar = {"title": {"text": label, "side": "right"}, "thickness": 10, "outlinewidth": 0}
-    figure = go.Figure(
-        go.Heatmap(
-            z=table.to_numpy(), x=x, y=y, colorscale=SCALE, colorbar=bar, xgap=1, ygap=1,
-            zmin=span and span[0], zmax=span and span[1],
-            hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
-        )
-    )  # fmt: skip
-    figure.update_xaxes(title_text=table.columns.name, type="category", showgrid=False)
-    figure.update_yaxes(title_text=table.index.name, type="category", autorange="reversed")
-    figure.update_yaxes(showgrid=False)
-    values = table.to_numpy()
-    top = [np.unravel_index(i, values.shape) for i in np.argsort(-values, axis=None)[:5]]
-    said = "highest: " + listed((f"{y[r]}, {x[c]}", float(values[r, c])) for r, c in top)
-    return finish(figure, title, caption, f"{said}.", 130 + 20 * len(table))
+    axis = {"type": "category", "showgrid": False}
+    layout = {"xaxis": axis, "yaxis": axis, "coloraxis_colorbar": bar}
+    return finish(figure, title, caption, alt, 130 + 20 * len(table), **layout)
 
 
-def paired_bars(table: pd.DataFrame, title: str, caption: str = "") -> go.Figure:
-    """Latents of two pictures side by side: columns `latent`, `which` (of three groups),
-    `picture` and `level`."""
-    figure = go.Figure()
-    for colour, name in zip(CYCLE, table["picture"].unique(), strict=False):
-        rows = table[table["picture"] == name]
-        figure.add_bar(
-            x=[rows["which"], rows["latent"]],
-            y=rows["level"],
-            name=name,
-            marker_color=colour,
-            hovertemplate="latent %{x}: %{y:.4f}<extra>" + name + "</extra>",
-        )
-    figure.update_yaxes(title_text="image-level activation")
-    groups = table.groupby("which", sort=False)["latent"].unique()
-    said = "; ".join(
-        f"{which}: {', '.join(map(str, latents))}" for which, latents in groups.items()
+def paired_bars(
+    table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, title: str, caption: str = ""
+) -> Figure:
+    """Draw values side by side: `x` in groups of `panel`, a bar for each value of `by`."""
+    figure = px.bar(table, x=x, y=y, color=by, barmode="group", color_discrete_sequence=COLOURS)
+    for name, rows in table.groupby(by, sort=False):
+        figure.update_traces({"x": [rows[panel], rows[x]]}, {"name": name})
+    figure.update_traces(hovertemplate=f"{x} %{{x}}: %{{y:.4f}}{NAME}")
+    figure.update_xaxes(title=None)
+    groups = table.groupby(panel, sort=False)[x].unique().items()
+    alt = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in groups)
+    return finish(figure, title, caption, f"{x} by {panel}: {alt}", 420, bargap=0.3)
+
+
+def dots(
+    table: pd.DataFrame, *, x: str, y: str, title: str, caption: str = "", by: str | None = None
+) -> Figure:
+    """Draw a measure with its interval: a row for each value of `y`, a colour for each of `by`.
+
+    The first value of `by` is what the figure is about; what it is compared with follows.
+    """
+    table = table.astype({name: str for name in (y, by) if name}).reset_index(drop=True)
+    bars = _interval(table, "x", x)
+    figure = px.scatter(table, x=x, y=y, color=by, symbol=by, orientation="h", **bars, **LOOK)
+    look = {"marker_size": 9, "error_x": {"thickness": 2, "width": 0}}
+    figure.update_traces(**look, hovertemplate=f"%{{y}}: %{{x:.3f}}{NAME}")
+    figure.update_yaxes(autorange="reversed", title=None)
+    figure.update_xaxes(rangemode="tozero", title=None)
+    parts = table.groupby(by, sort=False) if by else [(x, table)]
+    alt = "; ".join(
+        f"{name}: {listed(zip(rows[y], rows[x], strict=True))}" for name, rows in parts
     )
-    return finish(figure, title, caption, f"Latents {said}.", 420, bargap=0.3)
+    height = 110 + (17 if by else 42) * len(table)
+    return finish(figure, title, caption, alt, height, scattermode="group", scattergap=0.2)
 
 
+@dataclass(repr=False)
 class Strips:
     """Rows of pictures with words beside them, as HTML: for reference images and their masks.
     Where the words say "latent 12" they lead to the explorer.
@@ -478,37 +358,29 @@ class Strips:
     `rows`: (title, what to know of it, pictures, one description a picture).
     """
 
-    STYLE = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
-    IMAGE = 'style="margin:0;padding:0;border-radius:3px"'  # dark-light: as it is on a dark page
-
-    def __init__(
-        self,
-        rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]],
-        caption: str = "",
-    ) -> None:
-        self.rows, self.caption = rows, caption
+    rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
+    caption: str = ""
+    # dark-light: as it is on a dark page
+    IMAGE = (
+        '<img class="dark-light" width="82" height="82" loading="lazy" style="margin:0;padding:0;'
+        'border-radius:3px" src="{0}" alt="{1}" title="{1}">'
+    )
 
     def _repr_html_(self) -> str:
-        out = []
-        for title, note, pictures, said in self.rows:
-            images = "".join(
-                f'<img class="dark-light" width="82" height="82" loading="lazy" {self.IMAGE} '
-                f'src="{webp_uri(picture)}" alt="{html.escape(text)}" title="{html.escape(text)}">'
-                for picture, text in zip(pictures, said, strict=True)
-            )
+        strips = []
+        for title, note, pictures, descriptions in self.rows:
+            pairs = zip(map(webp_uri, pictures), map(html.escape, descriptions), strict=True)
+            images = "".join(self.IMAGE.format(*pair) for pair in pairs)
             head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
-            out.append(f'<div>{head}<div style="{self.STYLE}">{images}</div></div>')
+            style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
+            strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')
         words = " ".join(html.escape(self.caption).split())
         below = f"<figcaption>{words}</figcaption>" if words else ""
-        return "\n".join(["<figure style='margin:0'>", *out, below, "</figure>"])
+        return "\n".join(["<figure style='margin:0'>", *strips, below, "</figure>"])
 
 
 def explorer_link(text: str, **state: object) -> str:
-    """A link, from the page of a notebook, to the explorer's page in some `state`, as HTML.
-
-    >>> explorer_link("that one", latent=12, task="land").split('"')[1]
-    '../explorer.html#latent=12&amp;task=land'
-    """
+    """A link, from the page of a notebook, to the explorer's page in some `state`, as HTML."""
     named = {"class" if name == "label" else name: value for name, value in state.items()}
     address = html.escape(f"../explorer.html#{urlencode(named, quote_via=quote)}")
     return f'<a href="{address}">{html.escape(text)}</a>'
@@ -529,46 +401,3 @@ def webp_uri(picture: Image.Image, method: int = 6, quality: int = 82) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=quality, method=method)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def dots(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    low: str,
-    high: str,
-    title: str,
-    by: str = "",
-    caption: str = "",
-) -> go.Figure:
-    """A measure with its interval: a row for each value of column `y`, a colour for each of `by`.
-
-    The first value of `by` is what the figure is about; what it is compared with follows.
-    """
-    groups = {n: table[table[by] == n] for n in table[by].unique()} if by else {"": table}
-    figure = go.Figure()
-    for colour, symbol, (name, rows) in zip(CYCLE, SYMBOLS, groups.items(), strict=False):
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[y],
-            name=name,
-            mode="markers",
-            orientation="h",
-            marker={"size": 9, "color": colour, "symbol": symbol},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": rows[high] - rows[x],
-                "arrayminus": rows[x] - rows[low],
-                "color": colour,
-                "thickness": 2,
-                "width": 0,
-            },
-            hovertemplate="%{y}: %{x:.3f}<extra>" + name + "</extra>",
-        )
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_layout(scattermode="group", scattergap=0.2, legend_traceorder="normal")
-    lines = [f"{n or x}: {listed(zip(t[y], t[x], strict=True))}" for n, t in groups.items()]
-    height = 110 + (17 if by else 42) * len(table)
-    return finish(figure, title, caption, f"{'; '.join(lines)}.", height, showlegend=bool(by))

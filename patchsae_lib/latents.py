@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +22,16 @@ from sklearn.cluster import HDBSCAN
 from torch import Tensor
 from tqdm import tqdm
 
-from patchsae_lib.activations import MANY, TokenCache, read_pictures
 from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.clip import SplitCLIP, accelerated
-from patchsae_lib.images import Pictures
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.pictures import Pictures
+from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
+from patchsae_lib.sparse import image_counts
+from patchsae_lib.tokens import Tokens, read_pictures, require_readable
 
-TAU = 0.2  # a latent is active in a patch above this, in eqs. 4-5
-K = 10  # reference images of a latent
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
-SPARSE = 0.02  # of all latents: up to that many active ones are counted one by one
+DEFAULTS = StatisticsConfig()
 
 
 @dataclass
@@ -44,8 +43,8 @@ class LatentTable:
     - `n_above` (d,): tokens where f > `tau`, its dataset-level activation; `class_above`
       (classes, d): the same by class, its class-level activation (eqs. 4-5).
     - `top_values`, `top_images`, `top_labels` (d, k): its reference images, those with the highest
-      image-level activation: the mean over tokens, or with `rank_by="count"` the number of tokens
-      above `tau`. Where fewer than k images activate it: 0, −1, −1. Of equals the lower index.
+      image-level activation, which is the mean over tokens. Where fewer than k images activate a
+      latent: 0, −1, −1. Ties: the lower index first.
     - `class_images` (classes,): images of a class. Label −1 is none.
     - `skipped`: indices of pictures that could not be read.
 
@@ -65,39 +64,28 @@ class LatentTable:
     images: int = 0
     tokens: int = 0
     class_names: tuple[str, ...] = ()
-    tau: float = TAU
-    rank_by: str = "mean"
+    tau: float = DEFAULTS.tau
     skipped: list[int] = field(default_factory=list)
 
     @classmethod
     def empty(
-        cls,
-        d_sae: int,
-        class_names: Sequence[str] = (),
-        k: int = K,
-        tau: float = TAU,
-        rank_by: str = "mean",
+        cls, d_sae: int, class_names: Sequence[str] = (), config: StatisticsConfig = DEFAULTS
     ) -> LatentTable:
-        """A table of no pictures."""
-        if rank_by not in ("mean", "count"):
-            raise ValueError(f"rank_by {rank_by!r} is not mean or count")
-        if k < 1 or tau < 0:
-            raise ValueError(f"k must be 1 or more and tau 0 or more, got {k} and {tau}")
-        n = len(class_names)
+        """A table of no pictures; `config` says `tau` and how many reference images are kept."""
+        n_classes, shape = len(class_names), (d_sae, config.k)
         count = torch.zeros(d_sae, dtype=torch.long)
         return cls(
             n_images=count,
             n_active=count.clone(),
             total=torch.zeros(d_sae, dtype=torch.double),
             n_above=count.clone(),
-            class_above=torch.zeros(n, d_sae, dtype=torch.int32),
-            class_images=torch.zeros(n, dtype=torch.long),
-            top_values=torch.zeros(d_sae, k),
-            top_images=torch.full((d_sae, k), -1),
-            top_labels=torch.full((d_sae, k), -1),
+            class_above=torch.zeros(n_classes, d_sae, dtype=torch.int32),
+            class_images=torch.zeros(n_classes, dtype=torch.long),
+            top_values=torch.zeros(shape),
+            top_images=torch.full(shape, -1),
+            top_labels=torch.full(shape, -1),
             class_names=tuple(class_names),
-            tau=tau,
-            rank_by=rank_by,
+            tau=config.tau,
         )
 
     # --- filling ---
@@ -109,18 +97,23 @@ class LatentTable:
         `labels` (b,): their classes; without, they count for no class.
         """
         b, t, _ = z.shape
-        labels = torch.full((b,), -1) if labels is None else labels.long()
+        labels = torch.full((b,), -1) if labels is None else labels.long().cpu()
         if len(labels) and int(labels.max()) >= len(self.class_names):
             raise ValueError(
                 f"label {int(labels.max())}: the table knows {len(self.class_names)} classes"
             )
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for part in z.split(max(1, CHUNK // t)):
-            f = sae.encode(part.to(sae.W_enc.device).float())
-            parts.append(of_images(f, self.tau))
-        sums, active, above = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts = z.split(max(1, CHUNK // t))
+        encoded = (sae.encode(part.to(sae.W_enc.device).float()) for part in parts)
+        columns = zip(*(image_counts(f, self.tau) for f in encoded), strict=True)
+        sums, active, above = (torch.cat(column) for column in columns)
         self.images += b
         self.tokens += b * t
+        self._count(sums, active, above, labels)
+        rows = len(self.top_values), b
+        self._rank((sums / t).T, indices.expand(rows), labels.expand(rows))
+
+    def _count(self, sums: Tensor, active: Tensor, above: Tensor, labels: Tensor) -> None:
+        """Add what images (b, d) hold of each latent."""
         self.n_images += (active > 0).sum(0)
         self.n_active += active.sum(0)
         self.total += sums.double().sum(0)
@@ -128,9 +121,6 @@ class LatentTable:
         known = labels >= 0
         self.class_above.index_add_(0, labels[known], above[known].int())
         self.class_images += torch.bincount(labels[known], minlength=len(self.class_images))
-        level = sums / t if self.rank_by == "mean" else above.float()
-        rows = len(self.top_values), b
-        self._rank(level.T, indices.expand(rows), labels.expand(rows))
 
     def _rank(self, values: Tensor, images: Tensor, labels: Tensor) -> None:
         """Take (d, n) more candidates for reference images."""
@@ -146,16 +136,19 @@ class LatentTable:
         self.top_labels = labels.gather(1, best).masked_fill(silent, -1)
 
     def merge(self, other: LatentTable) -> LatentTable:
-        """The table of the pictures of both; `ValueError` if they do not count the same things."""
-        for name in ("class_names", "tau", "rank_by"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ValueError(f"tables of different {name} do not merge: {mine}, {theirs}")
+        """The table of the pictures of two tables.
+
+        Raises `ValueError` if they do not count the same things.
+        """
+        for name in ("class_names", "tau"):
+            values = getattr(self, name), getattr(other, name)
+            if values[0] != values[1]:
+                raise ValueError(f"tables of different {name} do not merge: {values}")
         if self.top_values.shape != other.top_values.shape:
             shapes = tuple(self.top_values.shape), tuple(other.top_values.shape)
             raise ValueError(f"tables of different (latents, k) do not merge: {shapes}")
         d, k = self.top_values.shape
-        out = LatentTable.empty(d, self.class_names, k, self.tau, self.rank_by)
+        out = LatentTable.empty(d, self.class_names, StatisticsConfig(tau=self.tau, k=k))
         for name in ("images", "tokens", *SUMS):
             setattr(out, name, getattr(self, name) + getattr(other, name))
         for table in (self, other):
@@ -266,22 +259,6 @@ class LatentTable:
         return cls(class_above=above.view(shape), **tensors, **about)
 
 
-def of_images(f: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of latents f (images, tokens, d), over the tokens of each image: their sum, and in how many
-    they are above 0 and above `tau`; (images, d) each, on the CPU."""
-    if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
-        image, token, latent = f.nonzero(as_tuple=True)
-        value, at, n = f[image, token, latent], image * f.shape[2] + latent, len(f) * f.shape[2]
-        found = [f.new_zeros(n).index_add_(0, at, value)]
-        found += [torch.bincount(x, minlength=n).short() for x in (at, at[value > tau])]
-    else:
-        # torch counts bytes in 16 bits three times as fast as booleans in 64
-        above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, tau))
-        found = [f.sum(1), *above]
-    sums, active, above_tau = (x.cpu().view(len(f), -1) for x in found)
-    return sums, active, above_tau
-
-
 SUMS = ("n_images", "n_active", "total", "n_above", "class_above", "class_images")
 TENSORS = {*SUMS, "top_values", "top_images", "top_labels"}
 
@@ -289,23 +266,20 @@ TENSORS = {*SUMS, "top_values", "top_images", "top_labels"}
 # --- the pass ----------------------------------------------------------------------------------
 
 
-@accelerated
 def scan(
     clip: SplitCLIP,
     sae: SAE,
     pictures: Pictures,
     indices: Sequence[int] | None = None,
+    config: StatisticsConfig = DEFAULTS,
     *,
-    labelled: bool = True,
     prompts: bool = False,
     batch: int = 64,
     progress: bool = True,
-    **options: Any,
 ) -> LatentTable:
     """Send pictures (by default all) through the first half of CLIP and `sae`, and count.
 
-    `options`: `k`, `tau` and `rank_by` of a `LatentTable`. A picture that raises `OSError` on
-    reading is skipped and listed; `labelled=False` for pictures whose labels mean nothing.
+    A picture that raises `OSError` on reading is skipped and listed.
 
     Deviation: the tokens of an adapted model's prompts are not counted, being no part of a
     picture; `prompts` counts them, as the authors do.
@@ -315,96 +289,62 @@ def scan(
     chosen = list(range(len(pictures))) if indices is None else [int(i) for i in indices]
     if not chosen:
         raise ValueError("no pictures to scan")
-    names = pictures.class_names if labelled else ()
-    table = LatentTable.empty(sae.d_sae, names, **options)
-    settings = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
-    with tqdm(total=len(chosen), desc="latents", unit=" pictures", **settings) as bar:
+    table = LatentTable.empty(sae.d_sae, pictures.class_names, config)
+    options = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
+    with tqdm(total=len(chosen), desc="latents", unit=" pictures", **options) as bar:
         for start in range(0, len(chosen), batch):
-            some = chosen[start : start + batch]
-            read, images = read_pictures(pictures, some, table.skipped)
-            if len(table.skipped) > MANY * len(chosen):
-                raise ValueError(
-                    f"{len(table.skipped)} of {len(chosen)} pictures cannot be read, more than "
-                    f"{MANY:.0%}; the first is number {table.skipped[0]}"
-                )
-            bar.update(len(some))
-            if not read:
-                continue
-            with torch.no_grad():
-                z = clip.tokens(clip.preprocess(images))
-            labels = torch.tensor([pictures.label(i) for i in read]) if labelled else None
-            table.add(sae, z if prompts else z[:, : clip.n_tokens], torch.tensor(read), labels)
+            part = chosen[start : start + batch]
+            readable, images = read_pictures(pictures, part, table.skipped)
+            require_readable(table.skipped, len(chosen))
+            bar.update(len(part))
+            if readable:
+                with torch.no_grad():
+                    z = clip.tokens(clip.preprocess(images))
+                z = z if prompts else z[:, : clip.n_tokens]
+                labels = torch.tensor([pictures.label(i) for i in readable])
+                table.add(sae, z, torch.tensor(readable), labels)
     return table
 
 
-@accelerated
-def scan_cache(
+def scan_tokens(
     sae: SAE,
-    cache: TokenCache,
+    tokens: Tokens,
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
+    config: StatisticsConfig = DEFAULTS,
     batch: int = 64,
-    **options: Any,
 ) -> LatentTable:
-    """`scan` of pictures whose tokens are in a cache; `labels` (images,) are its rows' classes."""
-    table = LatentTable.empty(sae.d_sae, class_names, **options)
-    for rows in torch.arange(len(cache.indices)).split(batch):
-        some = None if labels is None else labels[rows]
-        table.add(sae, cache.tokens[rows], cache.indices[rows], some)
+    """`scan` of pictures whose tokens are known; `labels` (images,) are the classes of the rows."""
+    table = LatentTable.empty(sae.d_sae, class_names, config)
+    for rows, z in zip(torch.arange(len(tokens)).split(batch), tokens.split(batch), strict=True):
+        table.add(sae, z, tokens.indices[rows], None if labels is None else labels[rows])
     return table
+
+
+def scan_halves(
+    sae: SAE,
+    tokens: Tokens,
+    labels: Tensor,
+    class_names: Sequence[str],
+    n_tokens: int,
+    config: StatisticsConfig = DEFAULTS,
+) -> list[LatentTable]:
+    """`scan_tokens` of every second row, and of those between, separately.
+
+    Only the first `n_tokens` tokens of an image are counted: the tokens of an adapted model's
+    prompts, which follow, are no part of a picture.
+    """
+    z = Tokens.hold(tokens[:][:, :n_tokens], tokens.indices)
+    halves = torch.arange(len(z))[::2], torch.arange(len(z))[1::2]
+    return [scan_tokens(sae, z.select(i), labels[i], class_names, config) for i in halves]
 
 
 @torch.no_grad()
-def image_levels(sae: SAE, tokens: Tensor) -> Tensor:
-    """Image-level activations (images, d): the mean over tokens (images, tokens, d_vit)."""
-    return torch.stack([sae.encode(z.float()).mean(0) for z in tokens])
-
-
-def examples(
-    levels: Tensor, labels: Tensor, shares: Sequence[float] = (0.25, 0.5, 0.75), seed: int = 0
-) -> dict[str, Tensor]:
-    """Images that tell more of a latent than those that activate it most, from image-level
-    activations (images, d): rows of it, −1 where there are none.
-
-    - `quantiles` (d, len(shares)): of the images where it is active, from the most active one on
-      down, the one at each share.
-    - `random` (d, 3): any three of them.
-    - `absent` (d, 3): three where it is not active, the first of the class (by `labels`) that its
-      most active image has, if there is one: what a guess has to tell apart.
-    """
-    n, d = levels.shape
-    active = levels > 0
-    count, order = active.sum(0), levels.argsort(dim=0, descending=True, stable=True)
-    keys = torch.rand(n, d, generator=torch.Generator().manual_seed(seed))
-    at = (torch.tensor(shares)[:, None] * count).long().clamp_max(n - 1)
-    quantiles = order.gather(0, at).masked_fill(count == 0, -1)
-
-    def any_of(some: Tensor, keys: Tensor, k: int) -> Tensor:
-        best = keys.masked_fill(~some, -1).topk(min(k, n), dim=0)
-        rows = best.indices.masked_fill(best.values < 0, -1)
-        return F.pad(rows, (0, 0, 0, k - len(rows)), value=-1)
-
-    alike = (labels[:, None] == labels[order[0]]) & (labels >= 0)[:, None]
-    first = any_of(~active, keys + alike.float(), 1)
-    others = ~active & (torch.arange(n)[:, None] != first)
-    absent = torch.cat([first, any_of(others, keys, 2)])
-    return {
-        "quantiles": quantiles.T,
-        "random": any_of(active, keys, 3).T,
-        "absent": absent.T,
-    }
-
-
-def nearest(W_dec: Tensor, k: int = 8) -> tuple[Tensor, Tensor]:
-    """The k latents whose decoder directions (d, d_vit) are nearest to each one's: their numbers
-    and cosines, (d, k) each, the nearest first."""
-    directions = F.normalize(W_dec.float(), dim=1)
-    found = []
-    for rows in torch.arange(len(W_dec)).split(CHUNK):
-        cosine = directions[rows] @ directions.T
-        cosine[torch.arange(len(rows)), rows] = -2  # not itself
-        found.append(cosine.topk(min(k, len(W_dec) - 1)))
-    return torch.cat([x.indices for x in found]), torch.cat([x.values for x in found])
+def image_levels(sae: SAE, tokens: Tokens | Tensor) -> Tensor:
+    """Image-level activations (images, d), on the CPU: the mean over tokens (images, t, d_vit)."""
+    device = sae.W_enc.device
+    images = (z.to(device).float() for part in tokens.split(64) for z in part)
+    return torch.stack([sae.encode(z).mean(0).cpu() for z in images])
 
 
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -3,62 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from patchsae_lib.activations import TokenCache
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.pictures import Pictures
 from patchsae_lib.sae import SAE
+from patchsae_lib.tokens import Tokens
 
 
 @torch.no_grad()
 def latent_masks(
-    sae: SAE, z: Tensor, latents: Sequence[int], grid: tuple[int, int] | None = None
+    sae: SAE,
+    tokens: Tensor | Tokens,
+    latents: Sequence[int],
+    grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Where latents are active: (images, latents, rows, columns) of tokens z (images, t, d_vit).
+    """Return the activations of latents in each patch: (images, latents, rows, columns).
 
-    In units of activation. The first token is CLS, which has no place; of the others as many are
-    read as fill the `grid` (rows, columns), which is square unless given.
+    `tokens` (images, t, d_vit) start with CLS, which has no place; the patches after it fill the
+    `grid` (rows, columns), by default the largest square.
     """
-    side = int((z.shape[1] - 1) ** 0.5)
-    rows, columns = grid or (side, side)
-    if rows * columns > z.shape[1] - 1:
-        raise ValueError(f"{z.shape[1] - 1} patches do not fill a grid of {rows} × {columns}")
-    f = torch.stack([sae.encode(one)[:, list(latents)] for one in z.float()])
-    return f[:, 1 : 1 + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
+    rows, columns = _checked_grid(tokens.shape[1] - 1, grid)
+    masks = [
+        sae.encode(z[0].to(sae.W_dec.device, torch.float32))[1 : 1 + rows * columns, list(latents)]
+        for z in tokens.split(1)
+    ]
+    return torch.stack(masks).transpose(1, 2).unflatten(2, (rows, columns)).cpu()
 
 
 @torch.no_grad()
 def reference_masks(
     sae: SAE,
-    cache: TokenCache,
+    tokens: Tokens,
     images: Tensor,
     grid: tuple[int, int] | None = None,
     batch: int = 8,
 ) -> Tensor:
-    """Where each latent is active in pictures of its own: (d, k, rows, columns) float16.
+    """Return the activations of each latent in its own images: (d, k, rows, columns) float16.
 
-    `images` (d, k) are those of a `LatentTable`, numbers of pictures that are in the cache; −1 is
-    none, and its mask is empty. Each picture is encoded once, for all latents that it belongs to.
+    `images` (d, k) are the reference images of a `LatentTable`: numbers of pictures among
+    `tokens.indices`, or −1 for none, whose mask is 0. Each picture is encoded once.
     """
-    n_patches = cache.tokens.shape[1] - 1
+    rows, columns = _checked_grid(tokens.shape[1] - 1, grid)
+    masks = torch.zeros(*images.shape, rows * columns, dtype=torch.float16)
+    latent, place = (images >= 0).nonzero().unbind(1)
+    pictures, number = images[latent, place].unique(return_inverse=True)
+    for start in range(0, len(pictures), batch):
+        z = tokens[tokens.row_of(pictures[start : start + batch])][:, 1 : 1 + rows * columns]
+        f = sae.encode(z.to(sae.W_dec.device, torch.float32))
+        in_batch = (number >= start) & (number < start + batch)
+        image, active = number[in_batch] - start, latent[in_batch]
+        masks[active, place[in_batch]] = f[image, :, active].half().cpu()
+    return masks.unflatten(2, (rows, columns))
+
+
+def _checked_grid(n_patches: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     rows, columns = grid or (int(n_patches**0.5),) * 2
-    out = torch.zeros(*images.shape, rows * columns, dtype=torch.float16)
-    latent, rank = (images >= 0).nonzero().unbind(1)
-    picture = images[latent, rank]
-    order = picture.argsort()
-    latent, rank, picture = latent[order], rank[order], picture[order]
-    used, which = picture.unique_consecutive(return_inverse=True)
-    row_of = torch.full((int(cache.indices.max()) + 1,), -1)
-    row_of[cache.indices] = torch.arange(len(cache.indices))
-    for start in range(0, len(used), batch):
-        z = cache.tokens[row_of[used[start : start + batch]]]
-        f = sae.encode(z[:, 1 : 1 + rows * columns].float())
-        some = (which >= start) & (which < start + batch)
-        out[latent[some], rank[some]] = f[which[some] - start, :, latent[some]].half()
-    return out.unflatten(2, (rows, columns))
+    if rows * columns > n_patches:
+        raise ValueError(f"{n_patches} patches do not fill a grid of {rows} × {columns}")
+    return rows, columns
+
+
+class _Split(Protocol):  # the part of splits.Split that is needed here
+    clip: SplitCLIP
+    pictures: Pictures
+    tokens: Tokens
+
+
+def overlays(sae: SAE, latent: int, *splits: _Split) -> list[Image.Image]:
+    """Return the pictures of all splits with the masks of a latent, on one scale."""
+    shown = [split for split in splits if len(split.tokens)]
+    masks = [latent_masks(sae, split.tokens, [latent], split.clip.grid)[:, 0] for split in shown]
+    pictures = [split.pictures.batch(list(range(len(split.tokens)))) for split in shown]
+    full = max((float(mask.max()) for mask in masks), default=0)
+    parts = zip(pictures, masks, strict=True)
+    return [overlay(*pair, full) for part in parts for pair in zip(*part, strict=True)]
 
 
 def enlarge(mask: Tensor, size: tuple[int, int], smooth: bool = False) -> Tensor:

@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 
 from patchsae_lib.artefacts import ROOT, run_dir, write_json
-from patchsae_lib.checkpoints import load_prompts, load_sae, save_prompts
-from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, fastest
+from patchsae_lib.interop import load_prompts, load_sae, save_prompts
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.clip import SplitCLIP, fastest
+from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.evaluation import BATCH
-from patchsae_lib.images import (
+from patchsae_lib.pictures.images import (
     TEMPLATE,
     Pictures,
     Relabelled,

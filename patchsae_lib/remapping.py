@@ -1,14 +1,16 @@
 """What adaptation changes in the latents, and where its gain comes from (paper section 4.2).
 
 Class-level activations of CLIP and of an adapted model are compared on one autoencoder. Then, not
-in the paper, every part of the change is put in and taken out by itself, and the gain is shared
-out among them.
+in the paper, each part of the change is put in and taken out separately, and the gain is shared
+among the parts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,20 +20,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from patchsae_lib.ablation import Active, by_score
-from patchsae_lib.clip import accelerated
+from patchsae_lib.ablation import by_score
 from patchsae_lib.evaluation import BATCH
+from patchsae_lib.latents import DEFAULTS
 from patchsae_lib.maple import AdaptedCLIP
+from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
+from patchsae_lib.sparse import SparseLatents
+from patchsae_lib.statistics import resampled_means
+from patchsae_lib.tokens import Tokens
 
 GROUPS = ("other", "high", "high to low", "low to high")
-TOP, BOUND = 50, 100
+READINGS = ("class rank", "class value", "dataset rank", "dataset value")
 
 
 def improvement(zero_shot: float, adapted: float) -> float:
-    """Δ, the share of errors that adaptation takes away; accuracies and Δ from 0 to 1.
-
-    NaN where there are none to take away; below 0 where it adds some.
+    """Δ, the share of errors that adaptation removes, from accuracies in 0..1; NaN without errors.
 
     >>> improvement(0.5, 0.75)
     0.5
@@ -43,15 +47,20 @@ def improvement(zero_shot: float, adapted: float) -> float:
 
 
 def ranks(levels: Tensor) -> Tensor:
-    """The place of every latent among those of a class (classes, d_sae), from 0."""
+    """Place of each latent, from 0, among those of a class, by activation (classes, d_sae)."""
     return by_score(levels).argsort(dim=1)
 
 
-def groups(before: Tensor, after: Tensor, by: str = "class rank") -> Tensor:
-    """Which of `GROUPS` a latent is in, for every class: (classes, d_sae) int64.
+def groups(
+    before: Tensor,
+    after: Tensor,
+    by: str = "class rank",
+    config: StatisticsConfig = DEFAULTS,
+) -> Tensor:
+    """Assign each latent to one of `GROUPS`, for each class: (classes, d_sae) int64.
 
     "High" is in the top 50 of both models; "high to low" in the top 50 before and not in the top
-    100 after; "low to high" the other way round. `before` and `after` (classes, d_sae) are a
+    100 after; "low to high" the reverse. `before` and `after` (classes, d_sae) are a
     `LatentTable`'s `class_per_image`; a latent that a class does not activate is never high.
 
     The paper does not say what the two bounds are bounds of. There are four readings, `by`:
@@ -65,57 +74,108 @@ def groups(before: Tensor, after: Tensor, by: str = "class rank") -> Tensor:
         raise ValueError(
             f"activations of different classes or latents: {before.shape}, {after.shape}"
         )
-    both = before, after
-    if by.endswith("rank"):
-        orders = [ranks(x if by.startswith("class") else x.mean(0, keepdim=True)) for x in both]
-        high = [(order < TOP) & (x > 0) for order, x in zip(orders, both, strict=True)]
-        low = [(order >= BOUND) | (x == 0) for order, x in zip(orders, both, strict=True)]
-    elif by in ("class value", "dataset value"):
-        ordered = before.sort(dim=1, descending=True).values
-        bounds = ordered[:, [min(n, ordered.shape[1]) - 1 for n in (TOP, BOUND)]]
-        bounds = bounds.mean(0, keepdim=True) if by.startswith("dataset") else bounds
-        high = [(x >= bounds[:, :1]) & (x > 0) for x in both]
-        low = [(x < bounds[:, 1:]) | (x == 0) for x in both]
-    else:
-        raise ValueError(f"groups by {by!r}: give class rank or value, dataset rank or value")
-    stays, falls, rises = high[0] & high[1], high[0] & low[1], low[0] & high[1]
+    if by not in READINGS:
+        raise ValueError(f"groups by {by!r}: give one of {', '.join(READINGS)}")
+    high, low = _high_and_low(before, before, by, config)
+    high_after, low_after = _high_and_low(before, after, by, config)
+    stays, falls, rises = high & high_after, high & low_after, low & high_after
     return stays.long() + 2 * falls.long() + 3 * rises.long()
 
 
-def overlap(one: Tensor, other: Tensor, k: int = TOP) -> Tensor:
-    """The share of a class's k strongest latents that are among the other's, too: (classes,).
+def _high_and_low(
+    before: Tensor, levels: Tensor, by: str, config: StatisticsConfig
+) -> tuple[Tensor, Tensor]:
+    """Which latents are high, and which low, in the model with these `levels` (classes, d_sae)."""
+    scope, measure = by.split()
+    if measure == "rank":
+        place = ranks(levels if scope == "class" else levels.mean(0, keepdim=True))
+        high, low = place < config.top, place >= config.bound
+    else:
+        last = [min(n, before.shape[1]) - 1 for n in (config.top, config.bound)]
+        bounds = before.sort(dim=1, descending=True).values[:, last]
+        bounds = bounds if scope == "class" else bounds.mean(0, keepdim=True)
+        high, low = levels >= bounds[:, :1], levels < bounds[:, 1:]
+    return high & (levels > 0), low | (levels == 0)
 
-    Of class-level activations (classes, d_sae). Where fewer than k are active there are fewer;
-    NaN where there are none.
+
+def group_sizes(group: Tensor) -> dict[str, float]:
+    """Average number of latents of a class in each of `GROUPS` but the first (paper Table 1).
+
+    `group` (classes, d_sae) is what `groups` returns.
     """
-    sets = [(ranks(x) < k) & (x > 0) for x in (one, other)]
-    most = torch.maximum(*(s.sum(1) for s in sets))
-    return (sets[0] & sets[1]).sum(1) / most.where(most > 0, torch.nan)
+    return {name: (group == i).sum(1).double().mean().item() for i, name in enumerate(GROUPS) if i}
 
 
-def chance_overlap(one: Tensor, other: Tensor, k: int = TOP) -> Tensor:
-    """What `overlap` would be of sets as large, drawn from the latents that any class activates in
-    either: (classes,)."""
-    sizes = [(x > 0).sum(1).clamp_max(k) for x in (one, other)]
-    return torch.minimum(*sizes) / ((one > 0) | (other > 0)).any(0).sum()
+def latents_by_class(
+    before: Tensor, after: Tensor, group: Tensor, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Tabulate the latents that a class activates in either model, a row per class and latent.
+
+    Columns: `label` and name of the `class`; `latent`; its class-level activation in `CLIP` and in
+    `MaPLe`, from `before` and `after` (classes, d_sae); `group`, as `groups` assigns them.
+    """
+    label, latent = (torch.maximum(before, after) > 0).nonzero().unbind(1)
+    names, of_groups = np.array(class_names)[label], np.array(GROUPS)[group[label, latent]]
+    levels = {"CLIP": before[label, latent], "MaPLe": after[label, latent]}
+    return pd.DataFrame(
+        {"label": label, "class": names, "latent": latent, **levels, "group": of_groups}
+    )
+
+
+def overlap(first: Tensor, second: Tensor, k: int = DEFAULTS.top) -> Tensor:
+    """Share of a class's k strongest latents that are the same in two models: (classes,).
+
+    Of class-level activations (classes, d_sae). The k are fewer where fewer are active, and the
+    share is NaN where none is.
+    """
+    top_first, top_second = ((ranks(x) < k) & (x > 0) for x in (first, second))
+    size = torch.maximum(top_first.sum(1), top_second.sum(1))
+    return (top_first & top_second).sum(1) / size.where(size > 0, torch.nan)
+
+
+def chance_overlap(first: Tensor, second: Tensor, k: int = DEFAULTS.top) -> Tensor:
+    """Expected `overlap` of random sets of the same sizes, drawn from the latents that are active
+    in any class of either model: (classes,)."""
+    sizes = [(x > 0).sum(1).clamp_max(k) for x in (first, second)]
+    return torch.minimum(*sizes) / ((first > 0) | (second > 0)).any(0).sum()
+
+
+def overlaps(
+    before: Sequence[Tensor], after: Sequence[Tensor], k: int = DEFAULTS.top
+) -> pd.DataFrame:
+    """Tabulate the `overlap` of CLIP and MaPLe beside its ceiling and chance, a row per class.
+
+    `before` and `after` hold class-level activations (classes, d_sae) on two halves of the
+    pictures. The ceiling is the overlap of the halves within CLIP: only the pictures differ.
+    """
+    (first, second), (adapted_first, adapted_second) = before, after
+    same = overlap(first, adapted_first, k) + overlap(second, adapted_second, k)
+    crossed = overlap(first, adapted_second, k) + overlap(second, adapted_first, k)
+    columns = {
+        "CLIP and MaPLe, same pictures": same / 2,
+        "CLIP and CLIP, other pictures": overlap(first, second, k),
+        "CLIP and MaPLe, other pictures": crossed / 2,
+        "chance": chance_overlap(first, second, k),
+    }
+    return pd.DataFrame({name: shares.numpy() for name, shares in columns.items()})
 
 
 # --- where the gain comes from ------------------------------------------------------------------
 
-#: what adaptation changes, and what of it is put in: the head of the classes; the strengths of
-#: latents that were active before; latents that were not; what the autoencoder does not see of
-#: the picture; and the prompts' own tokens, which the second half reads.
+#: what adaptation changes: the text features of the classes; the activations of latents that were
+#: active before; latents that were not; what the autoencoder does not reconstruct; and the tokens
+#: of the prompts, which the second half of CLIP reads
 FACTORS = ("class names", "strengths", "new latents", "error", "prompt tokens")
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Pictures (n of them) classified with every part of the change by itself.
+    """Whether n pictures are classified correctly with each part of the change put in or not.
 
-    `correct` (2, 2, 2, 2, 2, n) bool: is the class right, without (0) and with (1) each of
-    `FACTORS`; all without is CLIP, all with is the adapted model. `only_new` (n,): with all of the
-    change but no latent that was active before. `left_out` and `active` (n,): latents a token
-    that are new, and all, after adaptation; `mass` (n,): the new ones' share of all activation.
+    `correct` (2, 2, 2, 2, 2, n) bool: whether the class is right without (0) and with (1) each of
+    `FACTORS`; all without is CLIP, all with the adapted model. `only_new` (n,): with the whole
+    change but no latent that was active before. `left_out` and `active` (n,): new latents, and all
+    latents, per token after adaptation; `mass` (n,): the share of the activation in new ones.
     """
 
     correct: Tensor
@@ -125,18 +185,13 @@ class Gain:
     mass: Tensor
 
     def shares(self) -> Tensor:
-        """What each factor adds, picture by picture: (5, n), in right answers.
-
-        Shapley values: the change that a factor makes, on average over all orders in which the
-        five could be put in. They add up to the gain, of every picture and so of the mean.
-        """
+        """What each factor adds to a picture's correctness: (5, n) Shapley values, which add up to
+        the gain."""
         return shapley(self.correct.double())
 
     def named(self) -> pd.DataFrame:
-        """Right or not (0 or 1) for every picture, a column for each of the states of interest.
-
-        Where only latents are named, all else is adapted.
-        """
+        """Tabulate correctness (0 or 1), a row per picture and a column per state; where its name
+        says nothing of a factor, that is adapted."""
         c = self.correct
         columns = {
             "CLIP": c[0, 0, 0, 0, 0],
@@ -151,132 +206,130 @@ class Gain:
 
 
 def shapley(values: Tensor) -> Tensor:
-    """Shapley values (k, n) of n games of k players: values (2, …, 2, n), 1 for who takes part."""
-    k = values.ndim - 1
-    games = values.flatten(0, -2)  # (2^k, n), the first player in the highest bit
-    coalitions = torch.arange(len(games))
-    size = ((coalitions[:, None] >> torch.arange(k)) & 1).sum(1)
-    weight = torch.tensor(
-        [math.factorial(s) * math.factorial(k - 1 - s) / math.factorial(k) for s in range(k)],
-        dtype=games.dtype,
-    )
-    out = []
-    for player in range(k):
-        bit = 1 << (k - 1 - player)
-        without = coalitions[(coalitions & bit) == 0]
-        marginal = games[without | bit] - games[without]
-        out.append((weight[size[without]][:, None] * marginal).sum(0))
-    return torch.stack(out)
+    """Shapley values (k, n) of n games of k players: what a player adds, on average over all
+    orders of joining. `values` (2, …, 2, n) are those of coalitions, 1 for players who joined."""
+    k, n = values.ndim - 1, values.shape[-1]
+    sizes = [sum(joined) for joined in product((0, 1), repeat=k - 1)]  # of coalitions without one
+    orders = [math.factorial(s) * math.factorial(k - 1 - s) / math.factorial(k) for s in sizes]
+    weight = torch.tensor(orders, dtype=values.dtype)[:, None]
+    marginals = [(values.select(i, 1) - values.select(i, 0)).reshape(-1, n) for i in range(k)]
+    return torch.stack([(weight * marginal).sum(0) for marginal in marginals])
 
 
 @torch.no_grad()
-@accelerated
 def decompose(
     adapted: AdaptedCLIP,
     sae: SAE,
-    before: Tensor,
-    after: Tensor,
+    before: Tensor | Tokens,
+    after: Tensor | Tokens,
     labels: Tensor,
-    texts: tuple[Tensor, Tensor],
+    heads: tuple[Tensor, Tensor],
     per: str = "token",
     batch: int = BATCH,
 ) -> Gain:
-    """Classify pictures with every part of what adaptation changes put in by itself.
+    """Classify pictures with each part of what adaptation changes put in separately.
 
     `before` (n, 1 + n_patches, d_vit) and `after` (n, 1 + n_patches + n_prompts, d_vit) are tokens
-    of the same pictures in CLIP and in `adapted`; `labels` (n,); `texts` the heads (c, d_embed) of
-    both. A latent is old where it was active before: `per` "token", in the same token; "picture",
-    anywhere in the same picture.
+    of the same pictures in CLIP and in `adapted`; `labels` (n,); `heads` the text features
+    (c, d_embed) of either. A latent is old if it was active before: `per` "token", in the same
+    token; "picture", anywhere in the picture.
 
     With f of before, f′ of after, S the old latents and e what is not reconstructed, a token is
 
         b_dec + W_dec · (f or f′ on S) + W_dec · (0 or f′ off S) + (e or e′)
 
-    which is that of CLIP with the first of each, and that of the adapted model with the second.
+    which is CLIP's with the first of each, and the adapted model's with the second.
     """
+    n = adapted.n_tokens
     if per not in ("token", "picture"):
         raise ValueError(f"old latents per {per!r}: give token or picture")
-    n = adapted.n_tokens
     if before.shape[1] != n or after.shape[1] != n + adapted.n_prompts:
         raise ValueError(
             f"tokens before {tuple(before.shape)} and after {tuple(after.shape)} are not those of "
             f"CLIP and of this adapted model, which has {n} and {adapted.n_prompts} for prompts"
         )
-    clip, device = adapted.unadapted(), sae.W_dec.device
-    texts = texts[0].to(device), texts[1].to(device)
-    batches: list[list[Tensor]] = []
-    for part in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
-        z0, z1, y = (x.to(device) for x in part)
-        b, prompts = len(y), z1[:, n:].float()
-        states, counts = _states(sae, z0.float(), z1[:, :n].float(), per)
-        looks = (
-            clip.features(states[: 8 * b]),
-            adapted.features(torch.cat([states, prompts.repeat(9, 1, 1)], 1)),
-        )
-        right = [
-            [(x @ text.T).argmax(1).view(-1, b) == y for text in texts] for x in looks
-        ]  # of both looks and texts: (8 or 9 states, b)
-        cube = torch.stack([torch.stack([look[t][:8] for look in right], 1) for t in (0, 1)])
-        batches.append([cube.view(2, 2, 2, 2, 2, b), right[1][1][8], *counts])
+    batches = []
+    for z0, z1, y in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
+        z0, z1 = (z.to(sae.W_dec.device, torch.float32) for z in (z0, z1))
+        states, counts = _states(sae, z0, z1[:, :n], per)
+        batches.append([*_correct(adapted, states, z1[:, n:], y, heads), *counts])
     return Gain(*(torch.cat(column, -1).cpu() for column in zip(*batches, strict=True)))
 
 
 def _states(sae: SAE, z0: Tensor, z1: Tensor, per: str) -> tuple[Tensor, list[Tensor]]:
     """Nine states (9 b, tokens, d_vit) of tokens before and after (b, tokens, d_vit): without and
-    with changed strengths, new latents, error, in this order; then new latents alone. And the last
-    three fields of a `Gain`."""
-    b, n, _ = z0.shape
-    f0, present = sae.encode(z0), Active.of(sae, z1)
-    old = f0 > 0 if per == "token" else (f0 > 0).any(1, keepdim=True).expand_as(f0)
-    is_old = old.flatten(0, 1)[present.row, present.latent]
-    kept, new = (present.take(some.nonzero()[:, 0]) for some in (is_old, ~is_old))
-    was, strengths, added = (x.decode(sae) for x in (Active.sparse(f0, z0.shape), kept, new))
-    errors = z0 - was - sae.b_dec, z1 - strengths - added - sae.b_dec
+    with changed strengths, new latents and error, in this order; then new latents alone. Also
+    `left_out`, `active` and `mass` of a `Gain`."""
+    f0, active = sae.encode(z0), SparseLatents.encode(sae, z1)
+    was_active = f0 > 0 if per == "token" else (f0 > 0).any(1, keepdim=True).expand_as(f0)
+    is_old = was_active.flatten(0, 1)[active.token, active.latent]
+    kept, new = active.select(is_old), active.select(~is_old)
+    parts = SparseLatents.from_dense(f0), kept, new
+    old_strengths, new_strengths, added = (part.decode(sae.W_dec) for part in parts)
+    errors = z0 - old_strengths - sae.b_dec, z1 - new_strengths - added - sae.b_dec
     states = [
-        sae.b_dec + strength + more + error
-        for strength in (was, strengths)
-        for more in (torch.zeros_like(added), added)
+        sae.b_dec + old_latents + new_latents + error
+        for old_latents in (old_strengths, new_strengths)
+        for new_latents in (torch.zeros_like(added), added)
         for error in errors
     ]
     states.append(sae.b_dec + added + errors[1])
-    sums = [
-        torch.zeros(2, b, device=z0.device)
-        .index_add_(1, part.row // n, torch.stack([torch.ones_like(part.value), part.value]))
-        .double()
-        for part in (new, present)
-    ]
-    (left_out, mass), (active, whole) = sums
-    return torch.cat(states), [left_out / n, active / n, mass / whole.clamp_min(1e-9)]
+    (n_new, mass), (n_active, total) = _count_and_sum(new), _count_and_sum(active)
+    counts = [n_new / z0.shape[1], n_active / z0.shape[1], mass / total.clamp_min(1e-9)]
+    return torch.cat(states), counts
 
 
-def share_out(shares: Tensor, n: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Of `Gain.shares` (5, pictures), a row a factor: `points`, what it adds to accuracy (0..1),
-    and `share`, that over the gain, each with its 95 % interval over resamples of pictures.
+def _count_and_sum(latents: SparseLatents) -> Tensor:
+    """Number of active latents of an image, and the sum of their activations: (2, images)."""
+    values = torch.stack([torch.ones_like(latents.value), latents.value])
+    sums = values.new_zeros(2, latents.shape[0])
+    return sums.index_add_(1, latents.image, values).double()
 
-    Shares are NaN unless the interval of the gain, which is the last row, is above 0.
+
+def _correct(
+    adapted: AdaptedCLIP,
+    states: Tensor,
+    prompts: Tensor,
+    labels: Tensor,
+    heads: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`correct` and `only_new` of a `Gain`, from `_states` and tokens of prompts (b, …)."""
+    b, labels = len(labels), labels.to(states.device)
+    features = (
+        adapted.unadapted().features(states[: 8 * b]),
+        adapted.features(torch.cat([states, prompts.repeat(9, 1, 1)], 1)),
+    )
+    right = [
+        [(x @ head.to(x.device).T).argmax(1).view(-1, b) == labels for x in features]
+        for head in heads
+    ]  # (8 or 9 states, b) for each head and each second half
+    correct = torch.stack([torch.stack([x[:8] for x in row], 1) for row in right])
+    return correct.view(2, 2, 2, 2, 2, b), right[1][1][8]
+
+
+def share_out(shares: Tensor) -> pd.DataFrame:
+    """Tabulate the mean of `Gain.shares` (5, pictures), a row per factor and one for all.
+
+    `points` is what a factor adds to accuracy (0..1) and `share` that over the gain, each with its
+    95 % interval over pictures. Shares are NaN unless the interval of the gain is above 0.
     """
     x = torch.cat([shares, shares.sum(0, keepdim=True)]).numpy()
-    picks = np.random.default_rng(seed).integers(x.shape[1], size=(n, x.shape[1]))
-    points = x[:, picks].mean(2)  # (6, n)
-    low, high = np.quantile(points, [0.025, 0.975], axis=1)
+    resampled = resampled_means(x, 2000, seed=0)  # (6, 2000)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
     table = pd.DataFrame({"points": x.mean(1), "low": low, "high": high}, index=[*FACTORS, "all"])
     share = np.full((3, len(x)), np.nan)
     if low[-1] > 0:
         share[0] = x.mean(1) / x[-1].mean()
-        ratios = points / np.maximum(points[-1], 1e-9)
+        ratios = resampled / np.maximum(resampled[-1], 1e-9)
         share[1:] = np.quantile(ratios, [0.025, 0.975], axis=1)
     table["share"], table["share_low"], table["share_high"] = share
     return table.rename_axis("factor")
 
 
 def probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> np.ndarray:
-    """Which of the test pictures a linear classifier gets right: (n,) bool.
-
-    Logistic regression on image-level latents (pictures, d_sae), each divided by its standard
-    deviation: what can be told apart with the latents that are there.
-    """
-    model = make_pipeline(
-        StandardScaler(with_mean=False), LogisticRegression(max_iter=2000, tol=1e-2)
-    )
+    """Which test pictures a logistic regression on image-level latents (pictures, d_sae) gets
+    right: (n,) bool. Latents are divided by their standard deviations."""
+    regression = LogisticRegression(max_iter=2000, tol=1e-2)
+    model = make_pipeline(StandardScaler(with_mean=False), regression)
     model.fit(train.numpy(), train_labels.numpy())
     return model.predict(test.numpy()) == test_labels.numpy()

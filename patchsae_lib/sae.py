@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,12 @@ Activation = Callable[[Tensor, int], Tensor]
 
 
 def relu(pre: Tensor, k: int = 0) -> Tensor:
-    """max(pre, 0): as many latents as happen to be positive; `k` is not used (eq. 1)."""
+    """Keep all positive pre-activations; `k` is not used (eq. 1)."""
     return pre.relu()
 
 
 def topk(pre: Tensor, k: int) -> Tensor:
-    """The k largest positive pre-activations of each token; the others are 0.
+    """Keep the k largest positive pre-activations of each token.
 
     >>> topk(torch.tensor([[3.0, 1.0, 2.0], [-1.0, -2.0, 4.0]]), 2)
     tensor([[3., 0., 2.],
@@ -39,19 +39,22 @@ def topk(pre: Tensor, k: int) -> Tensor:
 
 
 def batchtopk(pre: Tensor, k: int) -> Tensor:
-    """The k · n largest positive pre-activations of all n tokens together; the others are 0.
+    """Keep the k · n largest positive pre-activations of all n tokens together.
 
-    Of equal candidates for the last place none is kept. What a token gets depends on the others:
-    after training, `SAE.activate` uses a learnt threshold instead.
+    Of equal candidates for the last place none is kept. The latents of a token thus depend on its
+    batch: after training, `SAE.activate` uses a learnt threshold instead.
     """
     n_kept = k * (pre.numel() // pre.shape[-1])
     flat = pre.detach().flatten()
-    # A sample tells about where the cut is; above that few are left, among which to look for it.
+    # Estimate the threshold from a subsample, then search only the values above it.
     sample = flat[::61]
     low = sample.topk(min(len(sample), 2 * n_kept // 61 + 16)).values[-1].clamp_min(0)
-    positive = flat[flat > low]
-    if len(positive) <= n_kept:
-        positive = flat[flat > 0]
+    candidates = flat[flat > low]
+    return keep_largest(pre, candidates if len(candidates) > n_kept else flat[flat > 0], n_kept)
+
+
+def keep_largest(pre: Tensor, positive: Tensor, n_kept: int) -> Tensor:
+    """Keep what is above the (n_kept + 1)-th largest of the `positive` pre-activations (n,)."""
     if len(positive) <= n_kept:
         return pre.relu()
     largest_dropped = positive.kthvalue(len(positive) - n_kept).values
@@ -77,25 +80,22 @@ def l1_loss(f: Tensor) -> Tensor:
     return f.sum(dim=-1, dtype=torch.promote_types(f.dtype, torch.float32)).mean()
 
 
-def ghost_loss(z: Tensor, z_hat: Tensor, pre: Tensor, W_dec: Tensor, dead: Tensor) -> Tensor:
-    """A gradient for latents that never fire: they learn to predict the residual r = z − ẑ.
+def ghost_loss(z: Tensor, z_hat: Tensor, ghosts: Tensor) -> Tensor:
+    """Give latents that never fire a gradient: they learn to predict the residual r = z − ẑ.
 
-        g = exp(pre[dead]) W_dec[dead], scaled to ‖g‖ = ‖r‖ / 2
+        g = exp(pre[dead]) W_dec[dead], the `ghosts`, scaled to ‖g‖ = ‖r‖ / 2
         loss = mean (g − r)² / ‖r‖₂, each element scaled to its share of the reconstruction loss
 
-    z, ẑ (…, d_vit); pre (…, d_sae); W_dec (d_sae, d_vit); dead (d_sae) bool. The scales and r
-    carry no gradient. As in the authors' code, after Jermyn & Templeton, "Ghost grads" (2024).
+    z, ẑ, g are (…, d_vit). The scales and r carry no gradient. As in the authors' code, after
+    Jermyn & Templeton, "Ghost grads" (2024).
     """
     residual = (z - z_hat).detach()
     norm = residual.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # a perfect token has no residual
-    g = (pre[..., dead].exp() @ W_dec[dead]).to(z.dtype)
+    g = ghosts.to(z.dtype)
     g = g * (norm / (2 * g.norm(dim=-1, keepdim=True) + 1e-6)).detach()
     error = (g - residual).pow(2) / norm
     reconstruction = residual.pow(2) / z.norm(dim=-1, keepdim=True)
     return ((reconstruction / (error + 1e-6)).detach() * error).mean()
-
-
-# --- the autoencoder ---------------------------------------------------------------------------
 
 
 class SAE(nn.Module):
@@ -103,8 +103,8 @@ class SAE(nn.Module):
 
     Parameters `W_enc` (d_vit, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_vit), `b_dec` (d_vit),
     Kaiming-uniform with unit-norm decoder rows as in the authors' code, drawn from `seed` alone.
-    `threshold` () is what BatchTopK learns in training and uses afterwards. The activation
-    `jumprelu`, a `threshold` (d_sae) of its own for each latent, is for SAEs that others trained.
+    BatchTopK learns `threshold` () in training and uses it afterwards. The activation `jumprelu`,
+    with a `threshold` (d_sae) for each latent, is for SAEs that others trained.
 
     >>> sae = SAE(d_vit=8, d_sae=32).eval()
     >>> sae.encode(torch.ones(2, 5, 8)).shape, sae(torch.ones(2, 5, 8)).shape
@@ -123,7 +123,7 @@ class SAE(nn.Module):
             raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if activation in ("topk", "batchtopk") and not 1 <= k <= d_sae:
             raise ValueError(f"k = {k} latents a token: {activation} needs 1 to d_sae = {d_sae}")
-        self.activation, self.k = activation, k
+        self.d_vit, self.d_sae, self.activation, self.k = d_vit, d_sae, activation, k
         generator = torch.Generator().manual_seed(seed)
         self.W_enc = nn.Parameter(torch.empty(d_vit, d_sae))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
@@ -134,22 +134,16 @@ class SAE(nn.Module):
         self.normalise_decoder()
         self.register_buffer("threshold", torch.zeros(d_sae if activation == "jumprelu" else ()))
 
-    @property
-    def d_vit(self) -> int:
-        """The width of a residual token."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """The number of latents."""
-        return self.W_dec.shape[0]
-
     def pre_activations(self, z: Tensor) -> Tensor:
         """(z − b_dec) W_enc + b_enc, (…, d_sae), for z (…, d_vit), unchecked."""
-        # b_dec's gradient takes the second path, whose value is b_enc exactly: through the first
-        # a training step would need six matrix products instead of five.
-        shift = (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
-        return F.linear(z - self.b_dec.detach(), self.W_enc.T, self.b_enc - shift)
+        return F.linear(z - self.b_dec.detach(), self.W_enc.T, self.encoder_bias())
+
+    def encoder_bias(self) -> Tensor:
+        """b_enc (d_sae), exactly, with b_dec's gradient through the encoder.
+
+        Through z − b_dec a training step would need six matrix products instead of five.
+        """
+        return self.b_enc - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
 
     def activate(self, pre: Tensor) -> Tensor:
         """Latents (…, d_sae) ≥ 0 of pre-activations; depends on the batch only while training."""
@@ -166,8 +160,7 @@ class SAE(nn.Module):
         """
         if z.shape[-1] != self.d_vit:
             raise ValueError(
-                f"z {tuple(z.shape)}: this SAE reads tokens (…, {self.d_vit}); it was trained on "
-                "another CLIP"
+                f"z {tuple(z.shape)}: this SAE reads tokens (…, {self.d_vit}) of its CLIP"
             )
         require_finite(z, "z")
         return self.activate(self.pre_activations(z))
@@ -177,7 +170,7 @@ class SAE(nn.Module):
         return f @ self.W_dec + self.b_dec
 
     def forward(self, z: Tensor) -> Tensor:
-        """The reconstruction ẑ (…, d_vit) of z (…, d_vit)."""
+        """Return the reconstruction ẑ (…, d_vit) of z (…, d_vit)."""
         return self.decode(self.encode(z))
 
     @torch.no_grad()
@@ -201,19 +194,16 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def fold(self, scale: float) -> SAE:
-        """An SAE for z of one that was trained on z / scale (`scale`: the mean token norm).
+        """Return an SAE for z, given this one trained on z / scale (`scale`: the mean token norm).
 
-        Latents stay as trained, f(z) = f_trained(z / scale), and so do thresholds on them; ẑ is
-        in the units of z, hence decoder rows have norm `scale`.
+        Latents, and thresholds on them, stay as trained: f(z) = f_trained(z / scale). ẑ is in the
+        units of z, hence decoder rows have norm `scale`.
         """
         sae = copy.deepcopy(self)
         sae.W_enc.div_(scale)
         sae.W_dec.mul_(scale)
         sae.b_dec.mul_(scale)
         return sae
-
-
-# --- the start of b_dec ------------------------------------------------------------------------
 
 
 def geometric_median(points: Tensor, max_steps: int = 100) -> Tensor:
@@ -229,10 +219,10 @@ def geometric_median(points: Tensor, max_steps: int = 100) -> Tensor:
 
 
 def initial_b_dec(z: Tensor, method: str) -> Tensor:
-    """Where b_dec (d_vit) starts: `geometric_median`, `mean` or `zeros` of z.
+    """Return a start for b_dec (d_vit): the `geometric_median` or `mean` of z, or `zeros`.
 
-    z (tokens, d_vit), or (images, tokens, d_vit) for the authors' geometric median, whose points
-    are images and which is then averaged over tokens.
+    z is (tokens, d_vit), or (images, tokens, d_vit) for the authors' geometric median, whose
+    points are images and which is then averaged over tokens.
     Deviation: the authors' mean keeps the token axis (197 different biases); ours is one (d_vit).
     """
     require_finite(z, "z")
@@ -245,39 +235,7 @@ def initial_b_dec(z: Tensor, method: str) -> Tensor:
     return z.reshape(-1, z.shape[-1]).mean(dim=0)
 
 
-# --- latent masks (section 4.1, on/off top-k) --------------------------------------------------
-
-
-def _chosen(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
-    index = torch.as_tensor(latents, dtype=torch.long, device=f.device)
-    if ((index < 0) | (index >= f.shape[-1])).any():
-        raise ValueError(f"latents must be 0 to {f.shape[-1] - 1}, got {index.tolist()}")
-    return torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device).index_fill(0, index, True)
-
-
-def keep(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
-    """f (…, d_sae) with all but `latents` (n,) set to 0: "on". `b_dec` is no latent and stays."""
-    return f * _chosen(f, latents)
-
-
-def drop(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
-    """f (…, d_sae) with `latents` (n,) set to 0: "off". `keep` + `drop` = f."""
-    return f * ~_chosen(f, latents)
-
-
-# --- measures ----------------------------------------------------------------------------------
-
-
-def require_finite(x: Tensor, what: str) -> None:
-    """Raise `ValueError` if x holds NaN or infinity, saying how many and where the first is."""
-    if torch.isfinite(x.sum()):  # one quick pass
-        return
-    bad = (~torch.isfinite(x)).nonzero()
-    if len(bad):  # else only the sum overflowed
-        where = f"the first at {tuple(bad[0].tolist())}"
-        raise ValueError(
-            f"{what} {tuple(x.shape)}: {len(bad)} values are NaN or infinite, {where}"
-        )
+# --- measures and checks -----------------------------------------------------------------------
 
 
 def explained_variance(z: Tensor, z_hat: Tensor) -> float:
@@ -291,20 +249,35 @@ def explained_variance(z: Tensor, z_hat: Tensor) -> float:
     return 1 - ratio
 
 
-def explained_variance_uncentred(z: Tensor, z_hat: Tensor) -> float:
-    """mean (1 − ‖z − ẑ‖² / ‖z‖²) over tokens (…, d_vit), the authors': a large mean flatters."""
-    require_finite(z, "z")
-    require_finite(z_hat, "z_hat")
-    return (1 - (z - z_hat).pow(2).sum(dim=-1) / z.pow(2).sum(dim=-1)).mean().item()
-
-
 def l0(f: Tensor) -> float:
     """The mean number of active latents of a token, for f (…, d_sae)."""
     require_finite(f, "f")
     return f.count_nonzero().item() * f.shape[-1] / f.numel()
 
 
-def dead_fraction(f: Tensor) -> float:
-    """The share of latents that no token of f (…, d_sae) activates."""
-    require_finite(f, "f")
-    return (f.reshape(-1, f.shape[-1]).amax(dim=0) == 0).float().mean().item()
+def require_finite(x: Tensor, what: str) -> None:
+    """Raise `ValueError` if x holds NaN or infinity, saying how many and where the first is."""
+    if torch.isfinite(x.sum()):  # one quick pass
+        return
+    if len(bad := (~torch.isfinite(x)).nonzero()):  # else only the sum overflowed
+        first = tuple(bad[0].tolist())
+        is_bad = f"{len(bad)} values are NaN or infinite, the first at {first}"
+        raise ValueError(f"{what} {tuple(x.shape)}: {is_bad}")
+
+
+def require_tokens(z: Tensor, what: str) -> None:
+    """Raise `ValueError` if a token of z (…, d_vit) is NaN, infinite, or 0 (eq. 2 divides by ‖z‖).
+
+    The message says how many tokens that are and where the first one is.
+    """
+    parts = z.reshape(-1, z.shape[-1]).split(65_536)  # all tokens in float32 may not fit
+    norms = torch.cat([part.float().norm(dim=1) for part in parts])
+    bad = ~torch.isfinite(norms) | (norms == 0)
+    if bad.any():
+        first = bad.view(z.shape[:-1]).nonzero()[0].tolist()
+        where = " token ".join(map(str, first))
+        raise ValueError(
+            f"{what}: {int(bad.sum())} of {len(norms)} tokens hold NaN or infinity or are all 0, "
+            f"the first at {'image' if z.ndim == 3 else 'token'} {where}. Collect them again from "
+            "sound pictures and weights (above 65504 float16 overflows where bfloat16 does not)"
+        )

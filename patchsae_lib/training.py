@@ -1,56 +1,42 @@
 """Training the sparse autoencoder, so that a killed run goes on where it was (section 3.1).
 
-A checkpoint is one safetensors file: parameters `sae.*`, Adam's moments `adam.<parameter>.*`, and
-`silent` (d_sae,), the steps since each latent was active. Its metadata hold `step`, `scale`,
-`history` and `run` (all that the result depends on) as JSON. A run that is resumed ends bit for
-bit where it would have ended undisturbed, given the same machine and number of threads.
+A run that is resumed from its checkpoint ends bit for bit where it would have ended undisturbed,
+given the same machine and number of threads.
 
 Of several processes (`distributed.processes`) each takes its part of every batch. Gradients,
-measures and which latents fired are added up, so that all go the same way; the first one writes
-the checkpoint.
+measures and which latents fired are added up, so that all processes take the same step; the first
+one writes the checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchsae_lib.activations import TokenCache, check_tokens, token_batches
-from patchsae_lib.artefacts import _difference, atomic_path
-from patchsae_lib.clip import best_device, precision
-from patchsae_lib.distributed import (
-    any_of_all,
-    from_first,
-    rank,
-    rows_of_all,
-    sum_of_all,
-    wait_for_all,
-    world_size,
-)
-from patchsae_lib.gradients import ActiveLatents, DecodeActive
+from patchsae_lib import distributed
+from patchsae_lib.artefacts import AnotherRun, read_checkpoint, save_checkpoint, set_aside
+from patchsae_lib.distributed import rows_of_all, sum_of_all
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import (
     SAE,
     explained_variance,
     ghost_loss,
     initial_b_dec,
+    keep_largest,
     l1_loss,
     reconstruction_loss,
+    require_tokens,
 )
+from patchsae_lib.sparse import EncodeDecode
 
 Batches = Callable[[int], Iterator[Tensor]]
 History = list[dict[str, float]]
@@ -61,72 +47,87 @@ HISTORY_ROWS = 200  # as many points as a learning curve can show
 # cache: 1,024 were 1.8 times as fast as 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room
 # for 4,096 at d_sae = 49,152.
 CHUNK = {"cpu": 1024, "cuda": 4096}
-SPARSE = 0.02  # of all latents: up to that many active ones, gathering beats multiplying
+SPARSE = 0.02  # share of active latents up to which gathering is faster than multiplying
+
+
+class MixedTokens(Protocol):
+    """Residual tokens that can be mixed, as `tokens.Tokens` are."""
+
+    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Yield endless batches z (n, d_vit) float32, of which each process gets its part."""
+
+
+# --- the objective ------------------------------------------------------------------------------
+
+
+class Latents(NamedTuple):
+    """The latents of n tokens: all of them, or only those that are active."""
+
+    f: Tensor  # (n, d_sae), or (entries,)
+    fired: Tensor  # (d_sae,) bool: active in a token
+    l1: Tensor  # () mean ‖f‖₁
+
+
+Pass = tuple[Latents, Tensor, Tensor | None]  # with ẑ (n, d_vit), and g (n, d_vit) of `ghost_loss`
 
 
 def objective(
-    sae: SAE, z: Tensor, l1: float, dead: Tensor | None = None, bfloat16: bool = False
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead` (d_sae).
+    sae: SAE,
+    z: Tensor,
+    l1: float,
+    dead: Tensor | None = None,
+    bfloat16: bool = False,
+    sparse: bool = False,
+) -> tuple[dict[str, Tensor], Latents, Tensor]:
+    """Compute the loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead`.
 
     Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
-    latents f (n, d_sae); ẑ (n, d_vit). `bfloat16` concerns the matrix products and f.
+    latents; ẑ (n, d_vit). `dead` is (d_sae,) bool; `bfloat16` concerns matrix products and dense
+    latents; `sparse`, for ReLU, computes with active latents only.
     """
+    forward = sparse_pass if sparse else dense_pass
+    latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
+    reconstruction = reconstruction_loss(z, z_hat)
+    ghost = torch.zeros_like(reconstruction)
+    if ghosts is not None:
+        ghost = ghost_loss(z, z_hat, ghosts)
+    loss = reconstruction + l1 * latents.l1 + ghost
+    parts = {"loss": loss, "reconstruction": reconstruction, "l1": latents.l1, "ghost": ghost}
+    return parts, latents, z_hat
+
+
+def dense_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass:
+    """Encode and decode tokens z (n, d_vit) by matrix products."""
     with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
         pre = sae.pre_activations(z)
-        many = sae.activation == "batchtopk" and world_size() > 1
-        f = _batchtopk_of_all(pre, sae.k) if many else sae.activate(pre)
-        z_hat = sae.decode(f)
-        parts = {"reconstruction": reconstruction_loss(z, z_hat), "l1": l1_loss(f)}
-        loss = parts["reconstruction"] + l1 * parts["l1"]
-        parts["ghost"] = torch.zeros_like(loss)
-        if dead is not None:
-            parts["ghost"] = ghost_loss(z, z_hat, pre, sae.W_dec, dead)
-            loss = loss + parts["ghost"]
-    return {"loss": loss, **parts}, f, z_hat
+        divided = sae.activation == "batchtopk" and distributed.world_size() > 1
+        f = _batchtopk_of_all(pre, sae.k) if divided else sae.activate(pre)
+        ghosts = None if dead is None else pre[..., dead].exp() @ sae.W_dec[dead]
+        return Latents(f, f.detach().amax(dim=0) > 0, l1_loss(f)), sae.decode(f), ghosts
+
+
+def sparse_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass:
+    """Do the same for ReLU by its active latents; `bfloat16` concerns the one dense product."""
+    centred, bias = z - sae.b_dec.detach(), sae.encoder_bias()
+    latent, f, decoded = EncodeDecode.apply(centred, sae.W_enc, bias, sae.W_dec, bfloat16)
+    fired = torch.zeros_like(bias, dtype=torch.bool).index_fill(0, latent, True)
+    ghosts = None
+    if dead is not None:
+        index = dead.nonzero()[:, 0]
+        pre = centred @ sae.W_enc.index_select(1, index) + bias[index]
+        ghosts = pre.exp() @ sae.W_dec.index_select(0, index)
+    return Latents(f, fired, f.sum() / len(z)), decoded + sae.b_dec, ghosts
 
 
 def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
     """`sae.batchtopk` where this process has only its part (n, d_sae) of the batch."""
     n_kept = k * int(sum_of_all(torch.tensor(len(pre))))
-    largest = pre.detach()[pre > 0].float()
-    largest = rows_of_all(largest.topk(min(len(largest), n_kept + 1)).values)
-    if len(largest) <= n_kept:
-        return pre.relu()
-    largest_dropped = largest.kthvalue(len(largest) - n_kept).values
-    return F.threshold(pre, float(largest_dropped), 0.0)
+    positive = pre.detach()[pre > 0].float()
+    largest = positive.topk(min(len(positive), n_kept + 1)).values
+    return keep_largest(pre, rows_of_all(largest), n_kept)
 
 
-def sparse_objective(
-    sae: SAE, z: Tensor, l1: float, dead: Tensor | None = None, bfloat16: bool = False
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """`objective` of ReLU, at the cost of the latents that are active; f (entries,) is theirs.
-
-    `bfloat16` concerns the one dense product. Returns the parts with `l0`, the active latents a
-    token; which latents fired (d_sae); ẑ.
-    """
-    # b_dec's gradient takes the second path, as in `SAE.pre_activations`
-    shift = (sae.b_dec - sae.b_dec.detach()) @ sae.W_enc.detach()
-    centred = z - sae.b_dec.detach()
-    token, latent, f = ActiveLatents.apply(centred, sae.W_enc, sae.b_enc - shift, bfloat16)
-    z_hat = DecodeActive.apply(f, sae.W_dec, token, latent, len(z)) + sae.b_dec
-    parts = {"reconstruction": reconstruction_loss(z, z_hat), "l1": f.sum() / len(z)}
-    loss = parts["reconstruction"] + l1 * parts["l1"]
-    parts["ghost"] = torch.zeros_like(loss)
-    if dead is not None:
-        some = dead.nonzero()[:, 0]
-        pre = centred @ sae.W_enc.index_select(1, some) + (sae.b_enc - shift)[some]
-        W_dec = sae.W_dec.index_select(0, some)
-        every = torch.ones(len(some), dtype=torch.bool)
-        parts["ghost"] = ghost_loss(z, z_hat, pre, W_dec, every)
-        loss = loss + parts["ghost"]
-    parts["l0"] = torch.tensor(len(f) / len(z))
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool).index_fill_(0, latent, True)
-    return {"loss": loss, **parts}, fired, z_hat
-
-
-class AnotherRun(ValueError):
-    """A checkpoint that is whole, but not of this run."""
+# --- one step after another ---------------------------------------------------------------------
 
 
 class Trainer:
@@ -152,27 +153,24 @@ class Trainer:
         self.sae.b_enc.fill_(self.sae_config.b_enc_init)
 
     def step(self, z: Tensor) -> float:
-        """One step of Adam on (scaled) tokens z (n, d_vit); returns the loss before it.
+        """Take one step of Adam on (scaled) tokens z (n, d_vit); return the loss before it.
 
-        As the authors do: decoder rows are set to unit norm first, the gradient along them is
-        taken away, and latents silent for more than `dead_after` steps get ghost gradients.
+        As in the authors' code, decoder rows are first set to unit norm, the gradient along them
+        is removed, and latents silent for more than `dead_after` steps get ghost gradients.
 
         Raises `FloatingPointError`, before Adam's step, when the loss is NaN or infinite.
         """
-        config = self.train_config
-        every = max(1, config.steps // HISTORY_ROWS)
-        logged = self.n_steps % every == 0 or self.n_steps + 1 == config.steps
+        config, n_steps = self.train_config, self.train_config.steps
+        logged = self.n_steps % max(1, n_steps // HISTORY_ROWS) == 0 or self.n_steps + 1 == n_steps
         self.sae.normalise_decoder()
         self.adam.zero_grad()
         row, fired = self._gradients(z, logged)
         if not math.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"the loss is {row['loss']} at step {self.n_steps}: lower train.lr (it is "
-                f"{config.lr}) or set sae.scale_inputs, which gives tokens a norm of about 1"
-            )
+            at = f"the loss is {row['loss']} at step {self.n_steps}"
+            raise FloatingPointError(f"{at}: lower train.lr ({config.lr}) or set sae.scale_inputs")
         self.sae.remove_parallel_gradient()
-        for group in self.adam.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.n_steps + 1) / max(1, config.warmup))
+        warmed_up = min(1.0, (self.n_steps + 1) / max(1, config.warmup))
+        self.adam.param_groups[0]["lr"] = config.lr * warmed_up
         self.adam.step()
         self.silent += 1
         self.silent[fired] = 0
@@ -183,191 +181,204 @@ class Trainer:
         return row["loss"]
 
     def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
-        """Add up the gradients of z's chunks, and those of all processes; the measures of the
-        whole batch, and which latents fired."""
-        sae, ghosts = self.sae, self.sae_config.ghost_gradients
+        """Add up the gradients of z (n, d_vit), chunk by chunk, and over all processes.
+
+        Returns the measures of the whole batch, and which latents fired (d_sae,).
+        """
+        sae, bfloat16 = self.sae, self.train_config.precision == "bfloat16"
         silent = self.silent > self.train_config.dead_after
-        dead = silent if ghosts and bool(silent.any()) else None
-        fired = torch.zeros_like(silent)
-        totals: dict[str, Tensor] = {}
-        reconstructions = []
-        n_tokens = int(sum_of_all(torch.tensor(len(z))))
+        dead = silent if self.sae_config.ghost_gradients and bool(silent.any()) else None
+        sparse, n_tokens = self._is_sparse(z), int(sum_of_all(torch.tensor(len(z))))
         # BatchTopK chooses among all tokens of a batch: it cannot see them in chunks.
-        sparse = self._is_sparse(z)
-        whole = sparse or sae.activation == "batchtopk"
-        chunk = len(z) if whole else CHUNK.get(z.device.type, 4096)
-        for part in z.split(chunk):
-            given = sae, part, self.sae_config.l1, dead, self.train_config.precision == "bfloat16"
-            share = len(part) / n_tokens
-            if sparse:
-                measured, those, z_hat = sparse_objective(*given)
-                (measured["loss"] * share).backward()
-                fired |= those
-            else:
-                measured, f, z_hat = objective(*given)
-                (measured["loss"] * share).backward()
-                f = f.detach()
-                fired |= f.amax(dim=0) > 0
-                if logged:  # counting costs as much as a tenth of the step
-                    measured["l0"] = f.count_nonzero() / len(part)
-            if logged:
-                reconstructions.append(z_hat.detach())
-            for key, value in measured.items():
-                mine = value.detach() * share
-                totals[key] = totals[key] + mine if key in totals else mine
+        undivided = sparse or sae.activation == "batchtopk"
+        totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(silent), []
+        for chunk in z.split(len(z) if undivided else CHUNK.get(z.device.type, 4096)):
+            given = sae, chunk, self.sae_config.l1, dead, bfloat16, sparse
+            parts, latents, z_hat = objective(*given)
+            share = len(chunk) / n_tokens
+            (parts["loss"] * share).backward()
+            f = latents.f.detach()
+            if logged:  # counting costs as much as a tenth of the step
+                parts["l0"] = f.count_nonzero() / len(chunk)
+                z_hats.append(z_hat.detach())
+            for name, part in parts.items():
+                totals[name] = totals.get(name, 0.0) + part.detach() * share
             if sae.activation == "batchtopk":
                 sae.learn_threshold(rows_of_all(f[f > 0]))
+            fired |= latents.fired
         for parameter in sae.parameters():
             if parameter.grad is not None:
                 sum_of_all(parameter.grad)
-        values = sum_of_all(torch.stack(list(totals.values()))).tolist()
-        row = dict(zip(totals, values, strict=True))
+        row = dict(zip(totals, sum_of_all(torch.stack([*totals.values()])).tolist(), strict=True))
         if logged and math.isfinite(row["loss"]):
-            z_hat = rows_of_all(torch.cat(reconstructions))
+            z_hat = rows_of_all(torch.cat(z_hats))
             row["explained_variance"] = explained_variance(rows_of_all(z), z_hat)
-        return row, any_of_all(fired)
+        return row, distributed.any_of_all(fired)
 
     @torch.no_grad()
     def _is_sparse(self, z: Tensor) -> bool:
-        """Whether few latents are active, by some of the tokens: on a CPU, and ReLU."""
+        """Whether few latents are active, judged by about 64 tokens: for ReLU on a CPU."""
         if self.sae.activation != "relu" or z.device.type != "cpu":
             return False
-        some = z[:: max(1, len(z) // 64)]
-        share = self.sae.pre_activations(some).gt(0).float().mean()
-        # alike for all processes, which add up the same measures
-        return bool(sum_of_all(share) < SPARSE * world_size())
+        share = self.sae.pre_activations(z[:: max(1, len(z) // 64)]).gt(0).float().mean()
+        # the same answer in all processes, which add up the same measures
+        return bool(sum_of_all(share) < SPARSE * distributed.world_size())
 
-    def save(self, path: Path, run: dict[str, Any]) -> None:
-        """Write everything that the next step depends on, as one file and atomically."""
-        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        tensors["silent"] = self.silent
-        for name, parameter in self.sae.named_parameters():
-            for key, moment in self.adam.state[parameter].items():
-                tensors[f"adam.{name}.{key}"] = moment
-        state = {"run": run, "step": self.n_steps, "scale": self.scale, "history": self.history}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {key: json.dumps(v) for key, v in state.items()})
+    def finish(self) -> SAE:
+        """Return the autoencoder for raw residual tokens, frozen and in eval mode."""
+        self.sae.zero_grad()
+        self.sae.normalise_decoder()
+        sae = self.sae.fold(self.scale) if self.sae_config.scale_inputs else self.sae
+        return sae.eval().requires_grad_(False)
 
-    def load(self, path: Path, run: dict[str, Any]) -> None:
-        """Take up a run where `save` left it; `ValueError` if the file is no such run's."""
-        advice = "delete it to start again, or give another path for the checkpoint"
-        try:
-            with safe_open(path, framework="pt", device=str(self.silent.device)) as file:
-                state = {key: json.loads(v) for key, v in (file.metadata() or {}).items()}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            theirs = state["run"]
-        except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a whole checkpoint ({error!r}): {advice}") from error
-        if theirs != run:
-            raise AnotherRun(f"{path} is another run's checkpoint ({_difference(theirs, run)})")
-        names = self.sae.state_dict()
-        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in names})
-        for name, parameter in self.sae.named_parameters():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                self.adam.state[parameter][key] = tensors[f"adam.{name}.{key}"]
-        self.silent = tensors["silent"]
+    def save(self, path: Path, run: Mapping[str, Any]) -> None:
+        """Write all that the next step depends on."""
+        tensors = pack(self.sae, self.adam) | {"silent": self.silent}
+        state = {"step": self.n_steps, "scale": self.scale, "history": self.history}
+        save_checkpoint(path, run, tensors, **state)
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on where `save` left the run."""
+        unpack(tensors, self.sae, self.adam)
+        self.silent = tensors["silent"].to(self.silent.device)
         self.n_steps, self.scale, self.history = state["step"], state["scale"], state["history"]
 
 
-def _sample(batches: Batches) -> tuple[Tensor, str]:
-    """The first tokens (n, d_vit) that training will see, and a hash of its first batch."""
-    parts: list[Tensor] = []
-    for z in batches(0):
-        if z.ndim != 2:
-            raise ValueError(f"batches must be tokens (n, d_vit), got {tuple(z.shape)}")
-        check_tokens(z, f"batch {len(parts)}")
-        parts.append(rows_of_all(z))
-        if sum(map(len, parts)) >= SAMPLE_TOKENS:
-            break
-    if not sum(map(len, parts)):
-        raise ValueError("no tokens to learn from: the data set is empty")
-    digest = hashlib.sha256(parts[0].cpu().contiguous().numpy().tobytes()).hexdigest()
-    return torch.cat(parts)[:SAMPLE_TOKENS], digest[:16]
+def pack(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name the weights of a model, and its optimiser's moments, for a checkpoint."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        moments = optimiser.state[parameter].items()
+        tensors |= {f"optimiser/{name}/{key}": moment for key, moment in moments}
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
+    """Put what `pack` took back into a model and its optimiser."""
+    model.load_state_dict({name: tensors[f"model/{name}"] for name in model.state_dict()})
+    for path, tensor in tensors.items():
+        if path.startswith("optimiser/"):
+            _, name, key = path.split("/")
+            parameter = model.get_parameter(name)
+            optimiser.state[parameter][key] = tensor.to(parameter.device)
+
+
+# --- a whole training ---------------------------------------------------------------------------
 
 
 def train(
-    tokens: TokenCache | Batches,
+    tokens: MixedTokens | Batches,
     sae_config: SAEConfig,
     train_config: TrainConfig,
     checkpoint: str | Path | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> tuple[SAE, History]:
-    """Train an autoencoder on a cache, or on batches z (n, d_vit) float32 from a given step on,
-    of which each process gives its part (`token_batches` does).
+    """Train an autoencoder on `tokens`, or on batches z (n, d_vit) float32 from a given step on.
 
-    It is resumed from `checkpoint` if that file exists, and written there every
-    `checkpoint_every` steps and at the end; another run's file is set aside with a warning. The
-    SAE returned is frozen, in eval mode, and works on raw residual tokens (`SAE.fold`).
+    A checkpoint is written every `checkpoint_every` steps and at the end, and the run resumed from
+    it; another run's file is set aside with a warning. The SAE is on `device`, frozen, in eval
+    mode, and works on raw residual tokens (`SAE.fold`).
     Deviation: its decoder rows are set to unit norm (times the input scale) once more after the
     last step.
-
-    It runs on `device`, by default the GPU if there is one, and ends up on the CPU.
 
     History, about 200 rows over the run: `step`; of that step's batch, before its update, `loss`
     and its parts `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a
     token) and `explained_variance` (centred); `dead`, the share of latents silent for more than
     `dead_after` steps. With `scale_inputs` all are in units of scaled tokens.
 
-    Raises `ValueError` before the first step for NaN, infinity or no tokens, and for a file that
-    is no checkpoint; later for a batch of another width or the end of the batches.
-    `FloatingPointError` when the loss stops being a number.
+    Raises `ValueError` for no tokens, for tokens of another width, zero, NaN or infinity, for the
+    end of the batches, and for a file that is no checkpoint; `FloatingPointError` for a loss that
+    is no number.
     """
-    if isinstance(tokens, TokenCache):
-        check_tokens(tokens.tokens, "the token cache")
-        tokens = partial(token_batches, tokens, train_config, train_config.seed)
-    batches: Batches = tokens
-    device = torch.device(device or best_device())
-    resolved = precision(train_config.precision, device)
-    train_config = replace(train_config, precision=resolved)
-    sample, digest = _sample(batches)
-    d_vit = sample.shape[1]
-    settings = {**asdict(train_config), "checkpoint_every": None}  # which changes no result
-    run = {"sae": asdict(sae_config), "train": settings, "d_vit": d_vit, "first_batch": digest}
-    d_sae = sae_config.expansion * d_vit
-    sae = SAE(d_vit, d_sae, sae_config.activation, sae_config.k, train_config.seed)
-    trainer = Trainer(sae.to(device), sae_config, train_config)
-    path = Path(checkpoint) if checkpoint else None
-    if path and path.exists():
-        try:
-            trainer.load(path, run)
-        except AnotherRun as error:
-            wait_for_all()  # to have read it
-            if rank() == 0:
-                old = path.replace(path.with_name(f"{path.name}.old"))
-                warnings.warn(f"{error}: kept as {old.name}, starting again", stacklevel=2)
-    if len(steps := rows_of_all(torch.tensor([trainer.n_steps])).unique()) > 1:
-        raise ValueError(
-            f"{path} is at steps {steps.tolist()} in different processes: it must be in a folder "
-            "that all of them see"
-        )
+    precision = distributed.resolve_precision(train_config.precision, torch.device(device))
+    train_config = replace(train_config, precision=precision)
+    batches = (
+        tokens if callable(tokens) else partial(tokens.mixed, train_config, train_config.seed)
+    )
+    sample, run = _first_tokens(batches, sae_config, train_config)
+    size = sample.shape[1], sae_config.expansion * sample.shape[1]
+    sae = SAE(*size, sae_config.activation, sae_config.k, train_config.seed).to(device)
+    trainer, path = (
+        Trainer(sae, sae_config, train_config),
+        Path(checkpoint) if checkpoint else None,
+    )
+    _resume(trainer, path, run)
     if trainer.n_steps == 0:
         trainer.start(sample.to(device))
     for tensor in sae.state_dict().values():  # machines may differ in the last bit
-        from_first(tensor)
+        distributed.from_first(tensor)
+    _take_steps(trainer, batches, path, run, progress)
+    return trainer.finish(), trainer.history
+
+
+def _first_tokens(
+    batches: Batches, sae_config: SAEConfig, train_config: TrainConfig
+) -> tuple[Tensor, dict[str, Any]]:
+    """The first tokens (n, d_vit) of a training, and all that its result depends on."""
+    parts: list[Tensor] = []
+    for z in _checked(batches, 0):
+        parts.append(rows_of_all(z))
+        if sum(map(len, parts)) >= SAMPLE_TOKENS:
+            break
+    if not parts:
+        raise ValueError("no tokens to learn from: the data set is empty")
+    digest = hashlib.sha256(parts[0].cpu().contiguous().numpy().tobytes()).hexdigest()
+    settings = {**asdict(train_config), "checkpoint_every": None}  # which changes no result
+    run: dict[str, Any] = {"format": 2, "sae": asdict(sae_config), "train": settings}
+    run |= {"d_vit": parts[0].shape[1], "first_batch": digest[:16]}
+    return torch.cat(parts)[:SAMPLE_TOKENS], run
+
+
+def _checked(batches: Batches, start: int, d_vit: int | None = None) -> Iterator[Tensor]:
+    """Yield tokens z (n, d_vit) from step `start` on; `ValueError` for anything else."""
+    for step, z in enumerate(batches(start), start):
+        where = f"the batch of step {step}"
+        if z.ndim != 2 or not len(z) or z.shape[1] != (d_vit or z.shape[1]):
+            got = tuple(z.shape)
+            raise ValueError(f"{where}: expected tokens (n, {d_vit or 'd_vit'}), got {got}")
+        require_tokens(z, where)
+        yield z
+
+
+def _resume(trainer: Trainer, path: Path | None, run: Mapping[str, Any]) -> None:
+    """Restore this run's checkpoint, if there is one; set another run's aside.
+
+    Raises `ValueError` for a broken file, and for one that not all processes see.
+    """
+    if path and path.exists():
+        try:
+            trainer.restore(*read_checkpoint(path, run))
+        except AnotherRun as error:
+            distributed.wait_for_all()  # to have read it
+            if distributed.rank() == 0:
+                set_aside(path, error)
+    if len(steps := rows_of_all(torch.tensor([trainer.n_steps])).unique()) > 1:
+        at = f"{path} is at steps {steps.tolist()} in different processes"
+        raise ValueError(f"{at}: it must be in a folder that all of them see")
+
+
+def _take_steps(
+    trainer: Trainer, batches: Batches, path: Path | None, run: Mapping[str, Any], progress: bool
+) -> None:
+    """Take the steps that are left, and write checkpoints."""
+    config, is_first = trainer.train_config, distributed.rank() == 0
+    source = _checked(batches, trainer.n_steps, trainer.sae.d_vit)
     with tqdm(
-        total=train_config.steps * train_config.batch_tokens,
-        initial=trainer.n_steps * train_config.batch_tokens,
+        total=config.steps * config.batch_tokens,
+        initial=trainer.n_steps * config.batch_tokens,
         unit=" tokens",
         unit_scale=True,
-        **({} if progress and rank() == 0 else {"disable": True}),  # else TQDM_DISABLE decides
+        **({} if progress and is_first else {"disable": True}),  # else TQDM_DISABLE decides
     ) as bar:
-        source = batches(trainer.n_steps)
-        while trainer.n_steps < train_config.steps:
-            z = next(source, None)
-            if z is None or z.ndim != 2 or z.shape[1] != d_vit or not len(z):
-                got = "the end of the data" if z is None else tuple(z.shape)
-                where = f"step {trainer.n_steps} of {train_config.steps}"
-                raise ValueError(f"{where}: expected tokens (n, {d_vit}), got {got}")
-            check_tokens(z, f"the batch of step {trainer.n_steps}")
-            loss = trainer.step(z.to(device) / trainer.scale)
+        for step in range(trainer.n_steps, config.steps):
+            if (z := next(source, None)) is None:
+                raise ValueError(f"the data ends at step {step} of {config.steps}")
+            loss = trainer.step(z.to(trainer.silent.device) / trainer.scale)
             bar.set_postfix(loss=f"{loss:.4g}", L0=f"{trainer.history[-1]['l0']:.1f}")
-            bar.update(train_config.batch_tokens)
-            done = trainer.n_steps == train_config.steps
-            regular = trainer.n_steps % train_config.checkpoint_every == 0
-            if path and rank() == 0 and (done or regular):
+            bar.update(config.batch_tokens)
+            is_due = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
+            if path and is_first and is_due:
                 trainer.save(path, run)
-    sae.zero_grad()
-    sae.normalise_decoder()
-    sae = sae.fold(trainer.scale) if sae_config.scale_inputs else sae
-    return sae.cpu().eval().requires_grad_(False), trainer.history

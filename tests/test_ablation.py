@@ -6,22 +6,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchsae_lib.ablation import (
-    Active,
+    NEIGHBOURS,
+    Decomposition,
     Masked,
     at_random,
     by_score,
     class_level,
     class_specific,
     dataset_level,
+    drop,
+    keep,
     latent_effects,
     mask_latents,
     masked_logits,
     matched,
     wrong_class,
 )
-from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import LatentTable
-from patchsae_lib.sae import SAE, drop, keep
+from patchsae_lib.sae import SAE
+from patchsae_lib.statistics import bootstrap_mean
+from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import TASKS, World
 
 D = 64
@@ -34,54 +40,67 @@ def clip(request):
 
 
 @pytest.fixture(scope="module")
-def seen(clip):
+def setting(clip):
     """Six pictures: their tokens and labels, a head, an autoencoder."""
     world = World("objects", "test", 6)
-    text = clip.text_features(world.class_names[:N_CLASSES], TASKS["objects"].templates)
+    head = clip.text_features(world.class_names[:N_CLASSES], TASKS["objects"].templates)
     with torch.no_grad():
         z = clip.tokens(clip.preprocess(world.batch(range(6))))
     sae = SAE(clip.d_vit, D).eval().requires_grad_(False).fold(float(z.norm(dim=-1).mean()))
     sae.b_dec.copy_(z.mean((0, 1)))
-    return z, torch.tensor([0, 1, 2, 0, 1, 2]), text, sae
+    return z, torch.tensor([0, 1, 2, 0, 1, 2]), head, sae
 
 
-def plain(clip, sae, z, text, order, labels, k, mask, error):
+def plain(clip, sae, z, head, order, labels, k, mask, error):
     """The whole second half, with a dense mask, for one k and one picture at a time."""
     logits = []
-    for one, label in zip(z, labels.tolist(), strict=True):
-        f = sae.encode(one[None])
-        first = order[label if len(order) > 1 else 0, :k]
-        z_hat = sae.decode((keep if mask == "on" else drop)(f, first))
-        z_hat = z_hat + (one - sae.decode(f)) if error else z_hat
+    for picture, label in zip(z, labels.tolist(), strict=True):
+        f = sae.encode(picture[None])
+        z_hat = sae.decode(mask(f, order[label if len(order) > 1 else 0, :k]))
+        z_hat = z_hat + (picture - sae.decode(f)) if error else z_hat
         pooled, _ = clip.visual._pool(clip._run(z_hat, clip.block + 1))
         features = torch.nn.functional.normalize(pooled @ clip.visual.proj, dim=-1)
-        logits.append(clip.logit_scale * features @ text.T)
+        logits.append(clip.logit_scale * features @ head.T)
     return torch.cat(logits)
 
 
+@given(st.sets(st.integers(0, 6)), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_keep_and_drop_are_the_two_parts_of_f(latents: set[int], seed: int) -> None:
+    f = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(seed)).relu()
+    on, off = keep(f, sorted(latents)), drop(f, torch.tensor(sorted(latents)))
+    assert torch.equal(on + off, f)
+    for latent in range(7):
+        part, rest = (on, off) if latent in latents else (off, on)
+        assert torch.equal(part[..., latent], f[..., latent])
+        assert not rest[..., latent].any()
+
+
+@pytest.mark.parametrize("mask", [keep, drop])
+@pytest.mark.parametrize("latent", [-1, 7])
+def test_latents_that_do_not_exist_are_not_masked(mask, latent: int) -> None:
+    with pytest.raises(ValueError, match=rf"latents must be 0 to 6, got \[{latent}\]"):
+        mask(torch.zeros(2, 7), [latent])
+
+
 @pytest.mark.parametrize("error", [False, True])
-def test_every_mask_is_that_of_the_plain_way(clip, seen, error: bool) -> None:
-    z, labels, text, sae = seen
+def test_every_mask_is_that_of_the_plain_way(clip, setting, error: bool) -> None:
+    z, labels, head, sae = setting
     ks = (0, 1, 5, 30, D)
     order = torch.stack([at_random(D, seed)[0] for seed in range(N_CLASSES)])
-    active = Active.of(sae, z)
-    whole = active.decode(sae)
-    base = z - whole if error else sae.b_dec.expand_as(z)
-    rank = order.argsort(1)[labels]
+    split = Decomposition.of(sae, z, error=error)
     with torch.no_grad():
-        ours = list(masked_logits(clip, sae, active, base, whole, text, rank, ks))
-        for k, (on, off) in zip(ks, ours, strict=True):
-            for mask, logits in (("on", on), ("off", off)):
-                wanted = plain(clip, sae, z, text, order, labels, k, mask, error)
+        masked = list(masked_logits(clip, split, head, order.argsort(1)[labels], ks))
+        for k, (on, off) in zip(ks, masked, strict=True):
+            for mask, logits in ((keep, on), (drop, off)):
+                wanted = plain(clip, sae, z, head, order, labels, k, mask, error)
                 assert (logits - wanted).abs().max() < 1e-4, (k, mask)
 
 
-def test_all_none_and_what_is_left_over_meet(clip, seen) -> None:
-    z, labels, text, sae = seen
+def test_all_none_and_what_is_left_over_meet(clip, setting) -> None:
+    z, labels, head, sae = setting
     rankings = {"random": at_random(D), "by class": by_score(torch.rand(N_CLASSES, D))}
-    result = mask_latents(
-        clip, sae, z, labels, text, rankings, (D, 0, 7, 7), batch=4, progress=False
-    )
+    result = mask_latents(clip, sae, z, labels, head, rankings, (D, 0, 7, 7), batch=4)
     assert result.ks == (0, 7, D)
     for predicted in result.predictions.values():
         assert predicted.shape == (2, 3, 6)
@@ -90,33 +109,43 @@ def test_all_none_and_what_is_left_over_meet(clip, seen) -> None:
         assert torch.equal(predicted[0, 0], result.all_off)
         assert torch.equal(predicted[1, 2], result.all_off)
     assert len(result.all_off.unique()) == 1  # one answer for all pictures: chance
-    assert torch.equal(result.original, clip.classify(z, text).argmax(1))
-    exact = mask_latents(clip, sae, z, labels, text, rankings, (D,), error=True, progress=False)
+    assert torch.equal(result.original, clip.classify(z, head).argmax(1))
+    exact = mask_latents(clip, sae, z, labels, head, rankings, (D,), error=True)
     assert torch.equal(exact.all_on, exact.original)
-    one = mask_latents(clip, sae, z, labels, text, rankings, (7,), batch=1, progress=False)
+    one = mask_latents(clip, sae, z, labels, head, rankings, (7,), batch=1)
     assert torch.equal(one.predictions["by class"][:, 0], result.predictions["by class"][:, 1])
 
 
-def test_a_mask_may_be_that_of_another_class_than_the_true_one(clip, seen) -> None:
-    z, labels, text, sae = seen
+def test_a_mask_may_be_that_of_another_class_than_the_true_one(clip, setting) -> None:
+    z, labels, head, sae = setting
     ranking = torch.stack([at_random(D, seed)[0] for seed in range(N_CLASSES)])
     guessed = mask_latents(
-        clip, sae, z, labels, text, {"r": ranking}, (9,), classes=(labels + 1) % 3, progress=False
+        clip, sae, z, labels, head, {"r": ranking}, (9,), classes=(labels + 1) % 3
     )
-    rolled = mask_latents(
-        clip, sae, z, labels, text, {"r": ranking.roll(-1, 0)}, (9,), progress=False
-    )
+    rolled = mask_latents(clip, sae, z, labels, head, {"r": ranking.roll(-1, 0)}, (9,))
     assert torch.equal(guessed.predictions["r"], rolled.predictions["r"])
 
 
-def test_accuracy_by_hand(clip, seen) -> None:
-    z, labels, text, sae = seen
-    result = mask_latents(clip, sae, z, labels, text, {"r": at_random(D)}, (3,), progress=False)
-    result.predictions["r"][0, 0] = torch.tensor([0, 1, 2, 0, 0, 0])
-    table = result.accuracy().set_index("mask")
-    assert table.loc["on", "accuracy"] == pytest.approx(4 / 6)
-    assert table.loc["on", "low"] < 4 / 6 < table.loc["on", "high"]
-    assert result.reference()["all_off"] == pytest.approx(1 / 3)
+def test_pictures_are_masked_batch_by_batch_from_tokens_as_they_are_stored(clip, setting) -> None:
+    z, labels, head, sae = setting
+    stored, orders = z.bfloat16(), {"r": at_random(D)}
+    held = mask_latents(clip, sae, Tokens.hold(stored), labels, head, orders, (9,), batch=4)
+    expected = mask_latents(clip, sae, stored.float(), labels, head, orders, (9,), batch=4)
+    assert torch.equal(held.predictions["r"], expected.predictions["r"])
+    assert torch.equal(held.original, expected.original)
+
+
+def test_accuracy_by_hand() -> None:
+    labels, on = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 2, 0, 0, 0])
+    predictions = {"r": torch.stack([on, labels])[:, None]}
+    result = Masked((3,), labels, labels, on, labels * 0, predictions)
+    table = result.accuracy()
+    assert table[["ranking", "k", "mask"]].values.tolist() == [["r", 3, "on"], ["r", 3, "off"]]
+    expected = bootstrap_mean([1, 1, 1, 1, 0, 0], over="pictures")
+    assert tuple(table.loc[0, ["accuracy", "low", "high"]]) == expected
+    assert tuple(table.loc[1, ["accuracy", "low", "high"]]) == (1, 1, 1)
+    reference = result.reference()
+    assert list(reference.values()) == pytest.approx([1, 4 / 6, 1 / 3])
 
 
 def test_shares_of_answers_by_hand() -> None:
@@ -132,15 +161,15 @@ def test_shares_of_answers_by_hand() -> None:
     assert shares[2].sum() == 0  # no picture is of this class
 
 
-def test_effects_are_derivatives(clip, seen) -> None:
-    z, labels, text, sae = seen
-    of_latents, of_tokens = latent_effects(clip, sae, z, labels, text)
+def test_effects_are_derivatives(clip, setting) -> None:
+    z, labels, head, sae = setting
+    of_latents, of_tokens = latent_effects(clip, sae, z, labels, head)
     assert of_latents.shape == (6, D)
     assert torch.allclose(of_latents.sum(1), of_tokens.sum(1), rtol=1e-3, atol=1e-4)
     f = sae.encode(z)
 
     def above(f):
-        logits = clip.classify(sae.decode(f), text)
+        logits = clip.classify(sae.decode(f), head)
         return logits[torch.arange(6), labels] - logits.mean(1)
 
     for latent in of_latents.abs().sum(0).topk(3).indices.tolist():
@@ -174,17 +203,17 @@ def test_rankings_by_hand() -> None:
     assert class_specific(table)[1].tolist() == [0, 1, 3, 2]
 
 
-@given(st.integers(2, 60), st.integers(0, 1000))
+@given(st.integers(2, 200), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_matched_latents_are_others_of_about_the_same_frequency(d: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     frequency = torch.rand(d, generator=g)
     ranking = by_score(torch.rand(3, d, generator=g))
-    other = matched(ranking, frequency, seed, width=4)
-    assert torch.equal(other.sort(1).values, torch.arange(d).expand(3, -1))
+    exchanged = matched(ranking, frequency, seed)
+    assert torch.equal(exchanged.sort(1).values, torch.arange(d).expand(3, -1))
     place = frequency.argsort().argsort()
-    moved = (place[other] - place[ranking]).abs()
-    assert moved.max() < 8
+    moved = (place[exchanged] - place[ranking]).abs()
+    assert moved.max() < 2 * NEIGHBOURS
     assert (moved > 0).all()
 
 
@@ -207,21 +236,22 @@ def test_random_orders_are_those_of_their_seed() -> None:
         ({"rankings": {"r": at_random(D) + 1}}, "must hold 0 to 63 once"),
         ({"labels": torch.tensor([0, 1, 2, 3, 0, 1])}, "labels must be 0 to 2"),
         ({"labels": torch.tensor([0, 1, 2, -1, 0, 1])}, "labels must be 0 to 2"),
-        ({"classes": torch.tensor([0, 1, 2, 3, 0, 1])}, "classes of masks must be 0 to 2"),
+        ({"labels": torch.tensor([0, 1, 2, 1, 0])}, "labels .* one for each of 6 images"),
+        ({"classes": torch.tensor([0, 1, 2, 3, 0, 1])}, "classes must be 0 to 2"),
     ],
 )
-def test_what_cannot_be_asked(clip, seen, changed, message: str) -> None:
-    z, labels, text, sae = seen
+def test_what_cannot_be_asked(clip, setting, changed, message: str) -> None:
+    z, labels, head, sae = setting
     asked = {"labels": labels, "rankings": {"r": at_random(D)}, "ks": (1,)} | changed
     with pytest.raises(ValueError, match=message):
-        mask_latents(clip, sae, z, text=text, progress=False, **asked)
+        mask_latents(clip, sae, z, head=head, **asked)
 
 
-def test_classes_without_pictures_change_nothing_for_the_others(clip, seen) -> None:
-    z, _, text, sae = seen
+def test_classes_without_pictures_change_nothing_for_the_others(clip, setting) -> None:
+    z, _, head, sae = setting
     labels, orders = torch.tensor([0, 1, 0, 1, 0, 1]), {"r": at_random(D)}
-    found = mask_latents(clip, sae, z, labels, text, orders, (1, 5), progress=False)
-    two = mask_latents(clip, sae, z, labels, text[:2], orders, (1, 5), progress=False)
+    found = mask_latents(clip, sae, z, labels, head, orders, (1, 5))
+    two = mask_latents(clip, sae, z, labels, head[:2], orders, (1, 5))
     assert found.shares("r", 3)[2].sum() == 0
     kept = found.original < 2
     assert torch.equal(found.original[kept], two.original[kept])

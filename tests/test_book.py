@@ -82,6 +82,24 @@ def test_equations_are_numbered_as_in_the_paper(build, page):
     ]
 
 
+def test_the_rooms_of_the_house_lead_to_their_sections(build, page):
+    html = build / "html"
+    house, library = ((html / f"{name}.html").read_text("utf-8") for name in ("house", "api"))
+    anchors = set(re.findall(r'href="api.html#([^"]+)"', house))
+    assert len(anchors) > 20
+    assert [anchor for anchor in anchors if f'id="{anchor}"' not in library] == []
+    within = set(re.findall(r'href="#(room-[^"]+)"', house))
+    assert within
+    assert [anchor for anchor in within if f'id="{anchor}"' not in house] == []
+    page.goto(f"file://{html}/house.html")
+    for width, kind in ((1280, "wide"), (375, "narrow")):
+        page.set_viewport_size({"width": width, "height": 900})
+        visible = page.locator(".house svg:visible")
+        visible.wait_for()
+        assert visible.get_attribute("class") == kind
+        assert visible.locator("a").count() > 25
+
+
 def test_search_finds_a_latent(server, page):
     page.goto(f"{server}/search.html?q=latent")
     page.locator("#search-results li").first.wait_for()

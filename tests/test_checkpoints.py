@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patchsae_lib import checkpoints
-from patchsae_lib.checkpoints import load_sae, read_config, save_sae
+from patchsae_lib.interop import autoencoders
+from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
 from patchsae_lib.sae import ACTIVATIONS, SAE
 
 AUTHORS = Path(__file__).parent / "parity" / "authors_sae.pt"
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_old_file_or_none(
 ) -> None:
     if old:
         save_sae(tmp_path / "sae", make("topk"), {"old": 1})
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(autoencoders, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_sae(tmp_path / "sae", make())
     assert [path.name for path in tmp_path.iterdir()] == ["sae"] * old
@@ -216,7 +216,7 @@ def test_a_killed_process_leaves_the_old_file_or_none(
         save_sae(tmp_path / "sae", make("topk"), {"old": 1})
     if (child := os.fork()) == 0:
         try:
-            monkeypatch.setattr(checkpoints, "save_file", killed)
+            monkeypatch.setattr(autoencoders, "save_file", killed)
             save_sae(tmp_path / "sae", sae)
         finally:
             os._exit(1)  # not reached

@@ -16,19 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patchsae_lib import clip as clip_module
-from patchsae_lib.clip import (
+from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, accuracy, predict
+from patchsae_lib.interop import openclip
+from patchsae_lib.interop.openclip import (
     CONFIG_FILE,
-    OPENAI_TEMPLATES,
     WEIGHTS_FILE,
-    WORLD_TEMPLATES,
-    SplitCLIP,
     WordTokenizer,
-    accuracy,
     create_small_clip,
     load_clip,
     load_small_clip,
-    predict,
     save_small_clip,
     small_clip_config,
 )
@@ -48,6 +44,7 @@ WORDS = [
     "tree",
 ]
 CLASSES = ["cat", "red dog", "boat", "tree"]
+TEMPLATES = ["a photo of a {}", "a painting of a {}", "a sketch of a {}"]
 TINY_VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 3, "head_width": 16}
 TINY_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 
@@ -96,7 +93,7 @@ def test_halves_equal_the_whole_at_every_block(small: open_clip.CLIP, block: int
 
 @pytest.mark.parametrize("block", [-2, 5])
 def test_halves_equal_the_whole_on_vit_b_16(vit_b_16: SplitCLIP, block: int) -> None:
-    assert_halves_equal_whole(SplitCLIP(vit_b_16.model, vit_b_16.tokenizer, block))
+    assert_halves_equal_whole(SplitCLIP(vit_b_16.model, vit_b_16.tokenizer, block), n_images=1)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +150,7 @@ def test_block_is_where_open_clip_says_it_is(small: open_clip.CLIP) -> None:
 def test_gradients_reach_the_tokens_through_the_second_half(small: open_clip.CLIP) -> None:
     clip = split(small)
     z = torch.randn(2, 197, 192, requires_grad=True)
-    clip.classify(z, clip.text_features(CLASSES, WORLD_TEMPLATES)).sum().backward()
+    clip.classify(z, clip.text_features(CLASSES, TEMPLATES)).sum().backward()
     assert z.grad is not None
     assert z.grad.abs().sum() > 0
 
@@ -169,11 +166,11 @@ def test_text_features_are_unit_norm_and_follow_the_order_of_classes(
     small: open_clip.CLIP,
 ) -> None:
     clip = split(small)
-    x = clip.text_features(CLASSES, WORLD_TEMPLATES)
+    x = clip.text_features(CLASSES, TEMPLATES)
     assert x.shape == (4, 128)
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(4))
     order = [2, 0, 3, 1]
-    permuted = clip.text_features([CLASSES[i] for i in order], WORLD_TEMPLATES, batch=3)
+    permuted = clip.text_features([CLASSES[i] for i in order], TEMPLATES, batch=3)
     torch.testing.assert_close(permuted, x[order])
 
 
@@ -185,20 +182,20 @@ def test_text_features_equal_open_clips_classifier(vit_b_16: SplitCLIP) -> None:
     torch.testing.assert_close(vit_b_16.text_features(CLASSES, templates), expected.T)
 
 
-def test_there_are_80_templates_and_the_worlds_take_strings_or_functions() -> None:
+def test_templates_are_strings_or_functions() -> None:
     assert len(OPENAI_TEMPLATES) == 80
     clip = split(create_small_clip(small_clip_config(WORDS)).eval())
-    as_functions = [lambda name, t=t: t.format(name) for t in WORLD_TEMPLATES]
+    as_functions = [lambda name, t=t: t.format(name) for t in TEMPLATES]
     torch.testing.assert_close(
-        clip.text_features(CLASSES, WORLD_TEMPLATES), clip.text_features(CLASSES, as_functions)
+        clip.text_features(CLASSES, TEMPLATES), clip.text_features(CLASSES, as_functions)
     )
     with pytest.raises(ValueError, match="at least one class"):
-        clip.text_features([], WORLD_TEMPLATES)
+        clip.text_features([], TEMPLATES)
 
 
 def test_predict_gives_open_clips_logits_in_any_batch_size(small: open_clip.CLIP) -> None:
     clip = split(small)
-    head = clip.text_features(CLASSES, WORLD_TEMPLATES)
+    head = clip.text_features(CLASSES, TEMPLATES)
     pictures = torch.randint(0, 256, (5, 3, 112, 112), dtype=torch.uint8)
     images = clip.preprocess(pictures)
     expected = small.logit_scale.exp() * small.encode_image(images, normalize=True) @ head.T
@@ -307,7 +304,7 @@ def data(tmp_path: Path, small: open_clip.CLIP) -> Path:
 def test_small_clip_survives_a_round_trip_through_float16(
     data: Path, small: open_clip.CLIP
 ) -> None:
-    clip = load_clip(ModelConfig("small", block=3), data)
+    clip = load_clip(ModelConfig("small", block=3), data=data)
     assert (clip.block, clip.visual.preprocess_cfg["mean"]) == (3, [0.5] * 3)
     assert not clip.model.training
     assert not any(p.requires_grad for p in clip.parameters())
@@ -350,8 +347,8 @@ def test_vocabulary_of_another_size_is_not_saved(tmp_path: Path, small: open_cli
 
 def test_missing_small_clip_says_what_to_run(data: Path) -> None:
     (data / "small_clip" / WEIGHTS_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{WEIGHTS_FILE}: run `python -m patch"):
-        load_clip(ModelConfig("small"), data)
+    with pytest.raises(FileNotFoundError, match=f"{WEIGHTS_FILE}: run `python -m recipes"):
+        load_clip(ModelConfig("small"), data=data)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other weights"])
@@ -362,7 +359,7 @@ def test_weights_that_do_not_fit_are_named(data: Path, damage: str) -> None:
     else:
         save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} does not fit {CONFIG_FILE}"):
-        load_clip(ModelConfig("small"), data)
+        load_clip(ModelConfig("small"), data=data)
 
 
 # --- weights of open_clip: a tiny model in its registry, no network ---------------------------
@@ -400,8 +397,8 @@ def test_a_tags_weights_may_lie_in_a_local_file(weights: Path) -> None:
 def test_load_clip_takes_a_tag_from_the_cache(
     weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(clip_module, "try_to_load_from_cache", lambda *_: str(weights))
-    monkeypatch.setattr(clip_module, "hf_hub_download", lambda *_, **__: pytest.fail("download"))
+    monkeypatch.setattr(openclip, "try_to_load_from_cache", lambda *_: str(weights))
+    monkeypatch.setattr(openclip, "hf_hub_download", lambda *_, **__: pytest.fail("download"))
     clip = load_clip(ModelConfig("tiny", "tagged"))
     assert_loaded(clip, weights)
     assert clip.mean.flatten().tolist() == pytest.approx([0.1] * 3)
@@ -415,8 +412,8 @@ def test_load_clip_says_what_it_downloads(
         assert (repo, name) == ("someone/tiny", WEIGHTS_FILE)
         return SimpleNamespace(file_size=3_200_000) if dry_run else str(weights)
 
-    monkeypatch.setattr(clip_module, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(clip_module, "hf_hub_download", download)
+    monkeypatch.setattr(openclip, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(openclip, "hf_hub_download", download)
     assert_loaded(load_clip(ModelConfig("tiny", "tagged")), weights)
     assert capsys.readouterr().out == f"downloading someone/tiny/{WEIGHTS_FILE} (3 MB)\n"
 
@@ -427,8 +424,8 @@ def test_tag_without_network_asks_for_a_file(
     def offline(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(clip_module, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(clip_module, "hf_hub_download", offline)
+    monkeypatch.setattr(openclip, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(openclip, "hf_hub_download", offline)
     with pytest.raises(FileNotFoundError, match=r"Download https://hug.*someone/tiny/"):
         load_clip(ModelConfig("tiny", "tagged"))
 

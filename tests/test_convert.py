@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from patchsae_lib.__main__ import main
-from patchsae_lib.checkpoints import load_sae, read_config
+from patchsae_lib.interop.autoencoders import load_sae, read_config
 
 AUTHORS = Path(__file__).parent / "parity" / "authors_sae.pt"
 Z = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))

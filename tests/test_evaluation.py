@@ -1,27 +1,18 @@
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from patchsae_lib.activations import TokenCache
-from patchsae_lib.clip import (
-    SplitCLIP,
-    WordTokenizer,
-    accuracy,
-    create_small_clip,
-    small_clip_config,
-)
+from patchsae_lib.clip import SplitCLIP, accuracy
 from patchsae_lib.evaluation import (
     BATCH,
     HeldOut,
-    bootstrap_mean,
     contrastive_loss,
     evaluate_sae,
-    mean_interval,
 )
+from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
+from patchsae_lib.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +28,8 @@ N = BATCH + 2  # a whole batch and a part of one
 @pytest.fixture(scope="module")
 def held_out(clip: SplitCLIP) -> HeldOut:
     images = torch.randn(N, 3, 112, 112, generator=torch.Generator().manual_seed(1))
-    cache = TokenCache(clip.tokens(images), torch.arange(N))
-    return HeldOut(clip, cache, torch.arange(N) % 3, unit(3, 128, 0), unit(N, 128, 1))
+    tokens = Tokens.hold(clip.tokens(images))
+    return HeldOut(clip, tokens, torch.arange(N) % 3, unit(3, 128, 0), unit(N, 128, 1))
 
 
 def perfect(d: int) -> SAE:
@@ -69,7 +60,7 @@ def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None
 
 def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
     sae = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False)
-    r, z = evaluate_sae(sae, held_out), held_out.cache.tokens
+    r, z = evaluate_sae(sae, held_out), held_out.tokens[:]
     f = sae.encode(z)
     assert r.l0 == pytest.approx(l0(f))
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
@@ -77,10 +68,10 @@ def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
     ev = explained_variance(z, sae.decode(f))
     assert r.explained_variance == pytest.approx(ev, rel=1e-4)
     assert r.dead == pytest.approx(float((f.amax((0, 1)) == 0).float().mean()))
-    changed = accuracy(clip.features(sae.decode(f)) @ held_out.text.T, held_out.labels)
+    changed = accuracy(clip.features(sae.decode(f)) @ held_out.head.T, held_out.labels)
     assert r.accuracy == pytest.approx(changed)
     assert r.accuracy_original == pytest.approx(
-        accuracy(clip.features(z) @ held_out.text.T, held_out.labels)
+        accuracy(clip.features(z) @ held_out.head.T, held_out.labels)
     )
 
 
@@ -101,17 +92,3 @@ def test_contrastive_loss_by_hand() -> None:
     assert contrastive_loss(torch.cat([x, x, x[:1]]), torch.cat([x, x, x[1:]]), 3.0, 2) == (
         pytest.approx(expected, rel=1e-5)
     )
-
-
-def test_the_interval_is_students() -> None:
-    x = [1.0, 4.0, 2.5, 3.0]
-    low, high = stats.t.interval(0.95, 3, np.mean(x), stats.sem(x))
-    assert mean_interval(x) == pytest.approx((np.mean(x), low, high))
-
-
-def test_the_bootstrap_covers_the_mean_and_ignores_what_is_missing() -> None:
-    x = np.random.default_rng(0).normal(5, 1, 200)
-    mean, low, high = bootstrap_mean([*x, float("nan")])
-    assert mean == pytest.approx(x.mean())
-    assert high - low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(200), rel=0.15)
-    assert low < mean < high

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patchsae_lib import formats
-from patchsae_lib.checkpoints import load_sae, read_config, save_sae
-from patchsae_lib.formats import weights_file, write_saelens
+from patchsae_lib.interop import saelens as saelens_module
+from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
+from patchsae_lib.interop.files import weights_file
+from patchsae_lib.interop.saelens import write_saelens
 from patchsae_lib.sae import ACTIVATIONS, SAE
 
 D_VIT, D_SAE, K = 6, 20, 3
@@ -245,7 +246,7 @@ def test_saelens_files_are_written_both_or_not_at_all(
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(formats, "save_file", full)
+    monkeypatch.setattr(saelens_module, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         write_saelens(tmp_path, SAE(D_VIT, D_SAE))
     assert load_sae(tmp_path).activation == "topk"

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gallery import PLACEHOLDER, class_files, painted, scenes
 from patchsae_lib.world import CLASSES, KINDS, TASKS, all_words
 from patchsae_lib.world.canvas import SIZE
-from patchsae_lib.world.gallery import PLACEHOLDER, class_files, painted, scenes
 from patchsae_lib.world.render import render
-from patchsae_lib.world.sheets import PER_TASK, task_examples
 from patchsae_lib.world.vocabulary import COLOURS, STYLES
+from sheets import PER_TASK, task_examples
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 COLOURED = ("photo", "painting")

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from patchsae_lib.__main__ import main
-from patchsae_lib.checkpoints import load_sae, read_config, save_sae
-from patchsae_lib.formats import WEIGHTS, write_saelens
-from patchsae_lib.hub import parse
+from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
+from patchsae_lib.interop.files import WEIGHTS
+from patchsae_lib.interop.hub import parse
+from patchsae_lib.interop.saelens import write_saelens
 from patchsae_lib.sae import SAE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

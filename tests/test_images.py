@@ -18,8 +18,20 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from patchsae_lib import images, sources
-from patchsae_lib.images import Pictures, captions_of, open_pictures, read_image
+from patchsae_lib.pictures import (
+    Pictures,
+    ReadOnce,
+    Subset,
+    captions_of,
+    huggingface,
+    labels_of,
+    open_pictures,
+    read_image,
+    template_of,
+    world_of,
+)
+from patchsae_lib.pictures.torchvision_sets import class_labels, class_names, torchvision
+from patchsae_lib.pictures.webdataset import add_file
 from patchsae_lib.world import World
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -440,7 +452,7 @@ def test_imagenet_is_tested_on_its_validation_split(imagenet: Path) -> None:
 def test_all_of_imagenet_has_the_names_that_clip_is_tested_with() -> None:
     data = datasets.ImageNet.__new__(datasets.ImageNet)
     data.classes = [("crane",)] * 1_000
-    names = sources._class_names(data, [])
+    names = class_names(data, [])
     assert (names[134], names[517]) == ("crane bird", "construction crane")
 
 
@@ -476,11 +488,11 @@ def test_data_sets_are_looked_for_in_pictures(
 
 def test_a_data_set_without_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="FakeData has no class labels"):
-        sources._labels(datasets.FakeData(3))
+        class_labels(datasets.FakeData(3))
 
 
 def test_classes_without_names_are_called_by_their_numbers() -> None:
-    assert sources._class_names(datasets.FakeData(3), [0, 2, 1]) == ["0", "1", "2"]
+    assert class_names(datasets.FakeData(3), [0, 2, 1]) == ["0", "1", "2"]
 
 
 def test_flowers_are_those_of_train_and_val(
@@ -578,7 +590,7 @@ def test_actions_are_frames_in_folders(torchvision_data: Path, lists: bool) -> N
         for i in range(5):
             write(root / "UCF-101-midframes" / name / f"v_{name.replace('_', '')}_g0{i}.jpg")
     with pytest.raises(FileNotFoundError, match=r"no UCF-101-midframes in .*TORCHVISION_DATA"):
-        sources.torchvision("UCF101", "train") if shutil.move(root, root.with_name("x")) else None
+        torchvision("UCF101", "train") if shutil.move(root, root.with_name("x")) else None
     shutil.move(root.with_name("x"), root)
     if lists:
         (root / "ucfTrainTestlist").mkdir()
@@ -644,8 +656,8 @@ def test_shards_of_splits_and_without_labels(tmp_path: Path) -> None:
 def test_a_broken_picture_in_a_shard_is_left_out(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(6):
-            sources._add(tar, f"k{i}.jpg", b"no picture" if i == 2 else encoded(i))
-            sources._add(tar, f"k{i}.cls", b"0")
+            add_file(tar, f"k{i}.jpg", b"no picture" if i == 2 else encoded(i))
+            add_file(tar, f"k{i}.cls", b"0")
     with pytest.warns(UserWarning, match=r"1 pictures left out: .*a\.tar/k2\.jpg cannot be read"):
         parts = [open_pictures(f"wds:{tmp_path}/a.tar", s) for s in ("train", "test")]
     assert sum(map(len, parts)) == 5
@@ -654,9 +666,9 @@ def test_a_broken_picture_in_a_shard_is_left_out(tmp_path: Path) -> None:
 def test_shards_of_tar_with_folders_and_points_in_names(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for i in range(5):
-            sources._add(tar, f"./v1.0/{i}.seg.png", encoded(20))  # a mask is no picture
-            sources._add(tar, f"./v1.0/{i}.png", encoded(i))
-            sources._add(tar, f"./v1.0/{i}.cls", str(i).encode())
+            add_file(tar, f"./v1.0/{i}.seg.png", encoded(20))  # a mask is no picture
+            add_file(tar, f"./v1.0/{i}.png", encoded(i))
+            add_file(tar, f"./v1.0/{i}.cls", str(i).encode())
     train, test = (open_pictures(f"wds:{tmp_path}/a.tar", s, size=4) for s in ("train", "test"))
     seen = tones(train, 4) + tones(test, 1)
     assert sorted(seen) == list(range(5))
@@ -668,8 +680,8 @@ def test_what_is_wrong_with_shards_is_said(tmp_path: Path, how: str) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w:gz" if how == "gz" else "w") as tar:
         if how != "no pictures":
-            sources._add(tar, "k.png", encoded(0))
-            sources._add(tar, "k.cls", b"owl" if how == "word" else b"3")
+            add_file(tar, "k.png", encoded(0))
+            add_file(tar, "k.cls", b"owl" if how == "word" else b"3")
     if how == "text":
         path.write_text("not a tar file at all" * 100)
     if how == "missing":
@@ -754,17 +766,16 @@ def test_pictures_inside_other_files_and_rows_without_any(
 def test_a_killed_stream_leaves_nothing_that_is_taken_for_whole(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sources._add
     calls = iter(range(9))
 
     def killed(*args: object) -> None:
         next(calls)  # StopIteration on the tenth
-        whole(*args)
+        add_file(*args)
 
-    monkeypatch.setattr(sources, "_add", killed)
+    monkeypatch.setattr(huggingface, "add_file", killed)
     with pytest.raises((StopIteration, RuntimeError)):
         open_pictures(f"hf:{hub}")
-    monkeypatch.setattr(sources, "_add", whole)
+    monkeypatch.setattr(huggingface, "add_file", add_file)
     assert len(open_pictures(f"hf:{hub}")) == 16
 
 
@@ -802,10 +813,40 @@ def test_pictures_read_once_are_the_same_and_read_once() -> None:
             asked.extend(indices)
             return world.batch(indices)
 
-    once = images.ReadOnce(Counted())
+    once = ReadOnce(Counted())
     assert torch.equal(once.batch([3, 1, 3]), world.batch([3, 1, 3]))
     assert torch.equal(once.batch([1, 2]), world.batch([1, 2]))
     assert asked == [3, 1, 2]
     assert (len(once), once.label(3), once.class_names) == (8, 3, world.class_names)
-    assert images.template_of(images.ReadOnce(world)) == "a photo of a {}"
-    assert images.template_of(Counted()) == "a photo of a {}."
+    assert template_of(ReadOnce(world)) == "a photo of a {}"
+    assert template_of(Counted()) == "a photo of a {}."
+
+
+def test_a_subset_has_its_own_order_and_classes_unless_others_are_given() -> None:
+    world = World("land", "test", 8)
+    subset = Subset(world, [5, 2, 5])
+    assert torch.equal(subset.batch([2, 1]), world.batch([5, 2]))
+    assert labels_of(subset).tolist() == [world.label(i) for i in (5, 2, 5)]
+    assert subset.class_names == world.class_names
+    renamed = Subset(world, [5, 2], labels=[-1, 0], class_names=["forest"])
+    assert (labels_of(renamed).tolist(), renamed.class_names) == ([-1, 0], ("forest",))
+    assert captions_of(renamed) == ["a photo of a picture.", "a photo of a forest."]
+    relabelled = Subset(world, labels=range(8))
+    assert torch.equal(relabelled.batch(range(8)), world.batch(range(8)))
+    with pytest.raises(ValueError, match="1 labels for 2 pictures"):
+        Subset(world, [5, 2], labels=[0])
+
+
+def test_a_subset_of_pictures_without_classes_has_none(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / f"{i}.png", tone(i))
+    pictures = open_pictures(f"folder:{tmp_path}", size=4)
+    subset = Subset(Subset(pictures, [3, 0, 1]), [0, 2])
+    assert (labels_of(subset).tolist(), subset.class_names) == ([-1, -1], ())
+    assert tones(subset, 2) == [tones(pictures, 4)[3], tones(pictures, 2)[1]]
+
+
+def test_the_world_is_seen_through_pictures_read_once_and_not_through_a_subset() -> None:
+    world = World("land", "test", 8)
+    assert world_of(ReadOnce(world)) is world_of(world) is world
+    assert world_of(Subset(world)) is world_of(ReadOnce(Subset(world))) is None

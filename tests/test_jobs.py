@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from patchsae_lib import jobs
 from patchsae_lib.__main__ import main
-from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import SUMS, LatentTable
 from patchsae_lib.sae import SAE
 from patchsae_lib.shards import collect_shards

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchsae_lib import latents
 from patchsae_lib.activations import TokenCache
-from patchsae_lib.clip import load_small_clip
+from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import (
     SUMS,
     LatentTable,
@@ -222,7 +222,7 @@ def test_groups_are_told_from_a_shape() -> None:
 
 @pytest.fixture(scope="module")
 def clip():
-    from patchsae_lib.clip import DATA
+    from patchsae_lib.artefacts import DATA
 
     return load_small_clip(DATA / "small_clip")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from patchsae_lib.activations import TokenCache
 from patchsae_lib.localization import enlarge, latent_masks, overlay, reference_masks
 from patchsae_lib.sae import SAE
+from patchsae_lib.tokens import Tokens
 
 PICTURE = torch.full((3, 8, 8), 200, dtype=torch.uint8)
 
@@ -28,16 +28,16 @@ def test_a_mask_is_the_activation_of_each_patch_in_its_place() -> None:
 
 def test_the_masks_of_all_latents_in_pictures_of_their_own() -> None:
     g = torch.Generator().manual_seed(0)
-    cache = TokenCache(torch.randn(5, 7, 3, generator=g), torch.tensor([8, 2, 4, 6, 0]))
+    tokens = Tokens.hold(torch.randn(5, 7, 3, generator=g), torch.tensor([8, 2, 4, 6, 0]))
     images = torch.tensor([[4, 8], [4, -1], [-1, -1]])  # of 3 latents
-    masks = reference_masks(identity(3), cache, images, (2, 3), batch=1)
+    masks = reference_masks(identity(3), tokens, images, (2, 3), batch=1)
     assert masks.shape == (3, 2, 2, 3)
-    wanted = latent_masks(identity(3), cache.tokens[[2, 0]], [0], (2, 3))[:, 0]
+    wanted = latent_masks(identity(3), tokens[[2, 0]], [0], (2, 3))[:, 0]
     assert torch.allclose(masks[0].float(), wanted, atol=1e-3)
     assert torch.equal(masks[1, 0], masks[1, 0].relu())
     assert not masks[1, 1].any()
     assert not masks[2].any()
-    assert torch.equal(masks, reference_masks(identity(3), cache, images, (2, 3), batch=4))
+    assert torch.equal(masks, reference_masks(identity(3), tokens, images, (2, 3), batch=4))
 
 
 def test_a_mask_is_enlarged_in_steps_or_smoothly() -> None:

@@ -18,10 +18,12 @@ from torch import nn
 from patchsae_lib import maple, notebooks
 from patchsae_lib.ablation import at_random, latent_effects, mask_latents
 from patchsae_lib.activations import TokenCache
-from patchsae_lib.checkpoints import load_prompts, save_prompts
-from patchsae_lib.clip import DATA, SplitCLIP, WordTokenizer, load_clip, load_small_clip
+from patchsae_lib.interop import load_prompts, save_prompts
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop.openclip import WordTokenizer, load_clip, load_small_clip
 from patchsae_lib.evaluation import HeldOut, evaluate_sae
-from patchsae_lib.images import labels_of
+from patchsae_lib.pictures.images import labels_of
 from patchsae_lib.latents import scan
 from patchsae_lib.maple import (
     AdaptedCLIP,

@@ -3,11 +3,14 @@
 import json
 import re
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import plotly.graph_objects as go
 import pytest
+from myst_nb.core import render
 
-from patchsae_lib.mime import PLOTLY, PlotlyRenderer, accessible_label, figure_html
+import companion
+from mime import PLOTLY, ExplorerRenderer, PlotlyRenderer, accessible_label, figure_html
 
 
 def handle(figure: dict, mime: str = PLOTLY, **cell):
@@ -15,6 +18,12 @@ def handle(figure: dict, mime: str = PLOTLY, **cell):
     logger = SimpleNamespace(warning=lambda text, **_: warned.append(text))
     data = SimpleNamespace(mime_type=mime, content=figure, cell_metadata=cell, line=1)
     return PlotlyRenderer.handle_mime(SimpleNamespace(logger=logger), data, False), warned
+
+
+def test_the_extension_gives_the_renderers_to_myst_nb(monkeypatch):
+    monkeypatch.setattr(render, "load_mime_renders", render.load_mime_renders)
+    companion.setup(MagicMock())
+    assert render.load_mime_renders() == [PlotlyRenderer, ExplorerRenderer]
 
 
 def test_other_types_are_left_to_others():

@@ -54,6 +54,21 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("[train]\nlr = true\n", r"lr = True is not of type float"),
         ("base = 'clips'\n", r"mine.toml: base 'clips' is not one of clip, paper"),
         ("base = 'clip'\n[sae]\nfoo = 1\n", r"mine.toml \[sae\]: unknown key 'foo'"),
+        ("sae = 1\n", r"mine.toml \[sae\] must be a table, got 1"),
+        ("[statistics]\ntau = -0.1\n", r"statistics.tau must be 0 or more, got -0.1"),
+        ("[statistics]\nk = 0\n", r"statistics.k must be 1 or more, got 0"),
+        ("[statistics]\nbound = 49\n", r"statistics.bound must be 50 or more, got 49"),
+        ("[statistics]\nks = 5\n", r"mine.toml \[statistics\]: ks must be a list of int, got 5"),
+        ("[statistics]\nks = [1.5]\n", r"\[statistics\]: ks = 1.5 is not of type int"),
+        *(
+            (f"[statistics]\nks = {ks}\n", r"statistics.ks must be growing numbers from 1")
+            for ks in ("[]", "[0, 1]", "[2, 1]", "[1, 1]")
+        ),
+        ("tasks = [3]\n", r"mine.toml: tasks = 3 is not of type str"),
+        *(
+            (f"name = {name!r}\n", "name is letters, digits, - and _: not")
+            for name in ("../world", "my run", "", "größe", "a.b", "line\\n")
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -66,6 +81,22 @@ def test_other_pictures_leave_the_rest_alone() -> None:
     assert p.pictures.spec == "folder:/my/photos"
     assert p.pictures.test == ""
     assert p.sae == load_profile("clip").sae
+
+
+@pytest.mark.parametrize("name", ["my run.toml", "..toml", "größe.toml"])
+def test_a_file_whose_name_cannot_be_a_profiles_needs_one_in_it(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, "seeds = 4\n")
+    with pytest.raises(ValueError, match="name is letters, digits, - and _: not"):
+        load_profile(path)
+    assert load_profile(write(path, 'name = "my-run_2"\n')).name == "my-run_2"
+
+
+def test_the_constants_of_the_statistics_are_the_papers_unless_given(tmp_path: Path) -> None:
+    s = load_profile("paper").statistics
+    assert (s.tau, s.k, s.top, s.bound) == (0.2, 10, 50, 100)
+    assert s.ks == (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
+    path = write(tmp_path / "mine.toml", "[statistics]\ntau = 0\nks = [1, 8]\n")
+    assert (load_profile(path).statistics.tau, load_profile(path).statistics.ks) == (0, (1, 8))
 
 
 def test_tasks_are_a_list(tmp_path):

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchsae_lib.clip import DATA, load_small_clip
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.maple import Prompts, adapt
 from patchsae_lib.remapping import (
     FACTORS,

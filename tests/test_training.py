@@ -1,5 +1,7 @@
 """Training: what it learns, that it can be killed at any moment, and what it refuses."""
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -20,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae_lib import training
-from patchsae_lib.activations import TokenCache, token_batches
-from patchsae_lib.clip import precision
+from patchsae_lib.artefacts import read_checkpoint
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import ACTIVATIONS, SAE, explained_variance, l0, reconstruction_loss
-from patchsae_lib.training import Trainer, train
+from patchsae_lib.tokens import Tokens
+from patchsae_lib.training import Trainer, pack, train, unpack
 
 D_VIT = 16
 SAE_CONFIG = SAEConfig(expansion=2, l1=1e-3, k=3)
@@ -33,16 +35,17 @@ CONFIG = TrainConfig(
 )
 
 
-def dictionary_tokens(n_images: int = 60, seed: int = 0) -> TokenCache:
+def dictionary_tokens(n_images: int = 60, seed: int = 0) -> Tokens:
     """Tokens that are sums of a few of 20 directions, around a large mean."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(20, D_VIT, generator=generator)
     active = torch.rand(n_images, 5, 20, generator=generator) < 0.1
     z = (active * torch.rand(active.shape, generator=generator)) @ directions + 3
-    return TokenCache(z, torch.arange(n_images))
+    return Tokens.hold(z)
 
 
 CACHE = dictionary_tokens()
+Z = CACHE[:]
 
 
 def run(
@@ -51,10 +54,10 @@ def run(
     return train(more.pop("tokens", CACHE), sae_config, config, progress=False, **more)
 
 
-def assert_equal(ours: SAE, other: SAE) -> None:
+def assert_equal(sae: SAE, expected: SAE) -> None:
     """Bit for bit."""
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
 # --- what it learns
@@ -75,9 +78,8 @@ def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, preci
     sae_config = replace(sae_config, l1=1e-3 if activation == "relu" else 0.0)
     config = replace(CONFIG, batch_tokens=256, steps=300, lr=1e-2, precision=precision)
     sae, history = run(sae_config, config)
-    z = dictionary_tokens().tokens
-    f = sae.encode(z)
-    assert explained_variance(z, sae.decode(f)) > 0.8
+    f = sae.encode(Z)
+    assert explained_variance(Z, sae.decode(f)) > 0.8
     assert l0(f) < (8 if activation == "relu" else 3.3)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
@@ -86,8 +88,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     first, again = run(), run()
     assert_equal(first[0], again[0])
     assert first[1] == again[1]
-    other, _ = run(config=replace(CONFIG, seed=1))
-    assert not torch.equal(first[0].W_enc, other.W_enc)
+    another, _ = run(config=replace(CONFIG, seed=1))
+    assert not torch.equal(first[0].W_enc, another.W_enc)
 
 
 @given(steps=st.integers(1, 6), activation=st.sampled_from(list(ACTIVATIONS)))
@@ -100,13 +102,12 @@ def test_decoder_rows_have_unit_norm_after_any_step(steps: int, activation: str)
 def test_scaled_inputs_make_the_unit_of_the_tokens_irrelevant() -> None:
     config = replace(SAE_CONFIG, scale_inputs=True)
     sae, history = run(config)
-    times_8, history_8 = run(config, tokens=TokenCache(8 * CACHE.tokens, CACHE.indices))
+    times_8, history_8 = run(config, tokens=Tokens.hold(8 * Z))
     assert history == history_8  # a power of two: exactly
-    z = CACHE.tokens
-    torch.testing.assert_close(times_8.encode(8 * z), sae.encode(z))
-    torch.testing.assert_close(times_8(8 * z), 8 * sae(z))
+    torch.testing.assert_close(times_8.encode(8 * Z), sae.encode(Z))
+    torch.testing.assert_close(times_8(8 * Z), 8 * sae(Z))
     torch.testing.assert_close(
-        sae.W_dec.norm(dim=1), z.norm(dim=-1).mean().expand(sae.d_sae), rtol=0.02, atol=0
+        sae.W_dec.norm(dim=1), Z.norm(dim=-1).mean().expand(sae.d_sae), rtol=0.02, atol=0
     )
 
 
@@ -121,7 +122,7 @@ def test_batchtopk_learns_a_threshold_that_keeps_about_k() -> None:
     config = replace(SAE_CONFIG, activation="batchtopk", l1=0.0)
     sae, _ = run(config, replace(CONFIG, steps=400, batch_tokens=128))
     assert sae.threshold > 0
-    assert l0(sae.encode(CACHE.tokens)) == pytest.approx(config.k, rel=0.1)
+    assert l0(sae.encode(Z)) == pytest.approx(config.k, rel=0.1)
 
 
 # --- one step
@@ -130,12 +131,12 @@ def test_batchtopk_learns_a_threshold_that_keeps_about_k() -> None:
 def trainer(sae_config: SAEConfig = SAE_CONFIG, config: TrainConfig = CONFIG) -> Trainer:
     sae = SAE(D_VIT, 2 * D_VIT, sae_config.activation, sae_config.k)
     made = Trainer(sae, sae_config, config)
-    made.start(CACHE.tokens.flatten(0, 1))
+    made.start(Z.flatten(0, 1))
     return made
 
 
 def batches(start: int = 0, config: TrainConfig = CONFIG) -> Iterator[Tensor]:
-    return token_batches(CACHE, config, config.seed, start)
+    return CACHE.mixed(config, config.seed, start)
 
 
 def test_the_learning_rate_warms_up_and_stays() -> None:
@@ -179,13 +180,14 @@ def test_chunks_do_not_show(activation: str, monkeypatch: pytest.MonkeyPatch) ->
     whole, chunked = trainer(sae_config), trainer(sae_config)
     for z, _ in zip(batches(), range(8), strict=False):
         monkeypatch.setattr(training, "CHUNK", {"cpu": 4096})
-        expected = whole.step(z)
+        loss = whole.step(z)
         monkeypatch.setattr(training, "CHUNK", {"cpu": 7})
-        assert chunked.step(z) == pytest.approx(expected, rel=1e-5)
+        assert chunked.step(z) == pytest.approx(loss, rel=1e-5)
     assert torch.equal(chunked.silent, whole.silent)
     assert chunked.history[-1] == pytest.approx(whole.history[-1], rel=1e-4, abs=1e-5)
-    for ours, other in zip(chunked.sae.parameters(), whole.sae.parameters(), strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
+    parameters = zip(chunked.sae.parameters(), whole.sae.parameters(), strict=True)
+    for parameter, expected in parameters:
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -292,11 +294,31 @@ def test_resuming_does_not_write_into_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c"
     run(config=CONFIG, checkpoint=path)
     written = path.read_bytes()
-    made = trainer()
     with safe_open(path, "pt") as file:
-        made.load(path, training.json.loads(file.metadata()["run"]))
+        about = {key: json.loads(value) for key, value in file.metadata().items()}
+    made = trainer()
+    made.restore(*read_checkpoint(path, about["run"]))
     made.step(next(batches()))
     assert path.read_bytes() == written
+
+
+def test_a_checkpoint_holds_weights_and_moments_of_any_optimiser() -> None:
+    models = [torch.nn.Linear(2, 3) for _ in range(2)]
+    optimisers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in models]
+
+    def step(i: int) -> None:
+        optimisers[i].zero_grad()
+        models[i](torch.ones(1, 2)).pow(2).sum().backward()
+        optimisers[i].step()
+
+    step(0)
+    unpack(
+        {k: v.clone() for k, v in pack(models[0], optimisers[0]).items()}, models[1], optimisers[1]
+    )
+    for i in (0, 1):
+        step(i)
+    for parameter, expected in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        assert torch.equal(parameter, expected)
 
 
 # --- what it refuses
@@ -335,22 +357,15 @@ def test_a_broken_or_foreign_checkpoint_is_a_clear_error(tmp_path: Path) -> None
             run(checkpoint=path)
 
 
-def spoilt(value: float) -> TokenCache:
-    tokens = CACHE.tokens.clone()
-    tokens[3, 2, 1] = value
-    tokens[8, 0] = value
-    return TokenCache(tokens, CACHE.indices)
-
-
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (spoilt(float("nan")), "token cache: 2 of 300 tokens hold NaN .* image 3 token 2"),
-        (spoilt(float("inf")), "token cache: 2 of 300 tokens hold NaN .* image 3 token 2"),
         (lambda start: iter([]), "the data set is empty"),
-        (lambda start: iter([torch.zeros(0, 16)]), "the data set is empty"),
-        (lambda start: iter([torch.ones(2, 5, 16)]), r"must be tokens \(n, d_vit\), got"),
-        (lambda start: iter([torch.full((4, 16), float("nan"))]), "batch 0: 4 of 4 tokens"),
+        (lambda start: iter([torch.zeros(0, 16)]), r"step 0: expected tokens .*, got \(0, 16\)"),
+        (lambda start: iter([torch.ones(2, 5, 16)]), r"expected tokens \(n, d_vit\), got"),
+        (lambda start: iter([torch.full((4, 16), math.nan)]), "step 0: 4 of 4 tokens"),
+        (lambda start: iter([torch.full((4, 16), math.inf)]), "step 0: 4 of 4 tokens"),
+        (lambda start: iter([torch.zeros(4, 16)]), "step 0: 4 of 4 tokens"),
     ],
 )
 def test_bad_tokens_are_refused_before_any_step(tokens: Any, message: str, tmp_path: Path) -> None:
@@ -369,9 +384,10 @@ def later(z: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("z", "message"),
     [
-        (torch.ones(4, 17), r"step 2 of 30: expected tokens \(n, 16\), got \(4, 17\)"),
-        (None, "step 2 of 30: .* got the end of the data"),
-        (torch.full((4, 16), float("nan")), "the batch of step 2: 4 of 4 tokens"),
+        (torch.ones(4, 17), r"the batch of step 2: expected tokens \(n, 16\), got \(4, 17\)"),
+        (torch.ones(0, 16), r"the batch of step 2: expected tokens \(n, 16\), got \(0, 16\)"),
+        (None, "the data ends at step 2 of 30"),
+        (torch.full((4, 16), math.nan), "the batch of step 2: 4 of 4 tokens"),
     ],
 )
 def test_a_bad_batch_later_stops_the_run(
@@ -414,18 +430,3 @@ def test_progress_shows_loss_l0_and_rate_on_stderr(capsys: pytest.CaptureFixture
     assert "L0=" in shown.err
     assert "tokens/s" in shown.err
     assert shown.out == ""
-
-
-def test_auto_precision_is_what_the_hardware_does_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    for capabilities, expected in (
-        ({"avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True}, "bfloat16"),
-        ({"avx2": True}, "float32"),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
-        assert precision("auto", cpu) == expected
-        assert precision("float32", cpu) == "float32"
-    for has, expected in ((True, "bfloat16"), (False, "float32")):  # a T4 only emulates it
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda h=has, **_: h)
-        assert precision("auto", torch.device("cuda")) == expected

@@ -5,10 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from patchsae_lib.truth import (
-    CONCEPTS,
     baselines,
     best_concepts,
     best_threshold,
@@ -16,17 +15,15 @@ from patchsae_lib.truth import (
     bounds,
     compare_units,
     concept_scores,
-    discoveries,
     iou_tables,
-    patch_truth,
     probe,
     rank_scores,
     thresholds,
-    world_truth,
 )
 from patchsae_lib.world import CLASSES, World
 from patchsae_lib.world.canvas import Region
 from patchsae_lib.world.render import Picture, _variant
+from patchsae_lib.world.truth import CONCEPTS, patch_truth, world_truth
 from patchsae_lib.world.vocabulary import PARTS
 
 
@@ -226,31 +223,17 @@ def test_the_mean_and_variance_are_those_of_all_permutations() -> None:
     assert float(beyond_chance(fires, truth)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_discoveries_are_corrected_for_their_number() -> None:
-    z = torch.cat([torch.full((5,), 6.0), torch.full((95,), -0.5), torch.tensor([torch.nan])])
-    assert discoveries(z).tolist() == [True] * 5 + [False] * 96
-    assert discoveries(torch.full((100,), 1.7)).all()  # all of them are
-    assert not discoveries(torch.tensor([1.7] + [0.0] * 99)).any()  # one of 100 is no wonder
-
-
-@given(
-    st.lists(st.tuples(*[st.integers(0, 4)] * 2, *[st.booleans()] * 2), min_size=1, max_size=30)
-)
-def test_ranks_are_scored_as_by_scikit_learn(rows: list[tuple[int, int, bool, bool]]) -> None:
-    table = torch.tensor([[int(x) for x in row] for row in rows])
-    scores, truth = table[:, :2].float(), table[:, 2:].bool()
+def test_rankings_are_scored_column_by_column() -> None:
+    scores = torch.tensor([[4.0, 4], [3, 3], [2, 2], [2, 1]])
+    truth = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]]).bool().T
     precision, auroc = rank_scores(scores, truth)
-    for i in range(2):
-        if truth[:, i].any():
-            expected = average_precision_score(truth[:, i], scores[:, i])
-            assert float(precision[i]) == pytest.approx(expected, abs=1e-12)
-        else:
-            assert precision[i].isnan()
-        if len(truth[:, i].unique()) == 2:
-            expected = roc_auc_score(truth[:, i], scores[:, i])
-            assert float(auroc[i]) == pytest.approx(expected, abs=1e-12)
-        else:
-            assert auroc[i].isnan()
+    assert float(precision[0]) == pytest.approx((1 + 2 / 4) / 2)  # the tie counts in full
+    assert float(auroc[0]) == pytest.approx((1 + 1 / 4) / 2)  # and here by half
+    assert precision[1].isnan()  # no positives
+    assert auroc[1].isnan()
+    precision, auroc = rank_scores(scores, ~truth)
+    assert float(precision[1]) == 1
+    assert auroc[1].isnan()  # no negatives
 
 
 def test_parts_are_those_that_are_drawn() -> None:

@@ -1,5 +1,8 @@
-"""What this book needs of Sphinx: equations and figures without a CDN, and the pages that are made
-from what a run has left behind (the scoreboard, the list of modules)."""
+"""The book's Sphinx extension: equations and figures without a CDN, and the generated pages.
+
+Pages are generated from the last run (the scoreboard), from docstrings (the library) and from
+imports (the house).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,21 @@ import pkgutil
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
 import plotly
+from myst_nb.core import render
 from sphinx.application import Sphinx
 from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
 from sphinx.util import logging
 
 import patchsae_lib
+from house import read_house
+from house_page import page as house_page
+from mime import ExplorerRenderer, PlotlyRenderer
 
 VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
 LOGGER = logging.getLogger(__name__)
@@ -32,7 +41,7 @@ VERDICTS = {
 def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
     """The table of claims as MyST markdown, with a line that sums it up."""
     count = Counter(claim["verdict"] for claim in claims)
-    parts = ", ".join(f"{count[v]} {said}" for v, said in VERDICTS.items() if count[v])
+    parts = ", ".join(f"{count[v]} {words}" for v, words in VERDICTS.items() if count[v])
     lines = [
         f"**{len(claims)} claim{'s' * (len(claims) != 1)}**: {parts or 'none recorded yet'}. "
         f"Measured with the profile `{profile['name']}`: "
@@ -73,37 +82,66 @@ def number(value: str | float) -> str:
 
 
 def library() -> str:
-    """One section of MyST markdown for each module there is, those of a package below it."""
+    """The exported names, then a section for each module, as MyST markdown."""
     found = [m.name for m in pkgutil.walk_packages(patchsae_lib.__path__, "patchsae_lib.")]
-    return "\n\n".join(module_section(name) for name in found if "._" not in name)
+    sections = [module_section(name) for name in found if "._" not in name]
+    return "\n\n".join([exported_names(), *sections])
+
+
+def exported_names() -> str:
+    """The names that `patchsae_lib` exports, a line a module, with links to their sections."""
+    return "\n".join(
+        f"- `patchsae_lib.{module}`: {', '.join(map(link_to, names))}"
+        for module, names in patchsae_lib.EXPORTS.items()
+    )
+
+
+def link_to(name: str) -> str:
+    """A MyST link to the documentation of an exported name.
+
+    >>> link_to("load_profile")
+    '{py:obj}`load_profile <patchsae_lib.profiles.load_profile>`'
+    """
+    exported = getattr(patchsae_lib, name)
+    place = exported.__name__ if ismodule(exported) else f"{exported.__module__}.{name}"
+    return f"{{py:obj}}`{name} <{place}>`"
 
 
 def module_section(name: str) -> str:
     """The documentation of one module from its docstrings."""
     heading = "#" * (name.count(".") + 1)
-    automodule = f".. automodule:: {name}\n   :members:"
+    # a package's exports are documented where they are defined
+    automodule = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:"
     return f"{heading} {name.partition('.')[2]}\n\n```{{eval-rst}}\n{automodule}\n```"
+
+
+def latest_scoreboard(folder: Path) -> str:
+    """The scoreboard of the run whose files are in a folder. Raises `ValueError` without a run."""
+    try:
+        claims, profile = (json.loads((folder / n).read_text("utf-8")) for n in RUN_FILES)
+    except OSError:
+        raise ValueError("there is no run to make the scoreboard from: make book") from None
+    return scoreboard(claims, profile)
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the generated parts where a page asks for them with a comment."""
-    if "<!-- scoreboard -->" in source[0]:
-        folder = Path(app.srcdir) / "notebooks"
+    parts: dict[str, Callable[[], str]] = {
+        "<!-- scoreboard -->": lambda: latest_scoreboard(Path(app.srcdir) / "notebooks"),
+        "<!-- library -->": library,
+        "<!-- house -->": lambda: house_page(read_house()),
+    }
+    for comment in (comment for comment in parts if comment in source[0]):
         try:
-            claims, profile = (json.loads((folder / n).read_text("utf-8")) for n in RUN_FILES)
-            text = scoreboard(claims, profile)
-        except OSError:
-            LOGGER.warning(
-                "there is no run to make the scoreboard from: make book", location=docname
-            )
+            text = parts[comment]()
+        except ValueError as error:
+            LOGGER.warning(str(error), location=docname)
             text = ""
-        source[0] = source[0].replace("<!-- scoreboard -->", text)
-    if "<!-- library -->" in source[0]:
-        source[0] = source[0].replace("<!-- library -->", library())
+        source[0] = source[0].replace(comment, text)
 
 
 def plain_docstring(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+    app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """Let docstrings be plain text with `code`, paragraphs, lists and doctests: what else
     reStructuredText would read into them (`*`, `|`, a trailing `_`) is escaped."""
@@ -204,6 +242,8 @@ def classic_script(module: str) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the above."""
     app.add_html_math_renderer("katex", (html_visit_math, None), (html_visit_displaymath, None))
+    # instead of entry points, which the library would have to declare
+    render.load_mime_renders = lambda: [PlotlyRenderer, ExplorerRenderer]
     remove_thebe(app)
     app.connect("source-read", fill_page)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import PIL
 from docutils import nodes
+from filelock import FileLock
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import patchsae_lib.world
-from patchsae_lib.clip import small_clip_config
+from gallery import write_gallery
+from patchsae_lib.interop.openclip import small_clip_config
 from patchsae_lib.world import CLASSES, GROUP_OF, TASKS
 from patchsae_lib.world.canvas import SIZE
-from patchsae_lib.world.gallery import write_gallery
 from patchsae_lib.world.objects import GROUPS
 from patchsae_lib.world.scene import SPECIES
-from patchsae_lib.world.sheets import task_examples
 from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, STYLES, TEXTURES, WORDS
+from sheets import task_examples
 
 PATCH = small_clip_config([])["model_cfg"]["vision_cfg"]["patch_size"]
 NUMBERS = {
@@ -48,6 +50,7 @@ NUMBERS = {
     "patches": (SIZE // PATCH) ** 2,
 }
 BUILD = Path(__file__).resolve().parents[2] / "_build"
+VERSION = ".version"
 FRONT = ("world_gallery.js", "world_gallery.css")
 TABLE = '<table class="world-tasks">'
 STRIP = (
@@ -120,8 +123,8 @@ class WorldNumber(SphinxRole):
         """Look it up."""
         if self.text not in NUMBERS:
             known = ", ".join(NUMBERS)
-            said = self.inliner.reporter.error(f"no number {self.text!r}; there are {known}")
-            return [self.inliner.problematic(self.rawtext, self.rawtext, said)], [said]
+            error = self.inliner.reporter.error(f"no number {self.text!r}; known are {known}")
+            return [self.inliner.problematic(self.rawtext, self.rawtext, error)], [error]
         return [nodes.Text(str(NUMBERS[self.text]))], []
 
 
@@ -130,17 +133,30 @@ def assets(docname: str) -> str:
     return "../" * docname.count("/") + "_static/world/"
 
 
-def drawn() -> Path:
-    """A folder with the pictures, which are drawn once for every version of what draws them."""
+def version() -> str:
+    """A digest of all that decides how the pictures look: the world's code and its libraries."""
     sources = sorted(Path(patchsae_lib.world.__path__[0]).glob("*.py"))
     versions = f"{np.__version__} {PIL.__version__} {sys.version}".encode()
-    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + versions)
-    place = BUILD / f"world-{version.hexdigest()[:12]}"
-    if not place.is_dir():
-        new = place.with_name(f"drawing-{os.getpid()}")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources) + versions).hexdigest()
+
+
+def drawn() -> Path:
+    """A folder with the pictures, which are drawn anew when their version has changed.
+
+    The file `VERSION` in it is also the mark of a folder that may be deleted.
+    """
+    place = BUILD / "world"
+    mark = place / VERSION
+    if mark.is_file() and mark.read_text() == version():
+        return place
+    if place.exists() and not mark.is_file():
+        raise ExtensionError(f"{place} was not drawn by the book: move or delete it")
+    with TemporaryDirectory(dir=BUILD, prefix="drawing-") as temporary:
+        new = Path(temporary, "world")
         write_gallery(new)
-        for old in BUILD.glob("world-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        (new / VERSION).write_text(version())
+        if place.exists():
+            place.rename(Path(temporary, "old"))
         new.rename(place)
     return place
 
@@ -149,7 +165,10 @@ def write_assets(app: Sphinx) -> None:
     """Put the gallery's pictures, script and styles beside the pages."""
     if app.builder.format == "html":
         folder = Path(app.outdir) / "_static" / "world"
-        shutil.copytree(drawn(), folder, dirs_exist_ok=True)
+        BUILD.mkdir(exist_ok=True)
+        with FileLock(BUILD / "world.lock"):  # tests build pages at the same time
+            ignore = shutil.ignore_patterns(VERSION)
+            shutil.copytree(drawn(), folder, ignore=ignore, dirs_exist_ok=True)
         for name in FRONT:
             shutil.copy(Path(__file__).with_name(name), folder)
 

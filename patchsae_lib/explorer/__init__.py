@@ -1,7 +1,11 @@
-"""The explorer: every latent and every patch, in the book and in JupyterLab."""
+"""The explorer: all latents and all patches to look at, in the book and in JupyterLab."""
 
 from patchsae_lib.explorer.bundle import Latents, Task, describe, write_bundle, write_tasks
+from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.widget import Explorer
 
-__all__ = ["Explorer", "Latents", "Lens", "Task", "describe", "write_bundle", "write_tasks"]
+__all__ = [
+    "Explorer", "Latents", "Lens", "Task", "describe", "examples", "nearest", "write_bundle",
+    "write_tasks",
+]  # fmt: skip

@@ -1,66 +1,72 @@
-"""The data of the explorer as files that a page loads one by one, when it needs them.
+"""The data of the explorer, as files that a page loads one by one when it needs them.
 
-Each file is JavaScript of one line, `patchsaeShard(JSON)`, since pages opened from a disk may run
-scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 2 has
+Each file is one line of JavaScript, `patchsaeShard(JSON)`, because pages opened from a disk may
+run scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 2 has
 
 - `index.js`: `version`; `grid` (rows, columns); `side` of a picture in pixels; `perShard` latents
-  and `perFile` pictures in a file; `latents`, how many; `examples`, pairs of a name and how many
-  pictures of a latent are shown for it; `labels` (pictures,) int16, their classes (−1: none), and
-  `classes`, the names; `concepts`, pairs of kind and name that the truth knows of; `columns`, what
-  is known of all latents: `name`, `type`, and for words `names`; `number`, the type that a
-  latent's number has in codes; `tasks`: `name`, `title`, `classes`, `pictures` (how many), and
-  `models`, the one or two whose latents are there.
+  and `perFile` pictures in a file; `latents`, the number of latents; `examples`, pairs of a name
+  and how many pictures of a latent bear it; `labels` (pictures,) int16, the classes (−1: none),
+  and `classes`, the names; `concepts`, pairs of kind and name for which there is a truth;
+  `columns`, the properties of latents: `name`, `type`, and for words `names`; `number`, the type
+  of a latent's number in codes; `tasks`: `name`, `title`, `classes`, `pictures` (how many), and
+  `models`, the one or two whose latents are included.
 - `first.js`: `values` (latents,) int32, the first example picture of each.
-- `column-C.js`: `values` (latents,) of column C, in its `type`; of words the number in `names`.
+- `column-C.js`: `values` (latents,) of column C, in its `type`; for words, indices into `names`.
 - `latents-N.js`: `images` (perShard, k) int32, the example pictures (−1: none); `full` (perShard,)
-  float32, the highest activation of each latent on any of their patches; `masks` (perShard, k,
+  float32, the highest activation of each latent in any of their patches; `masks` (perShard, k,
   rows × columns) of 4 bits, the lower half of a byte first: round(15·√(activation/full)); `near`
   (perShard, n) int32, the nearest latents, `cosine` of their decoder directions, float32, and
-  `nearFirst`, their first example pictures, int32;
-  `classes` (perShard, m) int16, those in which a latent is most active (−1: none), and `levels`,
-  its active tokens a picture there, float32; `absent` (perShard, 3) int32, pictures without it.
-- `pictures-N.js`: `pictures`, perFile of them as data URIs; `truth`, one object a picture: number
-  of a concept → the bits of its patches, the lowest first.
+  `nearFirst`, their first example pictures, int32; `classes` (perShard, m) int16, those in which a
+  latent is most active (−1: none), and `levels`, its active tokens per picture of each, float32;
+  `absent` (perShard, 3) int32, pictures without it.
+- `pictures-N.js`: `pictures`, perFile of them as data URIs; `truth`, one object per picture:
+  number of a concept → the bits of its patches, the lowest first.
 - `task-T.js`: `pictures`, `truth` and `labels` int16 of its pictures; `said`: for each model the
-  probabilities of its classes (pictures, classes) float32; `groups` (latents,) uint8, the
-  strongest of `patchsae_lib.remapping.GROUPS` of a latent in any class.
-- `codes-T-P.js`: picture P of task T: one object a model with `full` float, `starts` (tokens + 1,)
-  uint32, and for all tokens in order their active `latents` (`number`) and `levels` uint8:
-  max(1, round(255·√(activation/full))). The first token is CLS.
+  class probabilities (pictures, classes) float32; `groups` (latents,) uint8, the highest of
+  `patchsae_lib.remapping.GROUPS` that a latent reaches in any class.
+- `codes-T-P.js`: picture P of task T: one object per model with `full` float, `starts`
+  (tokens + 1,) uint32, and for all tokens in order their active `latents` (`number`) and `levels`
+  uint8: max(1, round(255·√(activation/full))). The first token is CLS.
 - `class-T-C.js`: class C of task T: its strongest `latents` int32; `levels`, for each model their
-  active tokens a picture float32; `groups` uint8; if there are curves, `ks` and `shares`: for each
-  model (on and off, ks, classes) uint8, 255 times the share of pictures given a class.
+  active tokens per picture float32; `groups` uint8; if there are curves, `ks` and `shares`: for
+  each model (on and off, ks, classes) uint8, 255 times the share of pictures predicted as a class.
 
-Reference pictures are numbered anew, by class: those that no latent shows are left out.
+Reference pictures are renumbered, ordered by class; pictures that no latent shows are left out.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.figures import webp_uri
-from patchsae_lib.images import Pictures, labels_of, world_of
+from patchsae_lib.explorer.files import (
+    SIDE,
+    base64_of,
+    nibbles,
+    number_type,
+    read_shard,
+    small,
+    write_shard,
+)
+from patchsae_lib.pictures import Pictures, labels_of, world_of
 from patchsae_lib.remapping import groups
-from patchsae_lib.truth import CONCEPTS, patch_truth
+from patchsae_lib.world.truth import CONCEPTS, patch_truth
 
 VERSION = 2
 PER_SHARD, PER_FILE = 64, 4
-SIDE = 112  # pixels; larger pictures are made smaller
 TOP_CLASSES, STRONGEST = 8, 500
-HEAD, TAIL = "patchsaeShard(", ");\n"
+UNFINISHED = ".unfinished"  # marks a folder as a bundle's until index.js does
+OF_LATENTS, OF_TASKS = ("latents", "pictures", "column"), ("task", "codes", "class")
+
+Column: TypeAlias = tuple[dict[str, Any], str]  # its entry in `index.js`, and its values encoded
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,9 @@ class Latents:
     """What a bundle shows of d latents.
 
     `examples`: a name ("highest") → pictures (d, k), −1 for none. `masks` (d, all k, rows,
-    columns): the activations there. `near` and `cosine` (d, n): `latents.nearest`. `levels`
-    (classes, d): a `LatentTable`'s `class_per_image`. `absent` (d, 3): pictures without it.
+    columns): activations on the patches of all these pictures. `near` and `cosine` (d, n): as
+    returned by `nearest`. `levels` (classes, d): `LatentTable.class_per_image`. `absent` (d, 3):
+    pictures that do not activate a latent.
     """
 
     examples: Mapping[str, Tensor]
@@ -79,14 +86,19 @@ class Latents:
     levels: Tensor
     absent: Tensor
 
+    @property
+    def images(self) -> Tensor:
+        """Return all example pictures side by side, (d, all k)."""
+        return torch.cat(list(self.examples.values()), 1)
+
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures of a task as one or two models see them; the second is the adapted one.
+    """Pictures of a task as seen by one or two models, of which the second is the adapted one.
 
-    `looks`: what `Lens.look` says of its pictures, the `rows` of `pictures`. `levels`: for each
-    model (classes, d) active tokens a picture. `curves`: for each model (classes, 2, ks, classes),
-    the share of a class's pictures that are given each class with its first k latents on and off.
+    `looks`: `Lens.look` of the pictures `rows` of `pictures`. `levels`: for each model the active
+    tokens per picture (classes, d). `curves`: for each model (classes, 2, ks, classes), the share
+    of a class's pictures predicted as each class with its first k latents on, and with them off.
     """
 
     name: str
@@ -100,6 +112,20 @@ class Task:
     ks: Sequence[int] = ()
     curves: Sequence[Tensor] = ()
 
+    def grouped(self) -> Tensor:
+        """Return `remapping.groups` (classes, d); all 0 without an adapted model."""
+        if len(self.models) < 2:
+            return torch.zeros_like(self.levels[0], dtype=torch.long)
+        return groups(self.levels[0], self.levels[1])
+
+    def about(self) -> dict[str, Any]:
+        """Return the entry of this task in `index.js`."""
+        names = {"classes": list(self.class_names), "models": list(self.models)}
+        return {"name": self.name, "title": self.title, **names, "pictures": len(self.rows)}
+
+
+# --- latents ------------------------------------------------------------------------------------
+
 
 def write_bundle(
     folder: str | Path,
@@ -108,176 +134,168 @@ def write_bundle(
     columns: pd.DataFrame,
     labelled: bool = True,
 ) -> Path:
-    """Write the data of all latents into `folder`, in place of an older bundle, and return it.
+    """Write the data of all latents into `folder`, replacing an older bundle, and return it.
 
-    `columns` has a row a latent: numbers, or words that repeat.
+    `columns` has one row per latent: numbers, or words that repeat. Raises `ValueError` for more
+    than 32,768 different words, and for a folder that holds anything but a bundle: only files
+    that a bundle consists of are ever deleted.
     """
-    folder = Path(folder)
-    for old in folder.glob("*-*.js"):
-        old.unlink()
-    for name in ("index.js", "first.js"):
-        (folder / name).unlink(missing_ok=True)
-    images = torch.cat(list(latents.examples.values()), 1)
-    used = torch.cat([images.flatten(), latents.absent.flatten()]).unique()
-    used = used[used >= 0]
+    folder, encoded = Path(folder), _columns(columns)
     labels = labels_of(pictures) if labelled else torch.full((len(pictures),), -1)
-    used = used[labels[used].argsort(stable=True)]  # pictures of a class share a file
-    anew = torch.full((len(pictures) + 1,), -1)  # the last one is that of no image
-    anew[used] = torch.arange(len(used))
-    grid = latents.masks.shape[2:]
+    shown, grid = _shown(latents, labels), list(latents.masks.shape[2:])
+    _begin(folder)
+    side, concepts = _write_pictures(folder, pictures, shown, grid)
+    _write_latents(folder, latents, _renumbered(shown, len(pictures)))
+    index: dict[str, Any] = {
+        "version": VERSION, "grid": grid, "side": side, "perShard": PER_SHARD, "perFile": PER_FILE,
+        "latents": len(latents.masks),
+        "examples": [[name, x.shape[1]] for name, x in latents.examples.items()],
+        "labels": base64_of(labels[shown], "<i2"),
+        "classes": list(pictures.class_names) if labelled else [],
+        "concepts": concepts, "columns": _write_columns(folder, encoded),
+        "number": number_type(len(latents.masks))[0], "tasks": [],
+    }  # fmt: skip
+    write_shard(folder / "index.js", index)  # the last file: without it a bundle is not whole
+    (folder / UNFINISHED).unlink()
+    return folder
+
+
+def describe(folder: str | Path, columns: pd.DataFrame) -> None:
+    """Replace the columns of the bundle in `folder`. Raises `ValueError` if there is none."""
+    folder = Path(folder)
+    index, encoded = _index(folder), _columns(columns)
+    if len(columns) != index["latents"]:
+        raise ValueError(f"{len(columns)} rows for the {index['latents']} latents of {folder}")
+    write_shard(folder / "index.js", index | {"columns": _write_columns(folder, encoded)})
+
+
+def _shown(latents: Latents, labels: Tensor) -> Tensor:
+    """Return the pictures that any latent shows, ordered by class, so that classes share files."""
+    shown = torch.cat([latents.images.flatten(), latents.absent.flatten()]).unique()
+    shown = shown[shown >= 0]
+    return shown[labels[shown].argsort(stable=True)]
+
+
+def _renumbered(shown: Tensor, n: int) -> Tensor:
+    """Return the number in the bundle of each of n pictures, −1 if none; and, last, −1 for −1."""
+    number = torch.full((n + 1,), -1)
+    number[shown] = torch.arange(len(shown))
+    return number
+
+
+def _write_pictures(
+    folder: Path, pictures: Pictures, shown: Tensor, grid: Sequence[int]
+) -> tuple[int, list[list[str]]]:
+    """Write the example pictures; return their side in pixels and the concepts they show."""
     side, truth = SIDE, False
-    for n, part in enumerate(used.split(PER_FILE)):
-        shown, side = _pictures(pictures, part.tolist(), grid)
-        truth = truth or any(shown["truth"])
-        _write(folder / f"pictures-{n}.js", shown)
+    for n, rows in enumerate(shown.split(PER_FILE)):
+        content, side = _encoded(pictures, rows.tolist(), grid)
+        truth = truth or any(content["truth"])
+        write_shard(folder / f"pictures-{n}.js", content)
+    return side, [list(concept) for concept in CONCEPTS] if truth else []
+
+
+def _write_latents(folder: Path, latents: Latents, number: Tensor) -> None:
+    """Write the latents; `number` are the numbers of pictures in the bundle."""
+    images, near = latents.images, latents.near
     full = latents.masks.flatten(1).amax(1).float()
     strongest = latents.levels.T.topk(min(TOP_CLASSES, len(latents.levels)))
     classes = strongest.indices.masked_fill(strongest.values == 0, -1)
     for n, rows in enumerate(torch.arange(len(images)).split(PER_SHARD)):
         share = latents.masks[rows].float() / full[rows].clamp_min(1e-12)[:, None, None, None]
-        shard = {
-            "images": _base64(anew[images[rows]], "<i4"),
-            "full": _base64(full[rows], "<f4"),
+        content = {
+            "images": base64_of(number[images[rows]], "<i4"),
+            "full": base64_of(full[rows], "<f4"),
             "masks": nibbles(share.sqrt() * 15),
-            "near": _base64(latents.near[rows], "<i4"),
-            "cosine": _base64(latents.cosine[rows], "<f4"),
-            "nearFirst": _base64(anew[images[latents.near[rows], 0]], "<i4"),
-            "classes": _base64(classes[rows], "<i2"),
-            "levels": _base64(strongest.values[rows], "<f4"),
-            "absent": _base64(anew[latents.absent[rows]], "<i4"),
+            "near": base64_of(near[rows], "<i4"),
+            "cosine": base64_of(latents.cosine[rows], "<f4"),
+            "nearFirst": base64_of(number[images[near[rows], 0]], "<i4"),
+            "classes": base64_of(classes[rows], "<i2"),
+            "levels": base64_of(strongest.values[rows], "<f4"),
+            "absent": base64_of(number[latents.absent[rows]], "<i4"),
         }
-        _write(folder / f"latents-{n}.js", shard)
-    _write(folder / "first.js", {"values": _base64(anew[images[:, 0]], "<i4")})
-    index = {
-        "version": VERSION,
-        "grid": list(grid),
-        "side": side,
-        "perShard": PER_SHARD,
-        "perFile": PER_FILE,
-        "latents": len(images),
-        "examples": [[name, x.shape[1]] for name, x in latents.examples.items()],
-        "labels": _base64(labels[used], "<i2"),
-        "classes": list(pictures.class_names) if labelled else [],
-        "concepts": [list(c) for c in CONCEPTS] if truth else [],
-        "columns": _columns(folder, columns),
-        "number": number_type(len(images))[0],
-        "tasks": [],
-    }
-    _write(folder / "index.js", index)  # the last: a folder without it is not whole
-    return folder
+        write_shard(folder / f"latents-{n}.js", content)
+    write_shard(folder / "first.js", {"values": base64_of(number[images[:, 0]], "<i4")})
 
 
-def describe(folder: str | Path, columns: pd.DataFrame) -> None:
-    """Put other `columns` into the bundle in `folder`; all else stays."""
-    folder = Path(folder)
-    index = read_shard(folder / "index.js")
-    if len(columns) != index["latents"]:
-        raise ValueError(f"{len(columns)} rows for the {index['latents']} latents of {folder}")
-    _write(folder / "index.js", index | {"columns": _columns(folder, columns)})
+def _columns(table: pd.DataFrame) -> list[Column]:
+    columns: list[Column] = []
+    for name, column in table.items():
+        if pd.api.types.is_numeric_dtype(column):
+            columns.append(({"name": str(name), "type": "float32"}, base64_of(column, "<f4")))
+            continue
+        numbers, words = pd.factorize(column)
+        if len(words) > 2**15:
+            raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
+        entry = {"name": str(name), "type": "int16", "names": [str(word) for word in words]}
+        columns.append((entry, base64_of(numbers, "<i2")))
+    return columns
+
+
+def _write_columns(folder: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Write the values, replacing older ones, and return the entries for `index.js`."""
+    _delete(folder, ("column",))
+    for n, (_, values) in enumerate(columns):
+        write_shard(folder / f"column-{n}.js", {"values": values})
+    return [entry for entry, _ in columns]
+
+
+# --- tasks --------------------------------------------------------------------------------------
 
 
 def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
-    """Put `tasks` into the bundle in `folder`, in place of those that are there."""
+    """Replace the tasks of the bundle in `folder`. Raises `ValueError` if there is none."""
     folder = Path(folder)
-    index = read_shard(folder / "index.js")
-    grid, known = index["grid"], []  # type: tuple[int, int], list[dict[str, Any]]
-    _write(folder / "index.js", index | {"tasks": []})
-    for kind in ("task", "codes", "class"):
-        for old in folder.glob(f"{kind}-*.js"):
-            old.unlink()
+    index = _index(folder)
+    write_shard(folder / "index.js", index | {"tasks": []})
+    _delete(folder, OF_TASKS)
     for number, task in enumerate(tasks):
-        shown, _ = _pictures(task.pictures, task.rows, grid, index["side"])
-        shown["labels"] = _base64([task.pictures.label(i) for i in task.rows], "<i2")
-        said = zip(*(look["said"] for look in task.looks), strict=True)
-        shown["said"] = [_base64(np.array(each), "<f4") for each in said]
-        of = torch.zeros_like(task.levels[0], dtype=torch.long)
-        if len(task.models) == 2:
-            of = groups(task.levels[0], task.levels[1])
-        shown["groups"] = _base64(of.amax(0), "<u1")
-        _write(folder / f"task-{number}.js", shown)
-        for i, look in enumerate(task.looks):
-            _write(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
-        for c in range(len(task.class_names)):
-            levels = torch.stack([x[c] for x in task.levels])
-            strongest = levels.amax(0).topk(min(STRONGEST, levels.shape[1]))
-            latents = strongest.indices[strongest.values > 0]
-            content: dict[str, Any] = {
-                "latents": _base64(latents, "<i4"),
-                "levels": [_base64(x[latents], "<f4") for x in levels],
-                "groups": _base64(of[c, latents], "<u1"),
-            }
-            if task.curves:
-                shares = [_base64((x[c] * 255).round(), "<u1") for x in task.curves]
-                content |= {"ks": list(task.ks), "shares": shares}
-            _write(folder / f"class-{number}-{c}.js", content)
-        about: dict[str, Any] = {"name": task.name, "title": task.title}
-        about |= {"classes": list(task.class_names), "models": list(task.models)}
-        known.append(about | {"pictures": len(task.rows)})
-    _write(folder / "index.js", index | {"tasks": known})
+        _write_task(folder, number, task, index)
+    write_shard(folder / "index.js", index | {"tasks": [task.about() for task in tasks]})
 
 
-def codes(f: Tensor) -> dict[str, Any]:
-    """The active latents f (tokens, d) of a picture, as `codes-T-P.js` has them of a model."""
-    token, latent = f.nonzero(as_tuple=True)
-    value = f[token, latent]
-    full = float(value.max()) if len(value) else 0.0
-    starts = torch.searchsorted(token, torch.arange(len(f) + 1))
-    levels = (255 * (value / max(full, 1e-12)).sqrt()).round().clamp_min(1)
-    return {
-        "full": full,
-        "starts": _base64(starts, "<u4"),
-        "latents": _base64(latent, number_type(f.shape[1])[1]),
-        "levels": _base64(levels, "<u1"),
+def _write_task(folder: Path, number: int, task: Task, index: Mapping[str, Any]) -> None:
+    content, _ = _encoded(task.pictures, task.rows, index["grid"], index["side"])
+    content["labels"] = base64_of([task.pictures.label(i) for i in task.rows], "<i2")
+    by_model = zip(*(look["said"] for look in task.looks), strict=True)
+    content["said"] = [base64_of(np.array(probabilities), "<f4") for probabilities in by_model]
+    grouped = task.grouped()
+    content["groups"] = base64_of(grouped.amax(0), "<u1")
+    write_shard(folder / f"task-{number}.js", content)
+    for i, look in enumerate(task.looks):
+        write_shard(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
+    for c in range(len(task.class_names)):
+        write_shard(folder / f"class-{number}-{c}.js", _class(task, c, grouped[c]))
+
+
+def _class(task: Task, c: int, grouped: Tensor) -> dict[str, Any]:
+    """Return the content of `class-T-C.js`; `grouped` (d,) are the groups in class c."""
+    levels = torch.stack([x[c] for x in task.levels])
+    strongest = levels.amax(0).topk(min(STRONGEST, levels.shape[1]))
+    latents = strongest.indices[strongest.values > 0]
+    content: dict[str, Any] = {
+        "latents": base64_of(latents, "<i4"),
+        "levels": [base64_of(x[latents], "<f4") for x in levels],
+        "groups": base64_of(grouped[latents], "<u1"),
     }
+    if task.curves:
+        shares = [base64_of((x[c] * 255).round(), "<u1") for x in task.curves]
+        content |= {"ks": list(task.ks), "shares": shares}
+    return content
 
 
-def number_type(d: int) -> tuple[str, str]:
-    """The smallest type for the number of one of d latents, as the page and as numpy call it."""
-    return ("uint16", "<u2") if d <= 2**16 else ("uint32", "<u4")
+# --- pictures -----------------------------------------------------------------------------------
 
 
-def read_shard(path: str | Path) -> dict[str, Any]:
-    """What a file of a bundle holds. `ValueError` if it is not there, or cut short."""
-    try:
-        text = Path(path).read_text("utf-8")
-        return json.loads(text.removeprefix(HEAD).removesuffix(TAIL))
-    except FileNotFoundError:
-        raise ValueError(f"{Path(path).name} is not there") from None
-    except json.JSONDecodeError:
-        raise ValueError(f"{Path(path).name} is not whole") from None
-
-
-def small(pictures: Tensor, side: int = SIDE) -> tuple[list[str], int]:
-    """Pictures (n, 3, h, w) uint8 as data URIs, and their side in pixels, at most `side`."""
-    side = min(side, pictures.shape[-1])
-    if pictures.shape[2:] != (side, side):
-        less = F.interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True)
-        pictures = less.round().clamp(0, 255).to(torch.uint8)
-    images = (Image.fromarray(x.numpy()) for x in pictures.permute(0, 2, 3, 1).contiguous())
-    # method 6 takes three times as long and saves a twentieth
-    return [webp_uri(image, method=3, quality=72) for image in images], side
-
-
-def nibbles(values: Tensor) -> str:
-    """Numbers (0..15) rounded to 4 bits, two in a byte, as base64.
-
-    >>> base64.b64decode(nibbles(torch.tensor([1.0, 15.0]))).hex()
-    'f1'
-    """
-    flat = values.round().to(torch.uint8).flatten()
-    low, high = F.pad(flat, (0, len(flat) % 2)).view(-1, 2).unbind(1)
-    return base64.b64encode((low | high << 4).numpy().tobytes()).decode()
-
-
-def _pictures(
+def _encoded(
     pictures: Pictures, rows: Sequence[int], grid: Sequence[int], side: int = SIDE
 ) -> tuple[dict[str, Any], int]:
-    """Some pictures with what is true of them, and their side in pixels."""
+    """Return pictures with their truth, and their side in pixels (at most `side`)."""
     truth: list[dict[int, str]] = [{} for _ in rows]
     if world := world_of(pictures):
-        shots = [world.picture(i) for i in rows]  # drawn once, for both
-        batch = torch.from_numpy(np.stack([x.pixels for x in shots])).permute(0, 3, 1, 2)
-        truth = [_bits(patch_truth(x, CONCEPTS, (grid[0], grid[1]))) for x in shots]
+        drawn = [world.picture(i) for i in rows]  # once, for the pixels and the truth
+        batch = torch.from_numpy(np.stack([x.pixels for x in drawn])).permute(0, 3, 1, 2)
+        truth = [_bits(patch_truth(x, CONCEPTS, (grid[0], grid[1]))) for x in drawn]
     else:
         batch = pictures.batch(rows)
     uris, side = small(batch, side)
@@ -285,37 +303,46 @@ def _pictures(
 
 
 def _bits(truth: np.ndarray) -> dict[int, str]:
-    """The concepts that are there in (patches, concepts) bool, and the bits of their patches."""
+    """Return the patches of each concept that occurs in `truth` (patches, concepts) as bits."""
     packed = np.packbits(truth, axis=0, bitorder="little")
-    return {int(c): _base64(packed[:, c], "<u1") for c in np.flatnonzero(truth.any(0))}
+    return {int(c): base64_of(packed[:, c], "<u1") for c in np.flatnonzero(truth.any(0))}
 
 
-def _columns(folder: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
-    about: list[dict[str, Any]] = []
-    files = []
-    for name, column in table.items():
-        if pd.api.types.is_numeric_dtype(column):
-            about.append({"name": str(name), "type": "float32"})
-            files.append(_base64(column, "<f4"))
-            continue
-        numbers, words = pd.factorize(column)
-        if len(words) > 2**15:
-            raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
-        names = [str(word) for word in words]
-        about.append({"name": str(name), "type": "int16", "names": names})
-        files.append(_base64(numbers, "<i2"))
-    for old in folder.glob("column-*.js"):
-        old.unlink()
-    for i, values in enumerate(files):
-        _write(folder / f"column-{i}.js", {"values": values})
-    return about
+# --- folders ------------------------------------------------------------------------------------
 
 
-def _base64(values: Tensor | pd.Series | np.ndarray | Sequence[int], dtype: str) -> str:
-    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
+def _index(folder: Path) -> dict[str, Any]:
+    """Read `index.js`. Raises `ValueError` if `folder` holds no bundle of this version."""
+    try:
+        index = read_shard(folder / "index.js")
+    except ValueError as error:
+        raise ValueError(f"{folder} holds no bundle: {error}") from None
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{folder} holds a bundle of version {version}, not {VERSION}")
+    return index
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{HEAD}{text}{TAIL}", "utf-8")
+def _begin(folder: Path) -> None:
+    """Delete the bundle in `folder`, if there is one, and mark the folder as one being written.
+
+    Raises `ValueError` for a folder that holds files, but neither a bundle nor the mark.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / UNFINISHED).is_file():
+        try:
+            _index(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}. Give another folder, or empty this one") from None
+    (folder / UNFINISHED).touch()
+    for name in ("index.js", "first.js"):
+        (folder / name).unlink(missing_ok=True)
+    _delete(folder, OF_LATENTS + OF_TASKS)
+
+
+def _delete(folder: Path, kinds: Sequence[str]) -> None:
+    """Delete the files `KIND-N.js` and `KIND-N-M.js`, and no others."""
+    name = re.compile(rf"({'|'.join(kinds)})(-\d+){{1,2}}\.js")
+    for path in folder.iterdir():
+        if name.fullmatch(path.name):
+            path.unlink()

@@ -1,5 +1,5 @@
-"""What one or two models see in pictures, through one autoencoder: for the explorer's data, and
-for pictures that are given to it while it runs."""
+"""What one or two models see in pictures through one autoencoder: in the explorer's data, and in
+pictures that are added while it runs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from patchsae_lib.ablation import Active
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.evaluation import BATCH
-from patchsae_lib.explorer.bundle import codes, read_shard, small
-from patchsae_lib.images import read_image, square
+from patchsae_lib.explorer.files import codes, read_shard, small
+from patchsae_lib.pictures import read_image, square
 from patchsae_lib.sae import SAE
+from patchsae_lib.sparse import SparseLatents
 
-HUGE = 20 * 2**20  # bytes of a file that is sent to the kernel
+HUGE = 20 * 2**20  # bytes; the kernel accepts no larger file
 
 
 class Lens:
-    """A task seen by `models`, each a CLIP and its head (classes, d_embed): CLIP, then perhaps an
-    adapted one.
+    """A task seen by `models`: CLIP and perhaps an adapted one, each with its head (classes,
+    d_embed).
 
-    `pictures` (n, 3, h, w) uint8 and `labels` (n,) are those of which `without` tells.
+    `without` measures on `pictures` (n, 3, h, w) uint8 with `labels` (n,).
     """
 
     def __init__(
@@ -41,55 +41,67 @@ class Lens:
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> list[Tensor]:
-        """For each model the residual tokens of pictures (n, 3, h, w) uint8."""
+        """Return each model's residual tokens of pictures (n, 3, h, w) uint8, on the CPU."""
         parts = pictures.split(BATCH)
         return [
-            torch.cat([clip.tokens(clip.preprocess(part)) for part in parts])
+            torch.cat([clip.tokens(clip.preprocess(part)).cpu() for part in parts])
             for clip, _ in self.models.values()
         ]
 
     @torch.no_grad()
     def look(self, pictures: Tensor) -> list[dict[str, Any]]:
-        """Of each picture: `models`, the latents of its tokens in each (`bundle.codes`), and
-        `said`, the probabilities of the classes."""
-        seen: list[dict[str, Any]] = [{"models": [], "said": []} for _ in pictures]
-        for (clip, text), z in zip(self.models.values(), self.tokens(pictures), strict=True):
-            said = clip.classify(z, text).softmax(1).tolist()
-            for picture, one, probabilities in zip(seen, z, said, strict=True):
-                f = self.sae.encode(one[: clip.n_tokens].float())
-                picture["models"].append(codes(f.cpu()))
-                picture["said"].append(probabilities)
-        return seen
+        """Return for each picture, as lists with an entry per model, its active latents (`models`,
+        encoded by `codes`) and its class probabilities (`said`)."""
+        looks: list[dict[str, Any]] = [{"models": [], "said": []} for _ in pictures]
+        for (clip, head), z in zip(self.models.values(), self.tokens(pictures), strict=True):
+            predicted = clip.classify(z, head).softmax(1).tolist()
+            for look, tokens, probabilities in zip(looks, z, predicted, strict=True):
+                latents = self._latents(tokens[None, : clip.n_tokens])
+                look["models"].append(codes(latents))
+                look["said"].append(probabilities)
+        return looks
 
     @torch.no_grad()
     def without(self, label: int, latents: Sequence[int]) -> list[list[float]]:
-        """For each model the share of the pictures of class `label` that are given each class when
-        `latents` are off: every token is decoded from its others, as in `mask_latents`."""
+        """Return for each model the share of pictures of class `label` predicted as each class
+        when `latents` are off, as in `mask_latents`.
+
+        Raises `ValueError` without pictures of the class.
+        """
         if self.pictures is None or self.labels is None:
             raise ValueError("there are no pictures to ask about")
-        off, shares = torch.tensor(list(latents), dtype=torch.long), []
-        mine = self.pictures[self.labels == label]
-        if not len(mine):
+        pictures = self.pictures[self.labels == label]
+        if not len(pictures):
             raise ValueError("none of the pictures is of this class")
-        for (clip, text), z in zip(self.models.values(), self.tokens(mine), strict=True):
-            active = Active.of(self.sae, z, clip.n_tokens)
-            stay = ~torch.isin(active.latent, off.to(z.device))
-            z_hat = active.take(stay.nonzero()[:, 0]).decode(self.sae) + self.sae.b_dec
-            z_hat[:, clip.n_tokens :] = z[:, clip.n_tokens :]
-            given = clip.classify(z_hat, text).argmax(1)
-            shares.append((given.bincount(minlength=len(text)) / len(mine)).tolist())
+        off, shares = torch.tensor(list(latents), dtype=torch.long), []
+        for (clip, head), z in zip(self.models.values(), self.tokens(pictures), strict=True):
+            logits = [self._logits(clip, head, part, off) for part in z.split(BATCH)]
+            predicted = torch.cat(logits).argmax(1)
+            shares.append((predicted.bincount(minlength=len(head)) / len(pictures)).tolist())
         return shares
 
+    def _logits(self, clip: SplitCLIP, head: Tensor, z: Tensor, off: Tensor) -> Tensor:
+        """Return logits of tokens z that are decoded without the latents `off`."""
+        latents = self._latents(z, clip.n_tokens)
+        kept = latents.select(~torch.isin(latents.latent, off.to(latents.latent.device)))
+        z_hat = kept.decode(self.sae.W_dec) + self.sae.b_dec
+        z_hat[:, clip.n_tokens :] = z[:, clip.n_tokens :]  # prompts stay as they are
+        return clip.classify(z_hat, head).cpu()
+
+    def _latents(self, z: Tensor, n_tokens: int | None = None) -> SparseLatents:
+        z = z.to(self.sae.W_dec.device, torch.float32)
+        return SparseLatents.encode(self.sae, z, n_tokens)
+
     def picture(self, source: bytes | Path, name: str) -> dict[str, Any]:
-        """A file, or what it holds, as a picture of the explorer: `look`, with the `picture`
-        itself. `ValueError` says why it is none."""
+        """Return a picture of the explorer, made of a file or its content: `look`, `name`, and the
+        `picture` itself. Raises `ValueError` that says why it cannot be read."""
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if size > HUGE:
             raise ValueError(f"{name} has {size / 2**20:.0f} MB, more than {HUGE >> 20}")
         try:
             image = read_image(io.BytesIO(source) if isinstance(source, bytes) else source)
         except OSError as error:
-            cause = error.__cause__  # of a file that is no picture at all, it only says so
+            cause = error.__cause__  # for a file of another kind it adds nothing
             why = "" if isinstance(cause, UnidentifiedImageError) else f": {cause}"
             raise ValueError(f"{name} cannot be read as a picture{why}") from None
         clip, _ = next(iter(self.models.values()))
@@ -99,23 +111,23 @@ class Lens:
 
 
 class Kernel:
-    """What a page of JupyterLab may ask: for files of a `bundle`, and what `lenses` see, of each
-    task one. `pictures` are the user's own so far."""
+    """Answers what a page of JupyterLab asks for: files of a `bundle`, and what `lenses` (task →
+    `Lens`) see. `pictures` are those that the user has added so far."""
 
     def __init__(self, bundle: Path, lenses: Mapping[str, Lens]) -> None:
         self.bundle, self.lenses = bundle, dict(lenses)
         self.pictures: list[dict[str, Any]] = []
 
     def look(self, source: bytes | Path, name: str, task: str) -> dict[str, Any]:
-        """A picture of the user's, seen as one of a task."""
+        """Add a picture of the user's to a task, and return what the page shows of it."""
         self.pictures.append({"task": task, "picture": self._lens(task).picture(source, name)})
         return self.pictures[-1]
 
     def answer(self, message: Mapping[str, Any], buffers: Sequence[Any]) -> dict[str, Any]:
-        """The answer to a message, with its number; `error` says what is wrong with it."""
+        """Return the answer to a message, with its number; `error` says what went wrong."""
         try:
             reply = self._reply(message, buffers)
-        except Exception as error:  # whatever it is, the page waits for an answer
+        except Exception as error:  # of any kind: the page waits for an answer
             reply = {"error": str(error) or type(error).__name__}
         return {"answer": message.get("number"), **reply}
 

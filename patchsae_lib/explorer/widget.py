@@ -1,4 +1,4 @@
-"""The explorer in a notebook: live with a kernel, and as the same thing in the static book."""
+"""The explorer in a notebook: live with a kernel, and in the static book without one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import traitlets
 from patchsae_lib.explorer.lens import Kernel, Lens
 
 EXPLORER = "application/vnd.patchsae.explorer+json"
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 VIEWS = ("map", "latent", "picture", "class", "guess")
 
 
 class Explorer(anywidget.AnyWidget):
-    """The latents of a bundle on disk, in `views`. What is chosen can be set and observed:
-    `latent`, the `task` by name, its `image` by number, a `patch` of it (row by row; −1: none),
-    the `model`, a class by its `label`; whether `masks` are drawn; `compare`: both models at once.
+    """Shows the latents of a bundle on disk, in `views`.
 
-    `lenses` (task → `Lens`) let the kernel look at pictures of the user's (`add`) and switch
-    latents off. Below a scatter plot of latents an explorer follows it.
+    The selection can be set and observed: `latent`, `task` (a name), `image` (its number),
+    `patch` (row by row; −1: none), `model` and `label` (a class); `masks` draws masks, and
+    `compare` shows both models at once. With `lenses` (task → `Lens`) the kernel can look at the
+    user's own pictures (`add`) and switch latents off. Below a scatter plot of latents the
+    explorer follows clicks on it. Raises `FileNotFoundError` for a folder without a bundle.
     """
 
-    _esm, _css = HERE / "explorer.mjs", HERE / "explorer.css"
+    _esm, _css = FOLDER / "explorer.mjs", FOLDER / "explorer.css"
     latent, image, label = (traitlets.Int(0, min=0).tag(sync=True) for _ in range(3))
     patch = traitlets.Int(-1, min=-1).tag(sync=True)
     task, model = (traitlets.Unicode().tag(sync=True) for _ in range(2))
@@ -44,7 +45,7 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self._answer)
 
     def add(self, path: str | Path, task: str = "") -> None:
-        """Show a picture of the user's among those of a task (default: the chosen one)."""
+        """Show a picture of the user's with those of a task (default: the chosen task)."""
         task = task or self.task or next(iter(self.kernel.lenses), "")
         self.send({"added": self.kernel.look(Path(path), Path(path).name, task)})
 

@@ -1,6 +1,6 @@
-"""The embedded world: pictures with captions and the truth about every pixel.
+"""The embedded world: rendered pictures with captions and the truth about every pixel.
 
-A picture is a function of (seed, task, split, index) alone. Nothing is read from disk.
+A picture depends on (seed, task, split, index) alone. Nothing is read from disk.
 
 >>> world = World("flowers", "test", n=32)
 >>> world.class_names[world.label(3)]
@@ -25,11 +25,11 @@ __all__ = ["CLASSES", "GROUP_OF", "KINDS", "TASKS", "Picture", "Task", "World", 
 
 
 class World:
-    """`n` pictures of a task; classes take turns, so that every one is as frequent as the others.
+    """`n` pictures of a task. Classes take turns, so all are equally frequent.
 
-    Parameters: `task` a key of `TASKS`; `split` any word (`train`, `test`: different pictures);
-    `n` how many; `seed` another world with the same rules. Raises `ValueError` for an unknown task
-    and, when a picture is asked for, `IndexError` for an index outside `0..n-1`.
+    `task` is a key of `TASKS`; `split` is any word (`train` and `test` have different pictures);
+    another `seed` gives another world with the same rules. Raises `ValueError` for an unknown
+    task; the methods raise `IndexError` for an index outside `0..n-1`.
     """
 
     def __init__(
@@ -43,33 +43,36 @@ class World:
     def __len__(self) -> int:
         return self.n
 
-    def _rng(self, index: int, what: str) -> random.Random:
+    def _rng(self, index: int, purpose: str) -> random.Random:
         if not 0 <= index < self.n:
             raise IndexError(f"no picture {index}: this world has {self.n}, counted from 0")
-        # Seeded with a string, whose hash() plays no part. Python promises random() for ever; the
-        # other draws made from it were found the same in Python 3.7 to 3.13.
-        return random.Random(f"{self.seed}/{self.task.name}/{self.split}/{index}/{what}")
+        # A string seed does not go through hash(). Python guarantees that random() never changes;
+        # the draws derived from it were checked to be the same in Python 3.7 to 3.13.
+        return random.Random(f"{self.seed}/{self.task.name}/{self.split}/{index}/{purpose}")
 
     def label(self, index: int) -> int:
-        """The class, as an index into `class_names`."""
+        """Return the class of a picture, an index into `class_names`."""
         return index % len(self.class_names)
 
     def scene(self, index: int) -> Scene:
-        """What is in the picture, before it is drawn."""
+        """Return what a picture contains, before it is drawn."""
         return self.task.make(self._rng(index, "scene"), self.label(index))
 
     def caption(self, index: int) -> str:
-        """A sentence under the picture; where there are no things to tell of, the task's own."""
+        """Return a sentence that describes a picture.
+
+        A scene without things gets the task's first template with the class name.
+        """
         scene = self.scene(index)
         if not scene.things:
             return self.task.templates[0].format(self.class_names[self.label(index)])
         return caption(scene, self._rng(index, "caption"))
 
     def picture(self, index: int) -> Picture:
-        """Pixels, and what each of them shows; independent of what was asked for before."""
+        """Draw a picture: its pixels, and what each of them shows."""
         return render(self.scene(index))
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
-        """(len(indices), 3, 112, 112) uint8."""
+        """Return the pixels of pictures, (len(indices), 3, 112, 112) uint8."""
         pixels = np.stack([self.picture(int(i)).pixels for i in indices])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)

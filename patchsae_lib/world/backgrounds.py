@@ -1,6 +1,6 @@
-"""The twelve backgrounds, and the eight land covers that fill a picture of their own.
+"""The twelve backgrounds, and the eight land covers, each of which fills a whole picture.
 
-A painter `f(c, rng, new)` draws on `c`; `new` registers a colour and returns its region id.
+A painter `f(c, rng, new)` draws on canvas `c`; `new` registers a colour and returns its region id.
 """
 
 # A painter's name already says what it paints.
@@ -20,19 +20,19 @@ Brush = Callable[[Colour], int]
 
 
 def shade(c: Colour, by: float) -> Colour:
-    """`c` times `by`, clipped: below 1 darker, above 1 lighter."""
+    """Return a colour multiplied by `by` and clipped: darker below 1, lighter above."""
     r, g, b = (min(255, round(v * by)) for v in c)
     return r, g, b
 
 
 def jitter(c: Colour, rng: random.Random, by: int = 12) -> Colour:
-    """`c` with up to `by` added to or taken from each channel."""
+    """Return a colour with a random number from -by to by added to each channel."""
     r, g, b = (max(0, min(255, v + rng.randint(-by, by))) for v in c)
     return r, g, b
 
 
 def clouds(c: Canvas, rng: random.Random, white: int, n: int, low: float) -> None:
-    """`n` clouds of three discs each, none below `low`."""
+    """Draw `n` clouds of three discs each, centred above y = `low`."""
     for _ in range(n):
         x, y, s = rng.uniform(0, SIZE), rng.uniform(6, low), rng.uniform(5, 9)
         for k in (-1, 0, 1):
@@ -40,13 +40,13 @@ def clouds(c: Canvas, rng: random.Random, white: int, n: int, low: float) -> Non
 
 
 def hills(c: Canvas, rng: random.Random, y: float, i: int, step: int = 37) -> None:
-    """A wavy edge near `y`: a hill about every `step` pixels; what is below is for the caller."""
+    """Draw a wavy edge near `y` with a hill about every `step` pixels; nothing is filled below."""
     for x in range(-10, SIZE + 20, step):
         c.disc(x + rng.uniform(-8, 8), y + 14, rng.uniform(28, 40), rng.uniform(14, 24), i)
 
 
 def sky_over(c: Canvas, i: int) -> None:
-    """All of the picture, for the rest to be drawn over."""
+    """Fill the picture, to be drawn over."""
     c.box(0, 0, SIZE, SIZE, i)
 
 
@@ -219,18 +219,18 @@ PAINTERS: dict[str, Painter] = {
 }
 
 
-# -- land cover, seen from above: structures that no other picture has -------------------------
+# -- land cover seen from above: structures found in no other picture ---------------------------
 
 
 def patches(c: Canvas, rng: random.Random, i: int, n: int, r: float) -> None:
-    """`n` roundish spots of radius about `r`, anywhere."""
+    """Draw `n` roundish spots of radius about `r`, anywhere."""
     for _ in range(n):
         s = r * rng.uniform(0.5, 1.2)
         c.disc(rng.uniform(0, SIZE), rng.uniform(0, SIZE), s, s * rng.uniform(0.7, 1.2), i)
 
 
 def bend(rng: random.Random, amount: float) -> list[tuple[float, float]]:
-    """A line across the picture, from above to below it."""
+    """Return a winding line from above the picture to below it."""
     x = rng.uniform(25, 87)
     points = []
     for v in range(-10, SIZE + 20, 12):
@@ -240,7 +240,7 @@ def bend(rng: random.Random, amount: float) -> list[tuple[float, float]]:
 
 
 def turned(points: list[tuple[float, float]], rng: random.Random) -> list[tuple[float, float]]:
-    """The line as it is or, as often, from left to right."""
+    """Return the line as it is or, with probability a half, running from left to right."""
     return [(y, x) for x, y in points] if rng.random() < 0.5 else points
 
 
@@ -321,6 +321,6 @@ LANDS: dict[str, Painter] = {
 
 
 def paint(c: Canvas, painter: Painter, rng: random.Random, background: str) -> None:
-    """Draw with regions that all say `background` and colours that vary a little."""
+    """Paint with slightly varied colours; all regions belong to `background`."""
     region = Region(background=background)
     painter(c, rng, lambda colour: c.region(region, jitter(colour, rng, 8)))

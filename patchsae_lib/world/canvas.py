@@ -1,17 +1,23 @@
-"""One picture of region ids, from which both the colours and the masks are read.
+"""One image of region ids, from which both the colours and the masks are read.
 
-Shapes are drawn once, three times enlarged and without anti-aliasing, as ids. Colours are a table
-lookup on the ids, so picture and mask cannot disagree. All arithmetic after the corners of the
-shapes is on integers: the same bytes everywhere.
+Shapes are drawn once, as ids, at three times the size and without anti-aliasing. Colours are
+looked up in a table by id, so picture and mask cannot disagree. Once the corners of the shapes are
+rounded all arithmetic is on integers, which gives the same bytes on every machine.
 """
+
+# A pattern's function is named after the pattern.
+# ruff: noqa: D103
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 SIZE = 112
@@ -23,7 +29,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Region:
-    """What an id stands for. Empty strings: nothing of that kind to be seen there."""
+    """What an id stands for. An empty string: the region shows nothing of that kind."""
 
     thing: int = -1  # index among the scene's things
     cls: str = ""
@@ -36,7 +42,7 @@ class Region:
 
 
 class Canvas:
-    """The ids being drawn, with a colour and a second colour (for patterns) for each."""
+    """The ids being drawn, and for each a colour and perhaps a pattern in a second colour."""
 
     def __init__(self) -> None:
         self.image = Image.new("L", (WIDE, WIDE), 0)
@@ -46,8 +52,8 @@ class Canvas:
         self.patterns: list[tuple[int, str, Colour]] = []
 
     def region(self, region: Region, colour: Colour) -> int:
-        """Register what a shape is going to show; returns the id to draw it with."""
-        # Ids from 128 on are the other colour of a pattern, and sketches use 127 for "no region".
+        """Register what a shape shows, and return the id to draw it with."""
+        # Ids from 128 on are a pattern's second colour, and sketches use 127 for "no region".
         if len(self.regions) == 127:
             raise ValueError("more than 127 regions in one picture")
         self.regions.append(region)
@@ -55,12 +61,12 @@ class Canvas:
         return len(self.regions) - 1
 
     def polygon(self, points: np.ndarray, i: int) -> None:
-        """Fill a polygon; `points` (n, 2), like all coordinates here, in pixels of the picture."""
+        """Fill a polygon. `points` (n, 2), like all coordinates here, are in picture pixels."""
         self.draw.polygon(np.rint(points * ZOOM).astype(int).ravel().tolist(), fill=i)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, i: int) -> None:
-        """Fill an upright rectangle; boxes that share an edge do not overlap."""
-        # Pillow counts the last row and column in.
+        """Fill an upright rectangle. Boxes that share an edge do not overlap."""
+        # Pillow includes the last row and column.
         self.draw.rectangle(
             (round(x0 * ZOOM), round(y0 * ZOOM), round(x1 * ZOOM) - 1, round(y1 * ZOOM) - 1), i
         )
@@ -71,19 +77,19 @@ class Canvas:
         self.draw.ellipse([round(v * ZOOM) for v in box], fill=i)
 
     def line(self, points: list[tuple[float, float]], width: float, i: int) -> None:
-        """Draw a polyline, which always stays visible: at least a third of a pixel wide."""
+        """Draw a polyline, at least a third of a pixel wide so that it stays visible."""
         flat = [round(v * ZOOM) for p in points for v in p]
         self.draw.line(flat, fill=i, width=max(1, round(width * ZOOM)), joint="curve")
 
     def ids(self) -> np.ndarray:
-        """(336, 336) uint8, with 128 added where a pattern shows its second colour."""
+        """Return (336, 336) uint8 ids, plus 128 where a pattern shows its second colour."""
         ids = np.array(self.image)
         for i, pattern, _ in self.patterns:
             ids += (pattern_map(pattern) & (ids == i)) << 7
         return ids
 
     def palette(self) -> np.ndarray:
-        """(256, 3) uint8: the colour of every id."""
+        """Return the colour of every id, (256, 3) uint8."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.colours)] = self.colours
         for i, _, second in self.patterns:
@@ -92,54 +98,78 @@ class Canvas:
 
 
 def wave(n: int, period: float, height: float) -> np.ndarray:
-    """A triangle wave of `n` integer samples: no sine, so that it is the same everywhere."""
+    """Return `n` samples of a triangle wave: a sine may differ between machines."""
     t = np.arange(n) / period % 1.0
     return np.rint(height * np.abs(2 * t - 1)).astype(int)
 
 
+Grid: TypeAlias = npt.NDArray[np.int64]
+
+
+def staggered(x: Grid, y: Grid, step: int, height: int) -> Grid:
+    """Return x relative to the centre of its cell, where odd rows of cells are shifted by half."""
+    return (x + y // height % 2 * (step // 2)) % step - step // 2
+
+
+def dotted(x: Grid, y: Grid, step: int) -> np.ndarray:
+    height = step * 3 // 4
+    dx, dy = staggered(x, y, step, height), y % height - step * 3 // 8
+    return dx * dx + dy * dy < (step * 3 // 11) ** 2
+
+
+def brick(x: Grid, y: Grid, step: int) -> np.ndarray:
+    half = step // 2
+    return (y % half < 3) | ((x + y // half % 2 * half) % step < 3)
+
+
+def scaly(x: Grid, y: Grid, step: int) -> np.ndarray:
+    dx, dy = staggered(x, y, step, step // 2), y % (step // 2) - step // 8
+    r2 = dx * dx + dy * dy
+    return (r2 < (step // 2) ** 2) & (r2 > (step * 3 // 8) ** 2)
+
+
+def woven(x: Grid, y: Grid, step: int) -> np.ndarray:
+    thin = step // 4
+    return np.where(checkered(x, y, step), x % thin < 3, y % thin < 3)
+
+
+def starry(x: Grid, y: Grid, step: int) -> np.ndarray:
+    dx, dy = np.abs(x % step - step // 2), np.abs(y % step - step // 2)
+    return (dx * dy < 9) & (np.maximum(dx, dy) < step * 3 // 8)
+
+
+def checkered(x: Grid, y: Grid, step: int) -> np.ndarray:
+    return (x // (step // 2) + y // (step // 2)) % 2 == 0
+
+
+def zigzag(_x: Grid, y: Grid, step: int) -> np.ndarray:
+    return (y + wave(WIDE, step * 1.5, step * 0.75)[None]) // (step // 2) % 2 == 0
+
+
+#: pattern → where its second colour shows, of x, y (336, 336) and the period `step`
+SECOND_COLOUR: dict[str, Callable[[Grid, Grid, int], np.ndarray]] = {
+    "striped": lambda x, y, step: (x + y) // (step // 2) % 2 == 0,
+    "banded": lambda _x, y, step: y // (step // 2) % 2 == 0,
+    "grid": lambda x, y, step: (x % step < step // 5) | (y % step < step // 5),
+    "checkered": checkered, "zigzag": zigzag, "dotted": dotted, "brick": brick,
+    "scaly": scaly, "woven": woven, "starry": starry,
+}  # fmt: skip
+
+
 @cache
-def pattern_map(name: str) -> np.ndarray:
-    """(336, 336) uint8, 1 where the second colour of the pattern `NAME[:step]` shows."""
-    name, _, given = name.partition(":")
-    step = int(given or 24)
+def pattern_map(pattern: str) -> np.ndarray:
+    """Return (336, 336) uint8, 1 where the second colour of the pattern `NAME:STEP` shows."""
+    name, _, step = pattern.partition(":")
     y, x = np.mgrid[:WIDE, :WIDE]
-    if name == "striped":
-        on = (x + y) // (step // 2) % 2 == 0
-    elif name == "checkered":
-        on = (x // (step // 2) + y // (step // 2)) % 2 == 0
-    elif name == "dotted":
-        row = y // (step * 3 // 4)
-        dx = (x + row % 2 * (step // 2)) % step - step // 2
-        dy = y % (step * 3 // 4) - step * 3 // 8
-        on = dx * dx + dy * dy < (step * 3 // 11) ** 2
-    elif name == "zigzag":
-        on = (y + wave(WIDE, step * 1.5, step * 0.75)[None]) // (step // 2) % 2 == 0
-    elif name == "grid":
-        on = (x % step < step // 5) | (y % step < step // 5)
-    elif name == "brick":
-        row = y // (step // 2)
-        on = (y % (step // 2) < 3) | ((x + row % 2 * (step // 2)) % step < 3)
-    elif name == "scaly":
-        row = y // (step // 2)
-        dx = (x + row % 2 * (step // 2)) % step - step // 2
-        r2 = dx * dx + (y % (step // 2) - step // 8) ** 2
-        on = (r2 < (step // 2) ** 2) & (r2 > (step * 3 // 8) ** 2)
-    elif name == "woven":
-        a = (x // (step // 2) + y // (step // 2)) % 2 == 0
-        on = np.where(a, x % (step // 4) < 3, y % (step // 4) < 3)
-    elif name == "banded":
-        on = y // (step // 2) % 2 == 0
-    else:  # starry
-        cx, cy = x % step - step // 2, y % step - step // 2
-        on = np.abs(cx) * np.abs(cy) < 9
-        on &= np.maximum(np.abs(cx), np.abs(cy)) < step * 3 // 8
-    return on.astype(np.uint8)
+    return SECOND_COLOUR[name](x, y, int(step)).astype(np.uint8)
 
 
 @cache
 def tiles(name: str) -> np.ndarray:
-    """Fields (…, 256, 256) int16 that pictures take a random window of: noise (`grain`), the
-    marks of a brush (`strokes`), three soft fields (`cloud`)."""
+    """Return a field (…, 256, 256) int16 from which pictures take a random window.
+
+    `grain` is noise, `strokes` the marks of a brush, `cloud` (3, 256, 256) three smooth fields.
+    """
     rng = np.random.Generator(np.random.PCG64(20241208))
     if name == "grain":
         four = rng.integers(-64, 65, (4, 256, 256), dtype=np.int16)
@@ -155,7 +185,7 @@ def tiles(name: str) -> np.ndarray:
 
 @cache
 def warps() -> np.ndarray:
-    """(8, 336·336) int64: flat indices that shake a picture of ids like a hand or a brush does."""
+    """Return (8, 336·336) int64: flat indices that distort ids the way a hand or brush would."""
     y, x = np.mgrid[:WIDE, :WIDE]
     rng = random.Random("warps")
     out = []
@@ -166,7 +196,7 @@ def warps() -> np.ndarray:
             left, top = rng.randrange(100), rng.randrange(100)
             window = fine.crop((left, top, left + 150, top + 150)).resize((WIDE, WIDE))
             fields.append(np.asarray(window).astype(int) - 128)
-        strength = 5 if k < 4 else 9  # of 128: a hand that draws; a brush that paints
+        strength = 5 if k < 4 else 9  # of 128: a drawing hand, a painting brush
         dx, dy = (f * strength // 128 for f in fields)
         source = np.clip(y + dy, 0, WIDE - 1) * WIDE + np.clip(x + dx, 0, WIDE - 1)
         out.append(source.ravel())

@@ -1,4 +1,4 @@
-"""Signs with words on them, in a stroke font of our own: no font of the system is asked."""
+"""Signs with words on them, drawn in our own stroke font: no system font is needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LETTERS: dict[str, tuple[Stroke, ...]] = {
 
 
 def sign(c: Canvas, word: str, rng: random.Random) -> None:
-    """A light plate with the word in dark strokes, at a random place near the edge."""
+    """Draw a light plate with the word in dark strokes, near the top or the bottom edge."""
     unit = rng.uniform(3.2, 4.6)
     advance = unit * 2.9
     w, h = advance * len(word) + unit * 0.9, unit * 4.8

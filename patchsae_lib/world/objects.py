@@ -29,7 +29,7 @@ Draw: TypeAlias = Callable[[float, float], float]
 PI = math.pi
 
 
-def both(name: str, role: str, points: Points) -> list[Part]:
+def pair(name: str, role: str, points: Points) -> list[Part]:
     """Return a part and its mirror image."""
     return [Part(name, role, points), Part(name, role, mirror(points))]
 
@@ -43,7 +43,7 @@ def eye(x: float, y: float, r: float) -> list[Part]:
 
 
 def leg(x: float, y0: float, y1: float, step: float, width: float, role: str = "main") -> Part:
-    """Return a leg from the hip to a foot that is `step` further along."""
+    """Return a leg from the hip at x to a foot at x + step."""
     knee = (x + 0.4 * step, (y0 + y1) / 2)
     return Part("leg", role, stroke([(x, y0), knee, (x + step, y1)], width, width * 0.8))
 
@@ -67,7 +67,7 @@ def cat(u: Draw) -> list[Part]:
     ear = poly((-.5, -.55), (-.5 - .1 * e, -.78 - e), (-.08, -.88))
     inner = poly((-.42, -.66), (-.45 - .1 * e, -.72 - .75 * e), (-.19, -.83))
     head = [
-        *both("ear", "main", ear), *both("ear", "skin", inner),
+        *pair("ear", "main", ear), *pair("ear", "skin", inner),
         Part("head", "main", even((0, -.88), (.4, -.78), (.56, -.45), (.36, -.14), (0, -.06))),
         *eye(-.23, -.5, .115), *eye(.23, -.5, .115),
         Part("nose", "skin", poly((-.1, -.33), (.1, -.33), (0, -.22))),
@@ -76,7 +76,7 @@ def cat(u: Draw) -> list[Part]:
         Part("tail", "second", stroke(tail, .2, .14, cap=True)),
         Part("body", "main", even((.24, -.2), (w, .45), (w + .04, .88), (.2, .97))),
         Part("belly", "tint", even((.2, .02), (.12, .4), (0, .5))),
-        *both("leg", "tint", ellipse(.19, .9, .17, .11)),
+        *pair("leg", "tint", ellipse(.19, .9, .17, .11)),
         *(p._replace(points=turn(p.points, h, 0, -.2)) for p in head),
     ]
 
@@ -202,14 +202,14 @@ def owl(u: Draw) -> list[Part]:
         (-w + .24, .1))
     tuft = poly((-w + .02, -.45), (-w + .06, -.75 - e), (-.12, -.76))
     return [
-        Part("branch", "wood", stroke([(-.95, .86), (.95, .82)], .14)), *both("ear", "main", tuft),
+        Part("branch", "wood", stroke([(-.95, .86), (.95, .82)], .14)), *pair("ear", "main", tuft),
         Part("body", "main", even((0, -.82), (w - .08, -.7), (w, -.3), (w, .35), (.3, .8))),
-        *both("wing", "main", wing), Part("belly", "tint", ellipse(0, .38, .3, .3)),
-        *both("wing", "second", stroke(curve([(-w + .2, 0), (-w + .22, .3), (-w + .14, .55)]),
+        *pair("wing", "main", wing), Part("belly", "tint", ellipse(0, .38, .3, .3)),
+        *pair("wing", "second", stroke(curve([(-w + .2, 0), (-w + .22, .3), (-w + .14, .55)]),
             .07)),
-        *both("eye", "light", ellipse(.25, -.38, r, r)),
-        *both("eye", "dark", ellipse(.22, -.38, .58 * r, .58 * r)),
-        *both("leg", "orange", ellipse(.18, .8, .12, .09)),
+        *pair("eye", "light", ellipse(.25, -.38, r, r)),
+        *pair("eye", "dark", ellipse(.22, -.38, .58 * r, .58 * r)),
+        *pair("leg", "orange", ellipse(.18, .8, .12, .09)),
         Part("beak", "orange", poly((-.1, -.26), (.1, -.26), (0, -.02))),
     ]
 
@@ -252,7 +252,7 @@ def penguin(u: Draw) -> list[Part]:
         Part("beak", "orange", poly((-.11, -.48), (.11, -.48), (0, -.32))),
     ]
     parts = [
-        *both("leg", "orange", ellipse(.22, .93, .22, .1)),
+        *pair("leg", "orange", ellipse(.22, .93, .22, .1)),
         Part("wing", "second", turn(flipper, -a, w, -.25)),
         Part("wing", "second", turn(mirror(flipper), b, -w, -.25)),
         Part("body", "main", even((0, -.5), (.34, -.4), (w, .2), (w - .06, .72), (.2, .93))),
@@ -330,7 +330,7 @@ def crab(u: Draw) -> list[Part]:
     h, a, b, o, e = u(.3, .4), u(-.15, .4), u(-.15, .4), u(.25, .55), u(0, .15)
     parts: list[Part] = []
     for k, (x, y) in enumerate(((.98, .28), (.92, .56), (.66, .76))):
-        parts += both("leg", "second", stroke([(.4 - .08 * k, .25 + .06 * k), (x - .1, y - .18),
+        parts += pair("leg", "second", stroke([(.4 - .08 * k, .25 + .06 * k), (x - .1, y - .18),
             (x, y)], .13, .07))
     gap: list[Point] = [(.82 + .27 * math.cos(t), -.48 + .27 * math.sin(t))
         for t in (-PI / 2 + o + (2 * PI - 2 * o) * k / 16 for k in range(17))]
@@ -340,10 +340,10 @@ def crab(u: Draw) -> list[Part]:
             lifted = turn(shape, angle, .5, .1)
             parts.append(Part(name, role, mirror(lifted) if flip else lifted))
     return [
-        *parts, *both("eye", "second", stroke([(.17, .1), (.2, -.3 - e)], .09)),
+        *parts, *pair("eye", "second", stroke([(.17, .1), (.2, -.3 - e)], .09)),
         Part("body", "main", even((0, .18 - h), (.42, .2 - .9 * h), (.62, .2), (.4, .52),
             (0, .6))),
-        *both("eye", "dark", ellipse(.2, -.34 - e, .11, .11)),
+        *pair("eye", "dark", ellipse(.2, -.34 - e, .11, .11)),
         Part("mouth", "dark", arc(0, .22, .18, .5, PI - .5, .06)),
     ]
 
@@ -477,7 +477,7 @@ def tree(u: Draw) -> list[Part]:
     return [
         Part("trunk", "wood", poly((-t, -.3), (t, -.3), (t, .75), (t + .16, .95), (-t - .16, .95),
             (-t, .75))),
-        *both("trunk", "wood", stroke([(0, .5), (.3, .05)], .12, .09)),
+        *pair("trunk", "wood", stroke([(0, .5), (.3, .05)], .12, .09)),
         Part("leaf", "main", blob(*crown)),
         *(Part("leaf", role, arc(x * w, -.35 + y * h, .17, PI * (1 - (x > .1)),
             PI * (1.6 - (x > .1)), .08)) for role, x, y in marks),
@@ -536,7 +536,7 @@ def mushroom(u: Draw) -> list[Part]:
 
 
 def petal_outline(shape: str, petals: int) -> Points:
-    """Return one petal along the x axis, as wide as its number of neighbours leaves room for."""
+    """Return one petal along the x axis, narrow enough for all petals to fit around the centre."""
     s = math.sin(PI / petals)
     mid = 1 / (1 + .93 * s)
     r = 1 - mid
@@ -590,7 +590,7 @@ def apple(u: Draw) -> list[Part]:
 
 
 def one_banana(bend: float, fat: float) -> list[Part]:
-    """Return a banana hanging from the origin."""
+    """Return a banana that hangs from the origin."""
     end = (1.2, 1.35)
     line = curve([(0, 0), (.02 + .3 * bend, .4), (.12 + bend, .85), (.62, 1.25), end])
     n = len(line) - 1
@@ -710,7 +710,7 @@ def table(u: Draw) -> list[Part]:
             (-.3, y - d + .13))),
     ]
     return [
-        *both("leg", "second", box(.55, y, .55 + w, y + .75 * h + .2)),
+        *pair("leg", "second", box(.55, y, .55 + w, y + .75 * h + .2)),
         Part("leg", "main", poly((.74, y), (.94, y), (.92 + s, y + h + .3),
             (.92 + s - w, y + h + .3))),
         Part("leg", "main", poly((-.94, y), (-.74, y), (w - .92 - s, y + h + .3),
@@ -777,9 +777,9 @@ def house(u: Draw) -> list[Part]:
         Part("window", "glass", ellipse(x * w, top - .38 * r, .11, .11)),
         Part("door", "wood", box(x * .3 - .15, .9 - .44, x * .3 + .15, .9)),
         Part("handle", "yellow", ellipse(x * .3 + .08, .68, .035, .035)),
-        *(p for y in rows for p in both("window", "glass",
+        *(p for y in rows for p in pair("window", "glass",
             box(.62 * w - a, y, .62 * w + a, y + .26))),
-        *(p for y in rows[int(k > .5):] for p in both("window", "light",
+        *(p for y in rows[int(k > .5):] for p in pair("window", "light",
             box(.62 * w - .17, y + .26, .62 * w + .17, y + .33))),
     ]
 
@@ -798,7 +798,7 @@ def castle(u: Draw) -> list[Part]:
     w, h, m, k, f = u(.34, .46), u(.9, 1.35), u(0, .3), u(0, 3), u(0, 1)
     top = .9 - h
     flags = [(0, .1 - m - .35)] if f < .4 else [(-.78, top), (.78, top)]
-    roofs = [] if k < 1.2 else both("roof", "second", poly((.78 - .62 * w - .1, top + .08),
+    roofs = [] if k < 1.2 else pair("roof", "second", poly((.78 - .62 * w - .1, top + .08),
         (.78, top - .5), (.78 + .62 * w + .1, top + .08)))
     lift = .46 if roofs and len(flags) == 2 else 0
     return [
@@ -807,8 +807,8 @@ def castle(u: Draw) -> list[Part]:
             (x + .03, y - .14 - lift))) for x, y in flags),
         Part("wall", "second", battlement(-.3, .3, .1 - m - .35, .9, 3)),
         Part("wall", "main", battlement(-.8, .8, .2 - m * .3, .9, 6)),
-        *both("wall", "main", battlement(.78 - .62 * w, .78 + .62 * w, top, .92, 3)), *roofs,
-        *both("window", "dark", box(.72, top + .32, .84, top + .52)),
+        *pair("wall", "main", battlement(.78 - .62 * w, .78 + .62 * w, top, .92, 3)), *roofs,
+        *pair("window", "dark", box(.72, top + .32, .84, top + .52)),
         Part("door", "wood", even((0, .4), (.14, .46), (.21, .6), (.2, .92))),
     ]
 

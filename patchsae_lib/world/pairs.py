@@ -1,4 +1,4 @@
-"""Pairs of pictures that differ in their surroundings: for the covariate shifts of Fig. 4."""
+"""Pairs of scenes that differ in background or style, for the covariate shifts of Fig. 4."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ PHOTO = Mix(styles=(1.0, 0.0, 0.0, 0.0), several=0.0, counted=0.0, word=0.0)
 
 
 class Scenes(World):
-    """Pictures of given scenes of objects, labelled with the class of their first one."""
+    """Pictures of the given scenes, each labelled with the class of its first thing."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         super().__init__("objects", "given", len(scenes))
         self.scenes = tuple(scenes)
 
     def scene(self, index: int) -> Scene:
-        """What is in the picture."""
+        """Return what a picture contains, before it is drawn."""
         return self.scenes[range(self.n)[index]]
 
     def label(self, index: int) -> int:
-        """The class, as an index into `class_names`."""
+        """Return the class of a picture, an index into `class_names`."""
         return CLASSES.index(self.scene(index).things[0].cls)
 
 
 def pair(change: str, number: int, cls: str = "", same_class: bool = True) -> tuple[Scene, Scene]:
-    """Two single objects of one class (or of two): pair `number` of a `change`.
+    """Return pair `number` of two scenes with a single object each, of one class or of two.
 
-    `background`: both are photos before different backgrounds. `style`: the second is in another
-    style than photo. All else (colour, texture, size, place) is left to chance.
-    Raises `ValueError` for another change.
+    `change="background"`: two photos with different backgrounds. `change="style"`: a photo and a
+    picture in another style. Colour, texture, size and place are random in both scenes.
+    Raises `ValueError` for any other `change`.
     """
     if change not in ("background", "style"):
         raise ValueError(f"no change {change!r}: give background or style")
     rng = random.Random(f"pair/{change}/{number}/{cls}/{same_class}")
     cls = cls or CLASSES[number % len(CLASSES)]
     first = sample(rng, PHOTO, cls)
-    other = cls if same_class else pick(rng, [c for c in CLASSES if c != cls])
-    second = sample(rng, PHOTO, other)
+    second_class = cls if same_class else pick(rng, [c for c in CLASSES if c != cls])
+    second = sample(rng, PHOTO, second_class)
     if change == "style":
         return first, replace(second, style=STYLES[1 + number % (len(STYLES) - 1)])
     while second.background == first.background:
-        second = sample(rng, PHOTO, other)
+        second = sample(rng, PHOTO, second_class)
     return first, second

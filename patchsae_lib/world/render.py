@@ -1,4 +1,4 @@
-"""A scene becomes a picture (112×112×3 bytes) and the ids of what every pixel shows."""
+"""Turns a scene into a picture (112×112×3 bytes) and the ids of what each pixel shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from patchsae_lib.world.scene import GROUP_OF, Scene, Thing
 from patchsae_lib.world.shapes import Part
 from patchsae_lib.world.vocabulary import COLOURS, ROLES
 
-#: kinds of concept a mask can be asked for
+#: kinds of concept that have masks
 KINDS = tuple(f.name for f in fields(Region) if f.name != "thing")
 
 
@@ -39,20 +39,23 @@ class Picture:
     regions: tuple[Region, ...]
 
     def mask(self, kind: str, name: str) -> np.ndarray:
-        """(112, 112) bool: where the concept is to be seen, e.g. `mask("part", "wheel")`."""
+        """Return where a concept is visible, (112, 112) bool: `mask("part", "wheel")`.
+
+        Raises `ValueError` for an unknown kind.
+        """
         if kind not in KINDS:
             raise ValueError(f"no concepts of kind {kind!r}; there are {', '.join(KINDS)}")
         shows = np.array([getattr(r, kind) == name for r in self.regions])
         return shows[self.ids]
 
     def thing_mask(self, index: int) -> np.ndarray:
-        """(112, 112) bool: the pixels of one thing of the scene."""
+        """Return the pixels of thing `index` of the scene, (112, 112) bool."""
         return np.array([r.thing == index for r in self.regions])[self.ids]
 
 
 def parts_of(t: Thing) -> list[Part]:
-    """The polygons of a thing in its own coordinates (the box [-1, 1]²)."""
-    f = t.flower  # its colours do not change the polygons: one drawing serves them all
+    """Return the polygons of a thing in its own coordinates (the box [-1, 1]²)."""
+    f = t.flower  # polygons do not depend on its colours, so cache entries are shared
     return _variant(t.cls, t.variant, (f.petals, f.shape) if f else ())
 
 
@@ -65,60 +68,59 @@ def _variant(cls: str, variant: int, flower: tuple[int, str] | tuple[()]) -> lis
 
 
 def second_tone(c: Colour) -> Colour:
-    """The other colour of a pattern: dark on light, light on dark."""
+    """Return the second colour of a pattern: dark on light, light on dark."""
     if sum(c) > 300:
         return shade(c, 0.5)
     r, g, b = ((v + 2 * 246) // 3 for v in c)
     return r, g, b
 
 
-def draw_thing(c: Canvas, t: Thing, index: int, rng: random.Random, visible: bool) -> None:
-    """Put one thing on the canvas; `visible`: colours and textures can be seen in this style."""
+def tones_of(t: Thing, rng: random.Random) -> dict[str, Colour]:
+    """Return the colour of each role that the parts of a thing can have."""
     own = jitter(COLOURS[t.colour], rng, 14)
-    dark = shade(own, 0.72) if sum(own) > 240 else shade(own, 1.6)
-    tones: dict[str, Colour] = {
-        **ROLES, "main": own, "second": dark, "tint": shade(own, 1.22),
-    }  # fmt: skip
+    second = shade(own, 0.72) if sum(own) > 240 else shade(own, 1.6)
+    tones = {**ROLES, "main": own, "second": second, "tint": shade(own, 1.22)}
     if t.flower:
         tones["yellow"] = jitter(COLOURS[t.flower.centre], rng)
+    return tones
+
+
+def shape_of(t: Thing, rng: random.Random) -> np.ndarray:
+    """Return the (2, 2) matrix that turns, scales and slightly distorts the parts of a thing."""
     angle = np.deg2rad(t.angle)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     sx, sy = rng.uniform(0.9, 1.06), rng.uniform(0.9, 1.06)
     shear = rng.uniform(-0.1, 0.1)
     flip = -1.0 if t.flip else 1.0
     turn = np.array([[cos, sin], [-sin, cos]]) * t.size
-    shape = np.array([[flip * sx, 0.0], [shear, sy]]) @ turn
+    return np.array([[flip * sx, 0.0], [shear, sy]]) @ turn
+
+
+def region_of(t: Thing, index: int, name: str, role: str, visible: bool) -> Region:
+    """Return what a part shows; `visible`: this style shows colours and textures."""
+    colour = t.colour if visible and role in ("main", "second", "tint") else ""
+    if visible and t.flower and name == "centre":
+        colour = t.flower.centre
+    texture = t.texture if visible and role == "main" and t.texture != "plain" else ""
+    return Region(index, t.cls, GROUP_OF[t.cls], name, colour, texture)
+
+
+def draw_thing(c: Canvas, t: Thing, index: int, rng: random.Random, visible: bool) -> None:
+    """Draw a thing; `visible`: this style shows colours and textures."""
+    tones, shape = tones_of(t, rng), shape_of(t, rng)
     ids: dict[tuple[str, str], int] = {}
     for name, role, points in parts_of(t):
-        i = ids.get((name, role), -1)
-        if i < 0:
-            owned = visible and role in ("main", "second", "tint")
-            colour = t.colour if owned else ""
-            if visible and t.flower and name == "centre":
-                colour = t.flower.centre
-            textured = visible and role == "main" and t.texture != "plain"
-            i = c.region(
-                Region(
-                    thing=index,
-                    cls=t.cls,
-                    group=GROUP_OF[t.cls],
-                    part=name,
-                    colour=colour,
-                    texture=t.texture if textured else "",
-                ),
-                tones[role],
-            )
-            ids[name, role] = i
-            if textured:
+        if (name, role) not in ids:
+            region = region_of(t, index, name, role, visible)
+            i = ids[name, role] = c.region(region, tones[role])
+            if region.texture:
                 step = max(12, round(t.size * 0.55))
                 c.patterns.append((i, f"{t.texture}:{step}", second_tone(tones[role])))
-        c.polygon(points @ shape + (t.x, t.y), i)
+        c.polygon(points @ shape + (t.x, t.y), ids[name, role])
 
 
-def render(scene: Scene) -> Picture:
-    """Draw a scene. The same scene gives the same bytes, everywhere."""
-    rng = random.Random(scene.key)
-    c = Canvas()
+def draw_ground(c: Canvas, scene: Scene, rng: random.Random) -> None:
+    """Draw what lies behind the things: a land cover, a pattern or a background."""
     if scene.land:
         paint(c, LANDS[scene.land], rng, "")
     elif scene.pattern:
@@ -128,13 +130,20 @@ def render(scene: Scene) -> Picture:
         c.patterns.append((i, f"{scene.pattern}:{step}", second_tone(own)))
     else:
         paint(c, PAINTERS[scene.background], rng, scene.background)
+
+
+def render(scene: Scene) -> Picture:
+    """Draw a scene. The same scene gives the same bytes on every machine."""
+    rng = random.Random(scene.key)
+    c = Canvas()
+    draw_ground(c, scene, rng)
     first_thing = len(c.regions)
     for index, t in enumerate(scene.things):
         draw_thing(c, t, index, rng, scene.shows_colour)
     if scene.word:
         sign(c, scene.word, rng)
     ids = c.ids()
-    if scene.style not in ("photo", "silhouette"):  # by hand: ids move, so masks move with them
+    if scene.style not in ("photo", "silhouette"):  # drawn by hand: ids move, and masks with them
         k = int(rng.random() * 4) + (4 if scene.style == "painting" else 0)
         ids = ids.ravel()[warps()[k]].reshape(WIDE, WIDE)
     if scene.pattern or scene.land:
@@ -145,38 +154,38 @@ def render(scene: Scene) -> Picture:
 
 
 def turned(ids: np.ndarray, rng: random.Random) -> np.ndarray:
-    """One of the eight ways to lay a square: there is no up in a pattern or from above."""
+    """Turn and mirror at random: neither patterns nor views from above have an upright."""
     ids = np.rot90(ids, rng.randrange(4))
     return np.ascontiguousarray(ids[::-1] if rng.random() < 0.5 else ids)
 
 
 def shrink(image: Image.Image) -> np.ndarray:
-    """Average over the 3×3 pixels of every pixel, as int16."""
+    """Average blocks of 3×3 pixels, as int16."""
     return np.asarray(image.reduce(ZOOM)).astype(np.int16)
 
 
 def coloured(c: Canvas, ids: np.ndarray) -> Image.Image:
-    """Every id in its colour, still three times enlarged."""
+    """Return the ids in their colours, still three times enlarged."""
     image = Image.fromarray(ids, "P")
     image.putpalette(c.palette().tobytes(), "RGB")
     return image.convert("RGB")
 
 
 def window(field: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A random 112×112 window of a 256×256 field."""
+    """Return a random 112×112 window of a 256×256 field."""
     y, x = rng.randrange(256 - SIZE), rng.randrange(256 - SIZE)
     return field[..., y : y + SIZE, x : x + SIZE]
 
 
 def objectness(ids: np.ndarray, first_thing: int, last: int) -> Image.Image:
-    """How much of each pixel is covered by things, 0..255."""
+    """Return how much of each pixel is covered by things, 0..255."""
     table = np.zeros(256, np.uint8)
     table[first_thing:last] = table[128 + first_thing : 128 + last] = 255
     return Image.fromarray(table[ids]).reduce(ZOOM)
 
 
 def outlines(ids: np.ndarray, bold: bool = False) -> np.ndarray:
-    """How much of each pixel is border between regions, int16 in 0..255."""
+    """Return how much of each pixel is border between regions, int16 in 0..255."""
     edge = np.zeros((WIDE, WIDE), bool)
     edge[:, 1:] = ids[:, 1:] != ids[:, :-1]
     edge[1:] |= ids[1:] != ids[:-1]
@@ -193,7 +202,7 @@ def finish(rgb: np.ndarray, grain: int, rng: random.Random) -> np.ndarray:
 
 
 def relief(things: Image.Image) -> np.ndarray:
-    """Light from the upper left on rounded bodies: int16 about -90..90, 0 on flat ground."""
+    """Return light from the upper left on rounded bodies: int16, about -90..90, 0 on the flat."""
     soft = np.asarray(things.filter(ImageFilter.BoxBlur(4))).astype(np.int16)
     out = np.zeros((SIZE, SIZE), np.int16)
     out[3:-3, 3:-3] = (soft[6:, 6:] - soft[:-6, :-6]) // 2
@@ -201,7 +210,7 @@ def relief(things: Image.Image) -> np.ndarray:
 
 
 def photo(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
-    """Light from the upper left, cast shadows, darker edges, the grain of a sensor."""
+    """Render with light from the upper left, cast shadows, darker edges and sensor noise."""
     rgb = shrink(coloured(c, ids))
     edges = outlines(ids & 127)
     things = objectness(ids, first, len(c.regions))
@@ -221,7 +230,7 @@ def photo(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndar
 
 
 def painting(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
-    """Stronger colours under the marks of a brush, no shadows."""
+    """Render with stronger colours under brush marks, without shadows."""
     rgb = shrink(coloured(c, ids))
     mean = rgb.sum(2, dtype=np.int16) // 3
     rgb = mean[..., None] + (rgb - mean[..., None]) * 5 // 4
@@ -236,8 +245,8 @@ def painting(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.n
 def drawing(
     c: Canvas, ids: np.ndarray, first: int, rng: random.Random, paper: Colour, ink: Colour
 ) -> np.ndarray:
-    """Bold outlines of things, faint ones of the background, hatching on the side in shadow."""
-    plain = ids & 127  # the lines of a pattern are texture, which a drawing does not show
+    """Draw bold outlines of things, faint ones of the background, and hatched shadows."""
+    plain = ids & 127  # a drawing does not show texture, so no lines of a pattern
     things = objectness(plain, first, len(c.regions))
     strong = outlines(np.where(plain >= first, plain, 0), bold=True)
     faint = outlines(np.where(plain < first, plain, 127)) * 9 // 16
@@ -250,13 +259,13 @@ def drawing(
 
 
 def sketch(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
-    """A pencil on light paper."""
+    """Render in pencil on light paper."""
     paper = jitter((244, 240, 230), rng, 7)
     return drawing(c, ids, first, rng, paper, jitter((56, 54, 60), rng))
 
 
 def blueprint(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
-    """White lines on squared blue paper."""
+    """Render in white lines on squared blue paper."""
     paper = np.array(drawing(c, ids, first, rng, jitter((38, 84, 152), rng), (232, 240, 250)))
     y, x = rng.randrange(14), rng.randrange(14)
     paper[y::14] = np.minimum(255, paper[y::14].astype(np.int16) + 16)
@@ -264,7 +273,7 @@ def blueprint(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.
     return paper
 
 
-#: paper of silhouettes, from the darkest to the lightest tone of the background
+#: silhouettes: colours of the darkest and of the lightest tone of the background
 DUSK: tuple[tuple[Colour, Colour], ...] = (
     ((206, 160, 120), (250, 226, 186)),
     ((168, 138, 158), (250, 214, 196)),
@@ -274,7 +283,7 @@ DUSK: tuple[tuple[Colour, Colour], ...] = (
 
 
 def silhouette(c: Canvas, ids: np.ndarray, first: int, rng: random.Random) -> np.ndarray:
-    """Black things before the background in two tones of evening light."""
+    """Render black things against a background between two tones of evening light."""
     low, high = DUSK[rng.randrange(len(DUSK))]
     palette = c.palette().astype(np.int32)
     tone = palette[:, :1] * 30 // 100 + palette[:, 1:2] * 59 // 100 + palette[:, 2:] * 11 // 100

@@ -15,7 +15,7 @@ REACH = 0.96
 
 
 class Part(NamedTuple):
-    """A filled simple polygon, the word for what it is and the role that decides its colour."""
+    """A filled simple polygon: the name of the part, and the role that decides its colour."""
 
     name: str
     role: str
@@ -86,7 +86,7 @@ def curve(points: Sequence[Point]) -> list[Point]:
 def stroke(
     points: Sequence[Point], width: float, width_end: float | None = None, cap: bool = False
 ) -> Points:
-    """Return a thick open line as one polygon, tapering to width_end, its end round if cap."""
+    """Return a thick open line as one polygon. It tapers to width_end; cap rounds its end."""
     n = len(points)
     left: list[Point] = []
     right: list[Point] = []
@@ -124,8 +124,8 @@ def fitted(build: Callable[Args, list[Part]]) -> Callable[Args, list[Part]]:
 
     def wrapped(*args: Args.args, **kwargs: Args.kwargs) -> list[Part]:
         parts = build(*args, **kwargs)
-        every = np.concatenate([p.points for p in parts])
-        low, high = every.min(axis=0), every.max(axis=0)
+        corners = np.concatenate([p.points for p in parts])
+        low, high = corners.min(axis=0), corners.max(axis=0)
         scale = 2 * REACH / float((high - low).max())
         return [p._replace(points=(p.points - (low + high) / 2) * scale) for p in parts]
 

@@ -1,7 +1,7 @@
-"""Downstream tasks, from no shift of domain to a strong one, and the words they need.
+"""Downstream tasks, from no domain shift to a strong one, and their vocabulary.
 
-Each has its classes in two halves, as in the paper's section 4.2: `base` (the first half, which
-an adapted model is trained on) and `novel` (the rest).
+The classes of a task come in two halves, as in section 4.2 of the paper: an adapted model is
+trained on the `base` classes and first meets the `novel` ones at test time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from patchsae_lib.world.scene import (
     one_thing,
     pick,
     places,
+    repeated,
     sample,
-    thing,
 )
 from patchsae_lib.world.vocabulary import (
     BACKGROUNDS,
@@ -34,8 +34,8 @@ from patchsae_lib.world.vocabulary import (
 
 SINGLE = Mix(several=0.0, counted=0.0)
 PHOTO = (1.0, 0.0, 0.0, 0.0)
-#: Six of the ten are new (two among the base half, four among the novel half). Pretraining shows
-#: the other four (`TEXTURES`) on objects only, never filling the picture.
+#: Pretraining shows four of the ten (`TEXTURES`), on objects only, never filling the picture. The
+#: remaining six are new: two in the base half and four in the novel half.
 PATTERNS = (
     "striped", "grid", "dotted", "scaly", "checkered",
     "zigzag", "woven", "brick", "banded", "starry",
@@ -46,9 +46,9 @@ COUNTS = NUMBERS[:6]
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled stream of scenes: `make(rng, label)` draws one of class `classes[label]`.
+    """A labelled stream of scenes: `make(rng, label)` samples a scene of class `classes[label]`.
 
-    `templates` turn a class name into a prompt; `shift` says how far it is from pretraining.
+    `templates` turn a class name into a prompt; `shift` is the distance from pretraining.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Task:
 
     @property
     def base(self) -> tuple[str, ...]:
-        """The classes that an adapted model is trained on."""
+        """Return the classes that an adapted model is trained on."""
         return self.classes[: (len(self.classes) + 1) // 2]
 
     @property
     def novel(self) -> tuple[str, ...]:
-        """The classes it sees at the test only."""
+        """Return the classes that an adapted model first meets at test time."""
         return self.classes[len(self.base) :]
 
 
@@ -90,8 +90,8 @@ def _photo(rng: random.Random, cls: str = "") -> Scene:
 
 def _colours(rng: random.Random, label: int) -> Scene:
     scene = _photo(rng, pick(rng, [c for c in CLASSES if c != "flower"]))
-    only = replace(scene.things[0], colour=tuple(COLOURS)[label], texture="plain")
-    return replace(scene, things=(only,))
+    coloured = replace(scene.things[0], colour=tuple(COLOURS)[label], texture="plain")
+    return replace(scene, things=(coloured,))
 
 
 def _scenes(rng: random.Random, label: int) -> Scene:
@@ -106,11 +106,7 @@ def _counting(rng: random.Random, label: int) -> Scene:
     scene = _photo(rng)
     model = scene.things[0]
     spots = places(rng, label + 1) if label else [(model.x, model.y, model.size)]
-    things = [thing(rng, model.cls, *spot) for spot in spots]
-    same = [
-        replace(t, colour=model.colour, texture=model.texture, flower=model.flower) for t in things
-    ]
-    return replace(scene, things=tuple(same))
+    return replace(scene, things=tuple(repeated(rng, model, spots)))
 
 
 def _textures(rng: random.Random, label: int) -> Scene:
@@ -121,8 +117,8 @@ def _textures(rng: random.Random, label: int) -> Scene:
 def _flowers(rng: random.Random, label: int) -> Scene:
     scene = _photo(rng, "flower")
     f = SPECIES[label]
-    one = replace(one_thing(rng, "flower"), flower=f, colour=f.colour, texture="plain")
-    return replace(scene, things=(one,))
+    bloom = replace(one_thing(rng, "flower"), flower=f, colour=f.colour, texture="plain")
+    return replace(scene, things=(bloom,))
 
 
 def _land(rng: random.Random, label: int) -> Scene:
@@ -132,7 +128,7 @@ def _land(rng: random.Random, label: int) -> Scene:
 STYLE_TEMPLATES = tuple(f"a {style} of a {{}}" for style in STYLES)
 A_PHOTO = ("a photo of a {}",)
 
-#: half of the names in each half of the classes are new to the model
+#: order of `SPECIES` in which half of the names in each half of the classes are new to the model
 FLOWER_ORDER = (0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
 
 TASKS: dict[str, Task] = {
@@ -172,15 +168,15 @@ TASKS: dict[str, Task] = {
 
 
 def all_words() -> tuple[str, ...]:
-    """Every word of captions, class names and templates, sorted: the small CLIP's vocabulary.
+    """Return the small CLIP's vocabulary: all words of captions, names and templates, sorted.
 
-    A word more or less is another CLIP: the ids of all words after it move.
+    Adding or removing a word changes the ids of all words after it, so needs another CLIP.
     """
-    sources = [
+    phrases = [
         *STYLES, HELD_OUT_STYLE, *COLOURS, *TEXTURES, *PATTERNS, *BACKGROUNDS, *NUMBERS, *WORDS,
         *CLASSES, *map(plural, CLASSES), *LAND, *(s.name for s in SPECIES),
         *BACKGROUNDS.values(), "round long pointed heart petals centre",
         "a of and with the word thing things flower",
-        "drawing picture aerial view from above",  # never said: for templates of the reader's own
+        "drawing picture aerial view from above",  # in no caption: for the reader's own templates
     ]  # fmt: skip
-    return tuple(sorted({w for s in sources for w in s.split()}))
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))

@@ -1,9 +1,9 @@
-"""The words of the embedded world: what there is to see, and how it looks."""
+"""The words of the embedded world: names of concepts, and the colours they are drawn in."""
 
 from __future__ import annotations
 
 STYLES = ("photo", "sketch", "painting", "silhouette")
-#: a style that no picture and no caption of the pretraining has: the strongest shift of style
+#: a style absent from all pictures and captions of pretraining: the strongest shift of style
 HELD_OUT_STYLE = "blueprint"
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 #: patterns on objects; `plain` is the absence of one
 TEXTURES = ("plain", "striped", "dotted", "checkered", "zigzag")
 
-#: background → how a caption puts it
+#: background → its phrase in captions
 BACKGROUNDS: dict[str, str] = {
     "meadow": "in a meadow",
     "forest": "in a forest",
@@ -38,7 +38,7 @@ BACKGROUNDS: dict[str, str] = {
     "wall": "by a wall",
 }
 
-#: of things; most belong to several classes
+#: parts of things; most occur in several classes
 PARTS = (
     "back", "beak", "belly", "blade", "blanket", "body", "branch", "cap", "centre", "claw",
     "comb", "door", "ear", "eye", "fin", "flag", "frame", "fruit", "handle", "head", "horn",
@@ -50,7 +50,7 @@ PARTS = (
 WORDS = ("stop", "cafe", "book", "zoo", "exit", "key", "taxi", "milk")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-#: fixed colours of parts that do not take the object's own
+#: colours of parts that do not take the colour of their object
 ROLES: dict[str, tuple[int, int, int]] = {
     "dark": (44, 42, 48),
     "light": (246, 244, 236),
@@ -68,7 +68,7 @@ IRREGULAR = {"fish": "fish", "cherry": "cherries", "bus": "buses", "cactus": "ca
 
 
 def plural(noun: str) -> str:
-    """The word for several of a class.
+    """Return the plural of a class name.
 
     >>> plural("bus"), plural("cat")
     ('buses', 'cats')

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from patchsae_lib.checkpoints import load_prompts
+from patchsae_lib.interop import load_prompts
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.maple import adapt
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from patchsae_lib.checkpoints import load_sae, read_config
+from patchsae_lib.interop import load_sae, read_config
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import SAE, drop, initial_b_dec, keep
 from patchsae_lib.training import Trainer, objective

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patchsae_lib.checkpoints import load_sae
-from patchsae_lib.formats import write_saelens
+from patchsae_lib.interop.autoencoders import load_sae
+from patchsae_lib.interop.saelens import write_saelens
 from patchsae_lib.sae import ACTIVATIONS, SAE
 
 PEERS = os.environ.get("PATCHSAE_PEERS")

@@ -11,18 +11,14 @@ import argparse
 import json
 from pathlib import Path
 
-from patchsae_lib.checkpoints import load_sae, read_config, save_sae
-from patchsae_lib.formats import write_saelens
-from patchsae_lib.hub import push as upload
-
-FORMS = argparse.RawDescriptionHelpFormatter
+from patchsae_lib.interop import hub
+from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
+from patchsae_lib.interop.saelens import write_saelens
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of `python -m patchsae_lib convert`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m patchsae_lib convert", description=__doc__, formatter_class=FORMS
-    )
+    """Run `python -m patchsae_lib convert`."""
+    parser = _parser("convert")
     parser.add_argument(
         "source",
         help="a file or folder of ours, the authors', Prisma, SAELens or sparsify; or "
@@ -35,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     sae = load_sae(given.source)
     config = json.loads(json.dumps(read_config(given.source), default=str))  # a dtype is no JSON
-    if (given.to or ("ours" if given.target.suffix == ".safetensors" else "saelens")) == "ours":
+    is_file = given.target.suffix == ".safetensors"
+    if (given.to or ("ours" if is_file else "saelens")) == "ours":
         save_sae(given.target, sae, config)
     else:
         write_saelens(given.target, sae, config)
@@ -43,12 +40,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def push(argv: list[str] | None = None) -> None:
-    """The command line of `python -m patchsae_lib push`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m patchsae_lib push", description=__doc__, formatter_class=FORMS
-    )
+    """Run `python -m patchsae_lib push`."""
+    parser = _parser("push")
     parser.add_argument("source", type=Path, help="what `convert` has written")
     parser.add_argument("target", help="hf://owner/repo[/folder][@branch]")
     given = parser.parse_args(argv)
     load_sae(given.source)  # what cannot be read is not uploaded
-    print(upload(given.source, given.target))
+    print(hub.push(given.source, given.target))
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m patchsae_lib {command}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -22,15 +22,15 @@ from patchsae_lib.world import CLASSES, TASKS, Picture
 from patchsae_lib.world.canvas import Region
 from patchsae_lib.world.render import render
 from patchsae_lib.world.scene import Flower, Mix, Scene, Thing, caption, pick
-from patchsae_lib.world.sheets import task_sheet, webp, world_strip
 from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, STYLES, WORDS
+from sheets import task_sheet, webp, world_strip
 
 BASE = next(iter(COLOURS))
 PLACEHOLDER = "{colour}"
 TEXTURE_OF = ("plain", "dotted", "striped")  # scene by scene
 PETALS_OF = ((5, "round"), (8, "long"), (6, "pointed"))  # of flowers, which have no texture
 SIGN_IN = 2  # the scene with a word
-EVERYTHING = Mix(mention_colour=1, mention_texture=1, mention_background=1, mention_word=1)
+FULL_CAPTION = Mix(mention_colour=1, mention_texture=1, mention_background=1, mention_word=1)
 WORDINGS = 5  # draws of a caption as training makes them
 
 
@@ -59,8 +59,8 @@ def painted(scene: Scene, colour: str) -> Scene:
 def captions(scene: Scene) -> list[str]:
     """Everything that can be said of a scene, then wordings as training draws them."""
     scene = painted(scene, PLACEHOLDER)
-    said = [caption(scene, random.Random(k)) for k in range(WORDINGS)]
-    return list(dict.fromkeys([caption(scene, random.Random(0), EVERYTHING), *said]))
+    wordings = [caption(scene, random.Random(k)) for k in range(WORDINGS)]
+    return list(dict.fromkeys([caption(scene, random.Random(0), FULL_CAPTION), *wordings]))
 
 
 def visible(picture: Picture) -> tuple[np.ndarray, list[dict[str, str]]]:
@@ -108,8 +108,8 @@ def class_files(cls: str) -> dict[str, bytes]:
     for scene in scenes(cls):
         data.append({})
         for style in STYLES:
-            said, drawn = styled(replace(scene, style=style))
-            data[-1][style] = {**said, "square": len(squares), "colours": len(drawn)}
+            about, drawn = styled(replace(scene, style=style))
+            data[-1][style] = {**about, "square": len(squares), "colours": len(drawn)}
             squares += drawn
     text = json.dumps(data, separators=(",", ":"))
     script = f'(window.patchsaeWorld ??= {{}})["{cls}"] = {text};\n'

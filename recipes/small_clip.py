@@ -1,4 +1,4 @@
-"""The small CLIP, trained from captions alone: `python -m patchsae_lib pretrain`.
+"""The small CLIP, trained from captions alone: python -m recipes.small_clip.
 
 Contrastive training on pictures of the embedded world. Two pools are rendered once: single large
 objects, from which classes are learnt, and scenes of several objects that are all named, which
@@ -20,21 +20,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import PatchDropout
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from patchsae_lib.artefacts import atomic_path, write_json
-from patchsae_lib.clip import (
+from patchsae_lib.artefacts import (
     DATA,
-    SplitCLIP,
+    atomic_path,
+    resume,
+    save_checkpoint,
+    weights_hash,
+    write_json,
+)
+from patchsae_lib.clip import SplitCLIP, accuracy, predict
+from patchsae_lib.distributed import best_device
+from patchsae_lib.interop.openclip import (
     WordTokenizer,
-    accuracy,
     create_small_clip,
     load_small_clip,
-    predict,
     save_small_clip,
     small_clip_config,
 )
@@ -46,7 +49,7 @@ from patchsae_lib.world.vocabulary import STYLES
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Every batch is one of three lessons.
+    """How the small CLIP is trained. Every batch is one of three lessons.
 
     - classes: single objects in one style; captions seldom name a colour or a background, so that
       little but the class tells them apart. (Colours are learnt first, and then hide the class.)
@@ -74,7 +77,7 @@ class PretrainConfig:
     init: str = ""
 
     def at(self, step: int) -> tuple[float, float]:
-        """Patch dropout and learning rate at a step."""
+        """Return patch dropout and learning rate at a step."""
         t = step / self.steps
         drop = self.drop_start + t * (self.drop_end - self.drop_start)
         cosine = 0.5 * (1 + np.cos(np.pi * t))
@@ -93,31 +96,31 @@ CLASSES_ONLY = replace(
 
 
 def pool_scene(pool: str, index: int, seed: int) -> Scene:
-    """What is in a picture of a pool: always the same."""
+    """Return the scene of a picture of a pool, which is always the same."""
     rng = random.Random(f"{seed}/{pool}/{index}")
     return sample(rng, POOLS[pool])
 
 
 def pool_caption(pool: str, index: int, seed: int, visit: int, mix: Mix | None = None) -> str:
-    """What is written under a picture of a pool, in other words at each visit."""
+    """Return the caption of a picture of a pool, in other words at each visit."""
     rng = random.Random(f"{seed}/{pool}/{index}/{visit}")
     return caption(pool_scene(pool, index, seed), rng, mix or POOLS[pool])
 
 
 @cache
 def singles_of(style: str, worded: bool, n: int, seed: int) -> list[int]:
-    """The pictures of the pool of single objects in a style; `worded`: only those with a word."""
+    """List the pictures of single objects in a style; `worded`: only those with a word."""
     scenes = ((i, pool_scene("singles", i, seed)) for i in range(n))
     return [i for i, s in scenes if s.style == style and (s.word or not worded)]
 
 
-def _render_some(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
-    some = [render(pool_scene(pool, i, seed)).pixels for i in range(start, stop)]
-    return start, np.stack(some)
+def _render_stretch(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+    pictures = [render(pool_scene(pool, i, seed)).pixels for i in range(start, stop)]
+    return start, np.stack(pictures)
 
 
 def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.ndarray:
-    """(n, 112, 112, 3) uint8, rendered once into a memory-mapped file."""
+    """Return a pool (n, 112, 112, 3) uint8, rendered once into a memory-mapped file."""
     path = folder / f"{pool}-{config.seed}-{n}.npy"
     if not path.exists():
         with atomic_path(path) as temporary, ProcessPoolExecutor() as workers:
@@ -125,7 +128,7 @@ def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.n
             out = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             starts = range(0, n, 500)
             stops = [min(n, s + 500) for s in starts]
-            work = workers.map(partial(_render_some, pool, config.seed), starts, stops)
+            work = workers.map(partial(_render_stretch, pool, config.seed), starts, stops)
             for start, pictures in tqdm(work, total=len(starts), desc=f"rendering {pool}"):
                 out[start : start + len(pictures)] = pictures
             out.flush()
@@ -133,7 +136,7 @@ def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.n
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; pictures with the same caption are all right answers."""
+    """CLIP's symmetric cross-entropy, in which all pictures with the same caption are right."""
     logits = scale * image @ text.T
     same = (ids[:, None] == ids[None]).all(-1).float()
     target = same / same.sum(1, keepdim=True)
@@ -143,17 +146,19 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) ->
 def draw_batch(
     pools: dict[str, np.ndarray], step: int, config: PretrainConfig
 ) -> tuple[Tensor, list[str]]:
-    """The pictures (batch, 3, 112, 112) uint8 and captions of a step: of (seed, step) alone."""
+    """Draw the pictures (batch, 3, 112, 112) uint8 and captions of a step, from its number."""
     rng = random.Random(f"{config.seed}/batch/{step}")
     lesson, style = rng.random(), rng.choices(STYLES, CLASSES_ONLY.styles)[0]
     words = lesson < config.share_words
     classes = not words and lesson < config.share_words + config.share_classes
-    some = singles_of(style, words, config.singles, config.seed) if words or classes else []
+    one_style = words or classes
+    singles = singles_of(style, words, config.singles, config.seed) if one_style else []
     pictures, captions = [], []
     for _ in range(config.batch):
-        scenes = not some and rng.random() < config.share_scenes
+        scenes = not singles and rng.random() < config.share_scenes
         pool = "scenes" if scenes else "singles"
-        index = some[rng.randrange(len(some))] if some else rng.randrange(len(pools[pool]))
+        n = len(singles or pools[pool])
+        index = singles[rng.randrange(n)] if singles else rng.randrange(n)
         pictures.append(pools[pool][index])
         visit = rng.getrandbits(32)
         if words:
@@ -166,17 +171,18 @@ def draw_batch(
 
 
 def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
-    """Parameter groups of the optimizer: matrices decay, gains and biases do not."""
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
+    """Return the optimizer's parameter groups: matrices decay, gains and biases do not."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
     return [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
 
 
 def evaluate(clip: SplitCLIP, n: int, tasks: tuple[str, ...] = tuple(TASKS)) -> dict[str, float]:
-    """Zero-shot accuracy on `n` held-out pictures: objects in each style (35-way), and tasks."""
+    """Return the zero-shot accuracy on `n` held-out pictures of objects in each style (35-way),
+    and of each task."""
     out = {style: zero_shot(clip, StyleWorld(style, n)) for style in STYLES}
     return out | {name: zero_shot(clip, World(name, "test", n)) for name in tasks}
 
@@ -190,67 +196,30 @@ class StyleWorld(World):
         self.task = replace(self.task, templates=(f"a {style} of a {{}}",))
 
     def scene(self, index: int) -> Scene:
-        """The scene of `objects` at this index, in this style."""
+        """Return the scene of `objects` at an index, in this style."""
         return replace(super().scene(index), style=self.style)
 
 
 def zero_shot(clip: SplitCLIP, world: World) -> float:
-    """Share of pictures whose class name fits them best, 0 to 1."""
-    device = next(clip.parameters()).device
+    """Return the zero-shot accuracy, 0 to 1."""
     text = clip.text_features(world.class_names, world.task.templates)
     labels = torch.tensor([world.label(i) for i in range(len(world))])
     right = []
     for start in range(0, len(world), 100):
         rows = range(start, min(start + 100, len(world)))
-        logits = predict(clip, world.batch(rows).to(device), text).cpu()
+        logits = predict(clip, world.batch(rows), text).cpu()
         right.append(accuracy(logits, labels[start : rows.stop]) * len(rows))
     return sum(right) / len(world)
 
 
-def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict
-) -> None:
-    """Weights and moments in one safetensors file: a kill leaves the last whole one."""
-    state = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, s in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
-    with atomic_path(path) as temporary:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-        save_file(tensors, temporary, {"about": json.dumps(about)})
-
-
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: PretrainConfig
-) -> dict:
-    """Put a saved state into model and optimizer; returns how far it had come.
-
-    Raises `ValueError` if it belongs to another configuration.
-    """
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-        if about["config"] != asdict(config):
-            raise ValueError(
-                f"{path} belongs to another configuration: give --fresh to start again"
-            )
-        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    )
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".", 2)
-            moments.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return about
-
-
 class Pretraining:
-    """The small CLIP in training: weights, AdamW's moments, and the curve so far."""
+    """The small CLIP in training: weights, AdamW's moments, and the curve so far.
+
+    `run` is all that the result depends on, `about` what `training.json` tells of the training.
+    """
 
     def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config, self.device = config, best_device()
         torch.manual_seed(config.seed)
         self.words = all_words()
         self.architecture = small_clip_config(self.words)
@@ -262,12 +231,38 @@ class Pretraining:
         self.optimizer = torch.optim.AdamW(
             groups_of(self.model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
         )
+        self.run = {"config": asdict(config), "start": weights_hash(self.model)}
         parameters = sum(p.numel() for p in self.model.parameters())
         self.about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
         self.about |= {"parameters": parameters, "device": device_name(self.device)}
 
+    def save(self, path: Path) -> None:
+        """Write all that the training needs to go on."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        tensors |= {
+            f"optimizer.{i}.{name}": x for i, state in moments.items() for name, x in state.items()
+        }
+        save_checkpoint(path, self.run, tensors, about=self.about)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run, if there is one; another run's is set aside."""
+        kept = resume(path, self.run)
+        if kept is None:
+            return
+        tensors, state = kept
+        weights = {name: tensors[f"model.{name}"] for name in self.model.state_dict()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, i, name = key.split(".", 2)
+                moments.setdefault(int(i), {})[name] = value
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.about = state["about"]
+
     def step(self, pictures: Tensor, captions: list[str]) -> float:
-        """One step on pictures (batch, 3, 112, 112) uint8 and their captions; its loss."""
+        """Take a step on pictures (batch, 3, 112, 112) uint8 and captions; return its loss."""
         step, model = self.about["step"], self.model
         drop, lr = self.config.at(step)
         for group in self.optimizer.param_groups:
@@ -295,7 +290,7 @@ class Pretraining:
         return float(loss.detach())
 
     def accuracy(self, n: int) -> dict[str, float]:
-        """Held-out zero-shot accuracy in every style so far, on `n` pictures each."""
+        """Return the zero-shot accuracy in each style so far, on `n` held-out pictures."""
         with torch.no_grad():
             scores = evaluate(SplitCLIP(self.model.eval(), self.tokenizer), n, ())
         self.model.train()
@@ -308,47 +303,49 @@ class Pretraining:
 
 
 def device_name(device: torch.device) -> str:
-    """Said in the card: what it was trained on."""
+    """Return what the card calls a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU cores"
 
 
 def pretrain(
-    config: PretrainConfig, out: Path, work: Path, fresh: bool = False, every: int = 250
+    config: PretrainConfig, out: Path, work: Path, fresh: bool = False, interval: int = 250
 ) -> Path:
-    """Train and write to `out`, resuming from `work` what was cut off of the same configuration.
+    """Train the small CLIP and write it to `out`, which is returned.
 
-    A checkpoint is written each `every` steps, accuracy measured at every second one.
+    Pools and checkpoints are in `work`; an interrupted training with the same configuration goes
+    on, unless it shall start `fresh`. A checkpoint is written every `interval` steps, and at every
+    second one accuracy is measured.
     """
-    run, path = Pretraining(config), work / "checkpoint.safetensors"
-    if path.exists() and not fresh:
-        run.about = load_state(path, run.model, run.optimizer, config)
-    pools = {p: render_pool(p, getattr(config, p), config, work) for p in POOLS}
-    start, before = time.monotonic(), run.about["seconds"]
+    training, checkpoint = Pretraining(config), work / "checkpoint.safetensors"
+    if not fresh:
+        training.resume(checkpoint)
+    pools = {pool: render_pool(pool, getattr(config, pool), config, work) for pool in POOLS}
+    about = training.about
+    first, start, seconds = about["step"], time.monotonic(), about["seconds"]
     losses: list[float] = []
-    first = run.about["step"]
     bar = tqdm(range(first, config.steps), "pretraining", config.steps, initial=first)
     for step in bar:
-        losses.append(run.step(*draw_batch(pools, step, config)))
+        losses.append(training.step(*draw_batch(pools, step, config)))
         bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
         done = step + 1
-        if done % every == 0 or done == config.steps:
+        if done % interval == 0 or done == config.steps:
             row = {"step": done, "loss": round(float(np.mean(losses)), 4)}
             losses = []
-            if done % (2 * every) == 0 or done == config.steps:
-                row |= run.accuracy(140)
-            run.about["curve"].append(row)
-            run.about["seconds"] = before + time.monotonic() - start
-            save_state(path, run.model, run.optimizer, run.about)
+            if done % (2 * interval) == 0 or done == config.steps:
+                row |= training.accuracy(140)
+            about["curve"].append(row)
+            about["seconds"] = seconds + time.monotonic() - start
+            training.save(checkpoint)
             tqdm.write(json.dumps(row))
-    run.export(out)
+    training.export(out)
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of `python -m patchsae_lib pretrain`."""
-    parser = argparse.ArgumentParser(prog="python -m patchsae_lib pretrain", description=__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.small_clip", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "small_clip")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--fresh", action="store_true", help="start again, even if resumable")
@@ -358,3 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))
     paths = {k: given.pop(k) for k in ("out", "work", "fresh")}
     pretrain(PretrainConfig(**given), **paths)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,5 @@
+"""The scripts in `recipes/`: the small CLIP's training and its card, on a handful of pictures."""
+
 import json
 import math
 from dataclasses import replace
@@ -7,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from patchsae_lib import pretrain as module
-from patchsae_lib.card import patch_probe, wilson, write_card
-from patchsae_lib.clip import CONFIG_FILE, DATA, WEIGHTS_FILE, load_small_clip
-from patchsae_lib.pretrain import PretrainConfig, contrastive_loss, draw_batch, pretrain
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop.openclip import CONFIG_FILE, WEIGHTS_FILE, load_small_clip
 from patchsae_lib.world.vocabulary import COLOURS, STYLES, WORDS
+from recipes import small_clip as module
+from recipes.card import patch_probe, wilson, write_card
+from recipes.small_clip import PretrainConfig, contrastive_loss, draw_batch, pretrain
 
 TINY = PretrainConfig(singles=100, scenes=20, steps=4, batch=8, warmup=2)
 
@@ -28,7 +31,7 @@ def pools() -> dict:
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, monkeypatch) -> None:
-    whole = pretrain(TINY, tmp_path / "whole", tmp_path / "work", every=2)
+    whole = pretrain(TINY, tmp_path / "whole", tmp_path / "work", interval=2)
 
     def cut(pools: dict, step: int, config: PretrainConfig) -> tuple:
         if step == 3:
@@ -37,16 +40,23 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "draw_batch", cut)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(TINY, tmp_path / "cut", tmp_path / "work2", every=2)
+        pretrain(TINY, tmp_path / "cut", tmp_path / "work2", interval=2)
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(module, "draw_batch", draw_batch)
-    resumed = pretrain(TINY, tmp_path / "cut", tmp_path / "work2", every=2)
+    resumed = pretrain(TINY, tmp_path / "cut", tmp_path / "work2", interval=2)
     a, b = (load_file(d / WEIGHTS_FILE) for d in (whole, resumed))
     assert all(torch.equal(a[k], b[k]) for k in a)
     about = json.loads((resumed / "training.json").read_text())
     assert [row["step"] for row in about["curve"]] == [2, 4]
-    with pytest.raises(ValueError, match="another configuration: give --fresh"):
-        pretrain(replace(TINY, lr=1.0), tmp_path / "x", tmp_path / "work2")
+
+
+def test_a_checkpoint_of_another_run_is_kept_aside(tmp_path) -> None:
+    first = pretrain(TINY, tmp_path / "first", tmp_path / "work")
+    again = pretrain(TINY, tmp_path / "again", tmp_path / "work")  # nothing is left to do
+    assert (first / WEIGHTS_FILE).read_bytes() == (again / WEIGHTS_FILE).read_bytes()
+    with pytest.warns(UserWarning, match=r"config.lr: 0.001 there.*kept as checkpoint"):
+        pretrain(replace(TINY, lr=1e-4), tmp_path / "other", tmp_path / "work")
+    assert (tmp_path / "work/checkpoint.safetensors.old").is_file()
 
 
 def test_a_batch_depends_on_its_step_alone(pools, monkeypatch) -> None:
@@ -116,7 +126,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
     assert f"| land cover from above | 8 | strong | 0.310 | {low:.3f} – {high:.3f} |" in text
     assert "**0.913**" in text
     assert "- Land cover from above: 0.31 zero-shot." in text
-    assert "pretrain --singles 100 --scenes 20 --steps 4 --batch 8 --warmup 2\n" in text
+    assert "recipes.small_clip --singles 100 --scenes 20 --steps 4 --batch 8 --warmup 2\n" in text
 
 
 def test_what_ships_is_small_and_whole() -> None:

@@ -1,7 +1,4 @@
-"""The model card of the small CLIP: what it was trained on and how well it sees, measured anew.
-
-python -m patchsae_lib card
-"""
+"""The small CLIP's card, with accuracies measured anew: python -m recipes.card."""
 
 from __future__ import annotations
 
@@ -14,21 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchsae_lib.activations import collect_tokens
-from patchsae_lib.artefacts import atomic_path, write_json
-from patchsae_lib.clip import DATA, SplitCLIP, load_small_clip
-from patchsae_lib.pretrain import PretrainConfig, evaluate
-from patchsae_lib.truth import probe, rank_scores, world_truth
+from patchsae_lib.artefacts import DATA, atomic_path, write_json
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop.openclip import load_small_clip
+from patchsae_lib.tokens import collect
+from patchsae_lib.truth import probe, rank_scores
 from patchsae_lib.world import CLASSES, TASKS, World
+from patchsae_lib.world.truth import world_truth
 from patchsae_lib.world.vocabulary import STYLES
+from recipes.small_clip import PretrainConfig, evaluate
 
+N_PROBE, N_PROBED = 1400, 700  # pictures to fit the probe of patches to, and to test it on
 TEMPLATE = """# The small CLIP of the embedded world
 
 open_clip's CLIP: a vision transformer of {layers} blocks and width {width} on 112×112 pictures in
 patches of 8, a text transformer of {text_layers} blocks and width {text_width} over whole words;
 {parameters:.1f} M parameters, float16 safetensors. Made by
 
-    python -m patchsae_lib pretrain{options}
+    python -m recipes.small_clip{options}
 
 **Data.** {singles:,} pictures of single large objects and {scenes:,} scenes of several, rendered
 from the seed; captions are drawn anew at each visit, and nothing but captions supervises.
@@ -62,7 +62,7 @@ A linear probe for the class of a patch, on residual tokens after the second-las
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share p of n.
+    """Return Wilson's 95 % interval of a share p of n.
 
     >>> [round(v, 3) for v in wilson(0.5, 100)]
     [0.404, 0.596]
@@ -72,12 +72,13 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return float(middle - half), float(middle + half)
 
 
-def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tensor:
-    """AUROC (classes,) of a linear probe for the class of a patch, on single-object photos."""
+def patch_probe(clip: SplitCLIP, n_train: int = N_PROBE, n_test: int = N_PROBED) -> Tensor:
+    """Return the AUROC (classes,) of a linear probe for the class of a patch, on photos of single
+    objects."""
     pairs = []
     for split, n in (("train", n_train), ("test", n_test)):
         world = World("objects", split, n)
-        tokens = collect_tokens(clip, world, range(n), progress=False).tokens[:, 1:]
+        tokens = collect(clip, world)[:][:, 1:]
         truth = world_truth(world, range(n), [("class", cls) for cls in CLASSES])
         pairs.append((tokens.flatten(0, 1).float(), truth.flatten(0, 1)))
     (z, truth), (test_z, test_truth) = pairs
@@ -86,7 +87,7 @@ def patch_probe(clip: SplitCLIP, n_train: int = 1400, n_test: int = 700) -> Tens
 
 
 def measure(clip: SplitCLIP, n: int) -> dict:
-    """Everything the card says about the model: accuracies and what patches carry."""
+    """Measure what the card reports: accuracies on `n` pictures each, and what patches carry."""
     with torch.no_grad():
         scores = evaluate(clip, n, tuple(t for t in TASKS if t not in ("world", "objects")))
         auroc = patch_probe(clip)
@@ -143,8 +144,8 @@ def write_card(directory: Path, measured: dict) -> None:
         device=training.get("device", "two CPU cores"),
         n=n,
         table="\n".join(lines),
-        probe_train=1400,
-        probe_test=700,
+        probe_train=N_PROBE,
+        probe_test=N_PROBED,
         auroc=measured["patch_auroc"],
         worst=measured["worst_class"],
         worst_auroc=measured["worst_auroc"],
@@ -157,11 +158,15 @@ def write_card(directory: Path, measured: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the small CLIP and write its card: `python -m patchsae_lib card`."""
-    parser = argparse.ArgumentParser(prog="python -m patchsae_lib card", description=__doc__)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.card", description=__doc__)
     parser.add_argument("--directory", type=Path, default=DATA / "small_clip")
     parser.add_argument("--n", type=int, default=1400, help="pictures a row")
     given = parser.parse_args(argv)
     measured = measure(load_small_clip(given.directory), given.n)
     write_json(given.directory / "measured.json", measured)
     write_card(given.directory, measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """How the book draws a plotly figure that a notebook shows with a plain `fig.show()`, and an
 `Explorer`.
 
-Renderers for myst-nb, found by the entry point group `myst_nb.mime_renderers`. They put the figure
-into the page as data; `book/_static/book.js` draws it when it comes near the screen.
+Renderers for myst-nb, which `companion` gives to it. They put the figure into the page as data;
+`book/_static/book.js` draws it when it comes near the screen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Torch checkpoints read by an unpickler that has nothing to run."""
+"""Torch checkpoints, read by an unpickler that runs nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 
 class _Inert(dict[Any, Any]):
-    """Stands in for whatever a checkpoint refers to: takes anything, does nothing.
+    """Stand-in for any class that a checkpoint refers to: accepts everything, does nothing.
 
-    Of an object that is only its fields, such as a dataclass, it becomes the dict of them.
+    In place of an object that is only its fields, such as a dataclass, it is the dict of them.
     """
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class _Inert(dict[Any, Any]):
 
 
 class OnlyTensors(pickle.Unpickler):
-    """Builds tensors and plain values; every other name in a pickle is a class that does nothing.
+    """Unpickler of tensors and plain values; any other class is replaced by an inert one.
 
     torch's own `weights_only` refuses a file with objects such as MaPLe's live scheduler.
     """
@@ -45,31 +45,31 @@ class OnlyTensors(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for here."""
+        """Return the class or function for a name in the pickle."""
         dtype = getattr(torch, name, None) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
         return self.ALLOWED.get((module, name)) or self.unknown(module, name)
 
     def unknown(self, module: str, name: str) -> Any:
-        """What any other name stands for."""
+        """Return the class for a name that is not allowed."""
         return _Inert
 
 
 class OnlyConfigs(OnlyTensors):
-    """Takes no unknown name but one of a configuration, as in the checkpoints of autoencoders."""
+    """Unpickler that also refuses classes, except configurations as in autoencoders' files."""
 
     def unknown(self, module: str, name: str) -> Any:
-        """The stand-in for a class such as `ViTSAERunnerConfig`; an error for all else."""
+        """Return the stand-in for a class such as `ViTSAERunnerConfig`; refuse all else."""
         if name.endswith("Config"):
             return _Inert
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 
 
-def unpickle(path: Path, unpickler: type[OnlyTensors], what: str) -> Any:
-    """What a torch checkpoint holds, on the CPU, with nothing of it run.
+def unpickle(path: Path, unpickler: type[OnlyTensors], owner: str) -> Any:
+    """Read a torch checkpoint onto the CPU without running anything in it.
 
-    Raises `ValueError` for one that is no checkpoint of `what`, or is TorchScript.
+    Raises `ValueError` for TorchScript, and for a file that is no checkpoint of `owner`'s.
     """
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
@@ -79,11 +79,11 @@ def unpickle(path: Path, unpickler: type[OnlyTensors], what: str) -> Any:
             return torch.load(
                 file,
                 map_location="cpu",
-                weights_only=False,  # but by an unpickler that has nothing to run
+                weights_only=False,  # but by an unpickler that runs nothing
                 pickle_module=SimpleNamespace(__name__="tensors", Unpickler=unpickler),
             )
     except (
         pickle.UnpicklingError, TypeError, AttributeError, LookupError, ValueError,
         AssertionError, OverflowError,
     ) as error:  # fmt: skip
-        raise ValueError(f"{path} is no checkpoint of {what} ({error!r})") from error
+        raise ValueError(f"{path} is no checkpoint of {owner} ({error!r})") from error

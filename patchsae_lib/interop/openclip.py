@@ -1,0 +1,226 @@
+"""CLIPs in open_clip's format: weights and a configuration in, a `SplitCLIP` out.
+
+`load_clip` is the way in. The small CLIP of the embedded world has the same format, with a
+tokenizer of whole words.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from patchsae_lib.artefacts import DATA, atomic_path
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.distributed import resolve_precision
+from patchsae_lib.profiles import ModelConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+MAKE_SMALL_CLIP = "run `python -m recipes.small_clip`"
+
+
+def load_clip(
+    config: ModelConfig, device: str | torch.device = "cpu", data: Path = DATA
+) -> SplitCLIP:
+    """Load the CLIP of a profile onto `device`: float32, in eval mode, frozen.
+
+    `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT. Then
+    `config.pretrained` is an open_clip tag, a safetensors file, or `none` for random weights, the
+    same every time. Nothing is unpickled, and only a tag's file is downloaded, unless the Hugging
+    Face cache has it. If `config.precision` resolves to bfloat16, the blocks up to the hook
+    compute tokens in it: twice as fast on hardware that supports it, and 1 % off.
+
+    Raises `ValueError` for a model or weights that do not fit, `FileNotFoundError` if the weights
+    are missing.
+    """
+    small = config.name == "small"
+    clip = load_small_clip(data / "small_clip", config.block) if small else _load_open_clip(config)
+    if resolve_precision(config.precision, torch.device(device)) == "bfloat16":
+        # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
+        blocks = clip.visual.transformer.resblocks[: clip.block + 1]
+        clip.first = copy.deepcopy(blocks).bfloat16()
+    return clip.to(device)
+
+
+def _load_open_clip(config: ModelConfig) -> SplitCLIP:
+    model_cfg = _model_cfg(config.name)
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
+    if tag and tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
+        raise ValueError(
+            f"{config.name} and the weights {config.pretrained!r} differ in their GELU: "
+            "add -quickgelu to the model's name, or remove it"
+        )
+    # Given a tag, open_clip falls back to a pickle where there is no safetensors file.
+    weights = None if config.pretrained == "none" else _weights_file(config, tag)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = open_clip.create_model(config.name, weights, force_preprocess_cfg=tag)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
+    tokenizer = open_clip.get_tokenizer(config.name)
+    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
+
+
+def _model_cfg(name: str) -> dict[str, Any]:
+    """Return open_clip's description of a model, if both of its towers are open_clip's own."""
+    if name not in open_clip.list_models():  # which also keeps out hf-hub: and local-dir: names
+        raise ValueError(f"no model {name!r}: give small or one of open_clip.list_models()")
+    cfg: dict[str, Any] = open_clip.get_model_config(name)
+    if "timm_model_name" in cfg["vision_cfg"] or isinstance(cfg["vision_cfg"]["layers"], list):
+        raise ValueError(
+            f"{name}: the image tower is a timm model or a ResNet, not open_clip's "
+            "VisionTransformer; choose another one, e.g. ViT-B-16-quickgelu"
+        )
+    if "hf_tokenizer_name" in cfg["text_cfg"]:
+        raise ValueError(f"{name}: its tokenizer is downloaded by transformers: not supported")
+    return cfg
+
+
+def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
+    """Return the safetensors file that `config.pretrained` means, downloaded if need be."""
+    if not tag and not config.pretrained.endswith(".safetensors"):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "it has none"
+        raise ValueError(
+            f"model.pretrained: {config.pretrained!r} is neither a .safetensors file nor a tag of "
+            f"{config.name} ({tags})"
+        )
+    local = config.weights if tag else config.pretrained
+    if not local:
+        return _download(config, tag["hf_hub"].rstrip("/"))
+    if not Path(local).is_file():
+        raise FileNotFoundError(f"model.{'weights' if tag else 'pretrained'}: no file {local}")
+    return local
+
+
+def _download(config: ModelConfig, repo: str) -> str:
+    """Return the weights in a repository of the Hub, from the cache if it has them."""
+    cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
+    if isinstance(cached, str):
+        return cached
+    try:
+        size = hf_hub_download(repo, WEIGHTS_FILE, dry_run=True).file_size or 0
+        print(f"downloading {repo}/{WEIGHTS_FILE} ({size / 1e6:.0f} MB)")
+        return hf_hub_download(repo, WEIGHTS_FILE)
+    except OSError as error:  # the Hub's errors are kinds of it
+        raise FileNotFoundError(
+            f"the weights {config.pretrained!r} of {config.name} are not in Hugging Face's cache "
+            f"and cannot be downloaded. Download https://huggingface.co/{repo}/resolve/main/"
+            f"{WEIGHTS_FILE} elsewhere, and write the path of that file as model.weights in the "
+            "profile (or pretrained = 'none', to try things with random weights)"
+        ) from error
+
+
+# --- the small CLIP ----------------------------------------------------------------------------
+
+
+class WordTokenizer:
+    """Tokenizer of whole words, without case and punctuation, for the small CLIP.
+
+    Id 0 is padding, then come the `words` in order, the start and the end of a text. The end has
+    the largest id because open_clip reads a text's features at the position of the largest id.
+
+    >>> WordTokenizer(["a", "cat"], context_length=5)("A cat.").tolist()
+    [[3, 1, 2, 4, 0]]
+
+    Raises `ValueError` for a word that is given twice, or that no text could contain.
+    """
+
+    def __init__(self, words: Sequence[str], context_length: int = 32) -> None:
+        for word in words:
+            if _split(word) != [word] or words.count(word) > 1:
+                raise ValueError(f"{word!r} is given twice, or not lower case, or has punctuation")
+        self.words, self.context_length = list(words), context_length
+        self.ids = {word: i for i, word in enumerate(words, start=1)}
+        self.vocab_size = len(words) + 3
+        self.start, self.end = self.vocab_size - 2, self.vocab_size - 1
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Return the ids (n, context_length) of n texts.
+
+        Raises `ValueError` for a word outside the vocabulary or a text that is too long.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            words = _split(text)
+            if unknown := [word for word in words if word not in self.ids]:
+                raise ValueError(f"the small CLIP does not know the word {unknown[0]!r}: {text!r}")
+            if len(words) > self.context_length - 2:
+                raise ValueError(f"more than {self.context_length - 2} words in {text!r}")
+            encoded = [self.start, *(self.ids[word] for word in words), self.end]
+            row[: len(encoded)] = torch.tensor(encoded)
+        return ids
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def small_clip_config(words: Sequence[str]) -> dict[str, Any]:
+    """Return the architecture of the small CLIP, in the layout of open_clip's own file."""
+    vision = {"image_size": 112, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
+    text = {"context_length": 32, "vocab_size": len(words) + 3, "width": 128, "heads": 4}
+    return {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {**vision, "mlp_ratio": 4.0},
+            "text_cfg": {**text, "layers": 3},
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+
+
+def create_small_clip(config: dict[str, Any]) -> open_clip.CLIP:
+    """Make the CLIP that `config` (see `small_clip_config`) describes, with random weights."""
+    model = open_clip.CLIP(**config["model_cfg"])
+    overlay = {"size": model.visual.image_size, **config["preprocess_cfg"]}
+    set_model_preprocess_cfg(model, merge_preprocess_dict(PreprocessCfg(), overlay))
+    return model
+
+
+def save_small_clip(
+    directory: str | Path, model: nn.Module, config: dict[str, Any], words: Sequence[str]
+) -> None:
+    """Write the weights (float16) and the configuration with the words; open_clip reads both.
+
+    Raises `ValueError` for words that the tokenizer refuses, or more or fewer than `config` has.
+    """
+    if config["model_cfg"]["text_cfg"]["vocab_size"] != WordTokenizer(words).vocab_size:
+        raise ValueError(f"the configuration was made for other words than these {len(words)}")
+    state = {name: x.detach().half().cpu().contiguous() for name, x in model.state_dict().items()}
+    with atomic_path(Path(directory) / WEIGHTS_FILE) as path:
+        save_file(state, path)
+    with atomic_path(Path(directory) / CONFIG_FILE) as path:
+        path.write_text(json.dumps({**config, "words": list(words)}, indent=1) + "\n", "utf-8")
+
+
+def load_small_clip(directory: str | Path, block: int = -2) -> SplitCLIP:
+    """Load what `save_small_clip` wrote: float32, in eval mode, frozen, on the CPU.
+
+    Raises `FileNotFoundError` if a file is missing, `ValueError` if the two do not fit.
+    """
+    config_path, weights = Path(directory) / CONFIG_FILE, Path(directory) / WEIGHTS_FILE
+    for path in (config_path, weights):
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: {MAKE_SMALL_CLIP}")
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    model = create_small_clip(config)
+    try:
+        model.load_state_dict(load_file(weights))  # copies into the float32 parameters
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{weights} does not fit {CONFIG_FILE}: {MAKE_SMALL_CLIP}") from error
+    tokenizer = WordTokenizer(config["words"], model.context_length)
+    return SplitCLIP(model.eval().requires_grad_(False), tokenizer, block)

@@ -1,0 +1,65 @@
+"""The parameters of a notebook: their names, their defaults, and what papermill injects."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def assignments(code: str) -> dict[str, ast.expr]:
+    """Return the right-hand sides of a cell's top-level assignments, by name.
+
+    >>> sorted(assignments("a = 1\\nb: str = ''"))
+    ['a', 'b']
+    """
+    values: dict[str, ast.expr] = {}
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            values[statement.targets[0].id] = statement.value
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            values[statement.target.id] = statement.value or ast.Constant(None)
+    return values
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` if a parameter of `given` is not among the `known` ones."""
+    unknown, known = sorted(set(given) - set(known)), sorted(known)
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"unknown parameter {names}; known are {', '.join(known)}")
+
+
+def injected(cells: Sequence[str]) -> list[str]:
+    """Return the names of the parameters that papermill injected into a running notebook.
+
+    `cells` is the code run so far (IPython's `In`); the first non-empty one holds the defaults.
+    Raises `ValueError` for a parameter that the notebook does not have.
+
+    >>> injected(["", "n = 1", "# Parameters\\nn = 2"])
+    ['n']
+    """
+    by_papermill = [code for code in cells if code.startswith("# Parameters\n")]
+    if not by_papermill:
+        return []
+    names = list(assignments(by_papermill[-1]))
+    check_names(names, assignments(next(code for code in cells if code)))
+    return names
+
+
+def typed(text: Any, default: Any, name: str) -> Any:
+    """Convert a parameter from the command line to the type of its default.
+
+    Raises `ValueError` for text that is not of that type.
+
+    >>> typed("3", 1, "n"), typed("false", True, "draw"), typed("folder:x", "", "images")
+    (3, False, 'folder:x')
+    """
+    if not isinstance(text, str) or isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+        return type(default)(value) if isinstance(default, (int, float)) else value
+    except (ValueError, SyntaxError, TypeError):
+        kind = type(default).__name__
+        raise ValueError(f"parameter {name}: {text!r} is not of type {kind}") from None

@@ -1,0 +1,19 @@
+"""Pictures: where they come from, and how a file is read. `open_pictures` is the way in."""
+
+from patchsae_lib.pictures.decoding import read_image, square
+from patchsae_lib.pictures.images import (
+    TEMPLATE,
+    Pictures,
+    ReadOnce,
+    Subset,
+    captions_of,
+    labels_of,
+    open_pictures,
+    template_of,
+    world_of,
+)
+
+__all__ = [
+    "TEMPLATE", "Pictures", "ReadOnce", "Subset", "captions_of", "labels_of", "open_pictures",
+    "read_image", "square", "template_of", "world_of",
+]  # fmt: skip

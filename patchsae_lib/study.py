@@ -1,0 +1,381 @@
+"""`Study`: what a notebook holds in its hand — a profile's models, pictures, tokens and artefacts.
+
+    study = Study("world")
+    study.clip, study.sae                   # SplitCLIP, SAE, on the device
+    study.train, study.test                 # Split: pictures, labels, class_names, head, tokens
+    study.table                             # LatentTable of the training split
+    study.tasks["Flower species"].base      # a Split; .adapted(seed).base: in the adapted model
+
+What is asked for is made then and only once. Tokens and tables are kept in the run's folder, with
+the hashes of all that decides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import torch
+
+from patchsae_lib import artefacts
+from patchsae_lib.artefacts import DATA, ArtefactError, config_hash, run_dir, weights_hash
+from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, Template
+from patchsae_lib.distributed import best_device
+from patchsae_lib.interop import load_clip, load_prompts, load_sae, save_prompts, save_sae
+from patchsae_lib.interop.openclip import WordTokenizer
+from patchsae_lib.latents import LatentTable, scan_tokens
+from patchsae_lib.maple import Prompts, base_classes, few_shot, run_of, train_prompts
+from patchsae_lib.parameters import injected
+from patchsae_lib.pictures import (
+    TEMPLATE,
+    Pictures,
+    Subset,
+    labels_of,
+    open_pictures,
+    template_of,
+    world_of,
+)
+from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
+from patchsae_lib.sae import SAE
+from patchsae_lib.splits import Split, Task
+from patchsae_lib.world import CLASSES
+from patchsae_lib.world.tasks import STYLE_TEMPLATES
+
+DENSE_LATENTS = 2**30  # latents of scored patches that are held at once: 4 GB
+CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
+
+
+class Study:
+    """A profile's models, pictures and artefacts, opened, checked, and placed on the device once.
+
+    `images` replaces the profile's pictures (`folder:/my/photos`). `sae`: `shipped`, the
+    autoencoder in `data/` if it was trained on this very CLIP (else `live`); `live`, the one that
+    notebook 1 has trained; or what `load_sae` reads. `shots` (0: the profile's) and `prompts`, a
+    file of them, concern the tasks; `n_task` is how many test pictures a task has at most.
+
+    Raises `ValueError` for a profile, pictures or notebook parameters that there are not.
+    """
+
+    def __init__(
+        self,
+        profile: str | Path | Profile = "world",
+        images: str = "",
+        sae: str = "shipped",
+        shots: int = 0,
+        prompts: str = "",
+        n_task: int = 140,
+        device: str | torch.device | None = None,
+    ) -> None:
+        injected(executed_cells())
+        loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+        loaded = with_pictures(loaded, images) if images else loaded
+        self.loaded = loaded  # with the shots of the file: what identities are made of
+        shots = shots or loaded.prompts.shots
+        self.profile = replace(loaded, prompts=replace(loaded.prompts, shots=shots))
+        self.folder, self.which_sae, self.n_task = run_dir(loaded.name), sae, n_task
+        self.prompts_file = prompts
+        self.device = torch.device(device or best_device())
+
+    def __repr__(self) -> str:
+        clip, train, test = self.clip, self.train, self.test
+        rows, columns = clip.grid
+        return (
+            f"profile {self.profile.name}: {len(train):,} pictures to train on, {len(test):,} "
+            f"held out, {len(train.class_names)} classes\nblock {clip.block + 1} of "
+            f"{clip.n_blocks}: CLS and {rows} × {columns} patches of width {clip.d_vit}"
+        )
+
+    # --- models ---
+
+    @cached_property
+    def clip(self) -> SplitCLIP:
+        """The CLIP of the profile."""
+        return load_clip(self.profile.model, self.device)
+
+    @cached_property
+    def clip_hash(self) -> str:
+        """The hash of CLIP's weights."""
+        return weights_hash(self.clip.model)
+
+    @cached_property
+    def sae(self) -> SAE:
+        """The autoencoder that the notebooks look into."""
+        if self.which_sae not in ("shipped", "live"):
+            return load_sae(self.which_sae).to(self.device)
+        if self.which_sae == "shipped" and self.shipped is not None:
+            return self.shipped
+        return self.kept("sae.safetensors", "1_training", read=load_sae, sae=None).to(self.device)
+
+    @cached_property
+    def sae_hash(self) -> str:
+        """The hash of the autoencoder's weights."""
+        return weights_hash(self.sae)
+
+    @cached_property
+    def shipped(self) -> SAE | None:
+        """The autoencoder in `data/`, if it is one of this CLIP, block and dictionary size."""
+        about = shipped_identity(self.profile, self.clip_hash, self.clip)
+        try:
+            path = DATA / "sae.safetensors"
+            sae = artefacts.load(path, about, made_by="recipes.autoencoder", read=load_sae)
+        except ArtefactError:
+            return None
+        return sae.to(self.device)
+
+    def at_block(self, block: int, n_train: int) -> Study:
+        """The same study at another block of CLIP, with the pictures that this one has read: the
+        first `n_train` of those to train on, and all that are held out."""
+        model = replace(self.profile.model, block=block)
+        study = Study(replace(self.profile, model=model), sae="", device=self.device)
+        first = self.train.select(range(n_train)), f"train, first of {len(self.train)}"
+        for name, (split, source) in {"train": first, "test": (self.test, "test")}.items():
+            kept = study._place(split.pictures, self._spec(name), source)
+            study.__dict__[name] = replace(split, clip=study.clip, keep=kept)
+        return study
+
+    # --- pictures ---
+
+    @cached_property
+    def train(self) -> Split:
+        """The training pictures of the profile."""
+        return self.open(self._spec("train"), "train", self.profile.pictures.n_train)
+
+    @cached_property
+    def test(self) -> Split:
+        """The pictures that are held out of training, with the classes of `train`."""
+        spec, n = self._spec("test"), self.profile.pictures.n_test
+        return self.open(spec, "test", n, among=self.train.class_names)
+
+    @cached_property
+    def scored(self) -> Split:
+        """Pictures of the embedded world, whose `truth` latents are scored with (of any CLIP):
+        as many as the profile tests on or has, while all latents of all patches fit into 4 GB."""
+        fit = DENSE_LATENTS // (self.sae.d_sae * (self.clip.n_tokens - 1))
+        n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
+        return self.open("world", "test", n)
+
+    def _spec(self, split: str) -> str:
+        pictures = self.profile.pictures
+        return pictures.test or pictures.spec if split == "test" else pictures.spec
+
+    def open_pictures(self, spec: str, split: str, n: int) -> Pictures:
+        """Open pictures of a spec at the size that CLIP reads; few enough are tried first."""
+        size = self.clip.visual.image_size[0]
+        pictures = open_pictures(spec, split, n, size, check=False)
+        return pictures if len(pictures) >= CHECKED else open_pictures(spec, split, n, size)
+
+    def open(self, spec: str, split: str, n: int, among: Sequence[str] = ()) -> Split:
+        """Open pictures as CLIP sees them; their tokens are kept in the run's folder.
+
+        Pictures without classes get CLIP's zero-shot prediction as label: among the names given,
+        or among ImageNet's (the small CLIP: the world's), of which those that occur are kept.
+        "Accuracy" then is agreement with untouched CLIP.
+        """
+        pictures = self.open_pictures(spec, split, n)
+        place, templates = self._place(pictures, spec, split), self.templates(pictures)
+        names, labels = pictures.class_names, labels_of(pictures)
+        opened = Split(self.clip, pictures, labels, names, templates, place)
+        if len(pictures) >= CHECKED and opened.tokens.skipped:  # not tried before
+            opened = opened.select(opened.tokens.indices)
+        return opened if names else self._labelled(opened, among)
+
+    def _labelled(self, split: Split, among: Sequence[str]) -> Split:
+        names = tuple(among) or (CLASSES if self._is_small else open_clip.IMAGENET_CLASSNAMES)
+        guess = replace(split, class_names=tuple(names), templates=[TEMPLATE])
+        guess.tokens = split.tokens
+        labels = guess.predictions()
+        if not among:
+            print(f"no classes: labels are CLIP's zero-shot predictions of {len(names):,} names")
+            used, labels = labels.unique(return_inverse=True)
+            names = [names[i] for i in used.tolist()]
+        pictures = Subset(split.pictures, labels=labels.tolist(), class_names=names)
+        labelled = replace(split, pictures=pictures, labels=labels, class_names=tuple(names))
+        labelled.tokens = split.tokens
+        return labelled
+
+    def templates(self, pictures: Pictures) -> Sequence[Template]:
+        """The prompts of the zero-shot classifier: those of a task of the world; for the small
+        CLIP, one for each style; else OpenAI's 80 (section 4.1)."""
+        world = world_of(pictures)
+        if world is not None and world.task.name not in ("world", "styles"):
+            return world.task.templates
+        return STYLE_TEMPLATES if self._is_small else OPENAI_TEMPLATES
+
+    @property
+    def _is_small(self) -> bool:
+        return isinstance(self.clip.tokenizer, WordTokenizer)
+
+    def _place(self, pictures: Pictures, spec: str, split: str) -> tuple[Path, Mapping[str, Any]]:
+        """The folder of the tokens of pictures, and all that decides them."""
+        kind, _, name = spec.partition(":")
+        if kind == "folder":
+            spec = f"folder:{Path(name).expanduser().resolve()}"
+        size = self.clip.visual.image_size[0]
+        precision = "float32" if self.clip.first is None else "bfloat16"
+        model = {"name": self.profile.model.name, "weights": self.clip_hash}
+        hook = {"block": self.clip.block, "precision": precision}
+        images = {"spec": spec, "split": split, "n": len(pictures), "size": size}
+        made_by = {"model": model | hook, "pictures": images}
+        return self.folder / "tokens" / config_hash(made_by), made_by
+
+    # --- the autoencoder's statistics ---
+
+    @cached_property
+    def table(self) -> LatentTable:
+        """The table of the training split: read if it is of exactly these models, pictures and
+        constants, else counted and kept."""
+        try:
+            return self.kept("latents.safetensors", "2_statistics", read=LatentTable.load)
+        except ArtefactError:
+            split = self.train
+            config = self.profile.statistics
+            counted = split.tokens, split.labels, split.class_names, config
+            table = scan_tokens(self.sae, *counted)
+            self.keep("latents.safetensors", table)
+            return table
+
+    def autoencoders(self, kind: str) -> dict[int, SAE]:
+        """The autoencoders that notebook 1 has kept as `sae-<kind>-<number>`, by number."""
+        paths = self.folder.glob(f"sae-{kind}-*.safetensors")
+        numbers = sorted(int(path.stem.rpartition("-")[2]) for path in paths)
+        read = partial(self.kept, made_by="1_training", read=load_sae, sae=None)
+        return {n: read(f"sae-{kind}-{n}.safetensors").to(self.device) for n in numbers}
+
+    def keep_autoencoders(self, kind: str, saes: Mapping[int, SAE]) -> None:
+        """Keep autoencoders by number, for `autoencoders(kind)`, in place of earlier ones."""
+        for path in self.folder.glob(f"sae-{kind}-*.safetensors*"):  # sidecars, too
+            path.unlink()
+        for number, sae in saes.items():
+            self.keep(f"sae-{kind}-{number}.safetensors", sae)
+
+    def fitted(self, n_tokens: int = 0) -> Profile:
+        """The profile with no more training steps than `n_tokens` (by default those of the
+        training split) allow."""
+        images, per_image, _ = (0, 0, 0) if n_tokens else self.train.tokens.shape
+        return fit_to(self.profile, n_tokens or images * per_image)
+
+    # --- tasks ---
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks that CLIP is adapted to, by title: the profile's; or, given other pictures,
+        these; or two of the world's if they have no classes."""
+        n = min(self.n_task, self.profile.pictures.n_test or self.n_task)
+        tasks = [Task(self, spec, n) for spec in self.task_specs]
+        return {task.title: task for task in tasks}
+
+    @property
+    def task_specs(self) -> tuple[str, ...]:
+        """Where the pictures of the tasks come from."""
+        if self.profile.tasks:
+            return self.profile.tasks
+        spec = self.profile.pictures.spec
+        has_classes = len(self.training_pictures(spec).class_names) > 1
+        return (spec,) if has_classes else ("world:flowers", "world:land")
+
+    def training_pictures(self, spec: str) -> Pictures:
+        """All training pictures of a task, but of the profile's own as many as that says."""
+        pictures = self.profile.pictures
+        return self.open_pictures(spec, "train", pictures.n_train if spec == pictures.spec else 0)
+
+    def prompts(
+        self,
+        spec: str,
+        seed: int = 0,
+        control: str = "",
+        train: bool = False,
+        folders: Sequence[Path] = (),
+    ) -> Prompts:
+        """Prompts for the base classes of the task `spec`, of a few-shot `seed`.
+
+        They come from the study's file of prompts if it has one; or from the first of `folders`
+        (the run's and `data/prompts`) that has those this would train, unless `train`; else they
+        are trained and written to the first folder. As a `control`, "swapped" gives every class
+        the name of the next, and "picture" lets only the picture's encoder have prompts.
+        """
+        if control not in ("", "swapped", "picture"):
+            raise ValueError(f"control {control!r} is not swapped or picture")
+        if self.prompts_file and not control:
+            return load_prompts(self.prompts_file)
+        pictures, config = self.training_pictures(spec), replace(self.profile.prompts, seed=seed)
+        names = pictures.class_names[: base_classes(len(pictures.class_names))]
+        chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
+        if control == "swapped":
+            names = (*names[1:], names[0])
+        elif control == "picture":
+            config = replace(config, encoders="picture")
+        template = template_of(pictures)
+        run = run_of(self.clip, names, config, template, chosen)
+        task = Path(spec.partition(":")[2] or spec).name
+        name = f"{'-'.join(filter(None, (task, control)))}-{seed}.safetensors"
+        folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
+        for path in (folder / name for folder in folders):
+            if not train and path.is_file() and (kept := load_prompts(path)).config == run:
+                return kept
+        unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
+        prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
+        save_prompts(folders[0] / name, prompts)
+        unfinished.unlink()
+        return prompts
+
+    # --- artefacts and claims ---
+
+    def identity(self, **constants: Any) -> dict[str, Any]:
+        """All that decides an artefact of this study: the hashes of CLIP and the autoencoder, the
+        profile with its pictures, and the constants that are given. `sae=None`: of none."""
+        models = {"clip": self.clip_hash, "sae": constants.pop("sae", ...)}
+        if models["sae"] is ...:
+            models["sae"] = self.sae_hash if self.which_sae else None
+        return {"profile": asdict(self.loaded), **models, **constants}
+
+    def keep(self, name: str, obj: Any, **constants: Any) -> Path:
+        """Write an artefact into the run's folder, with its identity beside it."""
+        path = self.folder / name
+        if isinstance(obj, SAE):
+            constants = {"sae": None, **constants}
+            about = {"profile": self.profile.name, "clip": self.clip_hash}
+            obj = SimpleNamespace(save=partial(_save_sae, sae=obj, about=about))
+        artefacts.save(path, obj, self.identity(**constants))
+        return path
+
+    def kept(
+        self,
+        name: str,
+        made_by: str,
+        read: Callable[[Path], Any] | None = None,
+        **constants: Any,
+    ) -> Any:
+        """Read an artefact of exactly this identity; `made_by` is the notebook that writes it.
+
+        Raises `ArtefactError`, which says what differs and what to run.
+        """
+        identity = self.identity(**constants)
+        return artefacts.load(self.folder / name, identity, made_by=made_by, read=read)
+
+    @property
+    def claim(self) -> Callable[..., None]:
+        """Record a claim: `artefacts.record_claim` in this run's folder."""
+        return partial(artefacts.record_claim, self.folder)
+
+
+def _save_sae(path: Path, sae: SAE, about: Mapping[str, Any]) -> None:
+    save_sae(path, sae, about)
+
+
+def shipped_identity(profile: Profile, clip_hash: str, clip: SplitCLIP) -> dict[str, Any]:
+    """What has to agree before a profile gets the autoencoder in `data/`."""
+    sae = {"d_sae": profile.sae.expansion * clip.d_vit, "activation": profile.sae.activation}
+    return {"clip": clip_hash, "block": clip.block, **sae}
+
+
+def executed_cells() -> list[str]:
+    """The code that the notebook has run so far; none outside a notebook."""
+    try:
+        return get_ipython().user_ns.get("In", [])  # type: ignore[name-defined]
+    except NameError:
+        return []

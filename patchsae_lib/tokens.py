@@ -1,0 +1,458 @@
+"""Residual tokens of many pictures, in memory or in shards on disk (paper section 3.1).
+
+`Tokens` is what training, scans and measurements read: like a tensor (images, n_tokens, d_vit) it
+has `shape`, `len`, `tokens[rows]` and `tokens.split(n)`, but nothing is read before it is asked
+for, so that a million pictures need no more memory than a thousand.
+
+On disk it is a folder in the format `patchsae-tokens-1`:
+
+- `00000.safetensors`, `00001.safetensors`, …, each of a stretch of the pictures: `tokens`
+  (images, 1 + n_patches, d_vit), bfloat16 or float16, the CLS token of an image first and then its
+  patches row by row; `indices` (images,) int64, which picture each row is, ascending; `labels`
+  (images,) int64, its class, −1 for none. Metadata: `made_by`, the `hash` below, and
+  `pictures`, the stretch as "first-last".
+- `cache.json`, written last, so that a folder that has it is whole: `format`; `made_by`, what
+  decides the tokens (CLIP's weights and block, the pictures, the precision), and its `hash`;
+  `dtype`; `tokens` of an image and their width `d_vit`; `class_names`; `shards`, a `file` and its
+  number of `images` each; `skipped`, the pictures that could not be read.
+
+Neither the pictures nor CLIP are needed to read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from patchsae_lib.artefacts import atomic_path, config_hash, difference, plain, write_json
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.distributed import from_first, my_part, rank, wait_for_all, world_size
+from patchsae_lib.pictures import Pictures
+from patchsae_lib.profiles import TrainConfig
+from patchsae_lib.sae import require_tokens
+
+FORMAT = "patchsae-tokens-1"
+ABOUT = "cache.json"
+SHARD = 1024  # pictures: 310 MB of ViT-B/16
+BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
+MAX_UNREADABLE = 0.01  # a larger share of the pictures is an error
+HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABLE decides
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Residual tokens z (images, n_tokens, d_vit) of pictures, the CLS token of an image first.
+
+    `indices` (images,): which picture each row is. `read(i)` gives part i, of `sizes[i]` images;
+    `rows`: which of all their rows these tokens are (None: all). `skipped` lists the pictures that
+    could not be read.
+    """
+
+    read: Callable[[int], Tensor]
+    sizes: tuple[int, ...]
+    n_tokens: int
+    d_vit: int
+    indices: Tensor
+    skipped: tuple[int, ...] = ()
+    rows: Tensor | None = None
+
+    @classmethod
+    def hold(cls, z: Tensor, indices: Tensor | None = None) -> Tokens:
+        """Tokens that are in memory: z (images, n_tokens, d_vit).
+
+        Raises `ValueError` for another shape, for no tokens, and for NaN, infinity or zero tokens.
+        """
+        if z.ndim != 3 or z.numel() == 0:
+            raise ValueError(f"tokens are (images, n_tokens, d_vit), got {tuple(z.shape)}")
+        indices = torch.arange(len(z)) if indices is None else indices
+        if tuple(indices.shape) != tuple(z.shape[:1]):
+            raise ValueError(f"{len(z)} images, but indices {tuple(indices.shape)}")
+        require_tokens(z, "the tokens")
+        return cls(lambda _: z, (len(z),), z.shape[1], z.shape[2], indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(images, n_tokens, d_vit)."""
+        return len(self), self.n_tokens, self.d_vit
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
+        """The tokens (n, n_tokens, d_vit) of some rows, as they are stored."""
+        at = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
+        at = at if self.rows is None else self.rows[at]
+        if len(self.sizes) == 1:
+            return self.read(0)[at]
+        ends = torch.tensor(self.sizes).cumsum(0)
+        part = torch.searchsorted(ends, at, right=True)
+        used = part.unique().tolist()
+        pieces = [self.read(i)[at[part == i] - ends[i] + self.sizes[i]] for i in used]
+        return torch.cat(pieces)[part.argsort(stable=True).argsort()]
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        """The tokens of n images at a time, in order."""
+        return (self[start : start + n] for start in range(0, len(self), n))
+
+    def select(self, rows: Tensor | Sequence[int]) -> Tokens:
+        """Some of the rows, in the order given; nothing is read."""
+        chosen = torch.as_tensor(rows)
+        at = chosen if self.rows is None else self.rows[chosen]
+        return replace(self, rows=at, indices=self.indices[chosen])
+
+    def row_of(self, pictures: Tensor) -> Tensor:
+        """The rows (n,) of pictures (n,), which all have to be among `indices`."""
+        table = torch.full((int(self.indices.max()) + 1,), -1)
+        table[self.indices] = torch.arange(len(self))
+        return table[pictures]
+
+    def mixed(
+        self, config: TrainConfig, seed: int, start_step: int = 0, buffer: int = BUFFER
+    ) -> Iterator[Tensor]:
+        """Endless training batches z (batch_tokens, d_vit) float32, from `start_step` on.
+
+        Tokens of all images are mixed (of `buffer` shuffled shards at a time), and none comes
+        twice before all of its kind have come once. `cls_share` of a batch, rounded to whole
+        tokens, are CLS tokens; if it is negative, as many as come by chance. With `tokens = "cls"`
+        all are. Batch i depends on (seed, i) only, so training goes on at any step without a
+        replay. Of several processes each gets its part of a batch.
+        Deviation: the authors' class-token option takes the first image of a batch instead.
+
+        Raises `ValueError` if patches are asked for and there are none.
+        """
+        if self.rows is not None:
+            raise ValueError("a selection of rows is not for training: collect these pictures")
+        first = np.cumsum([0, *self.sizes]) * self.n_tokens
+        flat = lru_cache(maxsize=2 * buffer)(lambda number: self.read(number).flatten(0, 1))
+        for rows in token_rows(self.sizes, self.n_tokens, config, seed, start_step, buffer):
+            ends = pairwise(np.searchsorted(rows, first))
+            parts = [
+                flat(i)[torch.from_numpy(rows[start:end] - first[i])]
+                for i, (start, end) in enumerate(ends)
+                if start < end
+            ]
+            yield torch.cat(parts).float()
+
+
+# --- collecting --------------------------------------------------------------------------------
+
+
+def collect(
+    clip: SplitCLIP,
+    pictures: Pictures,
+    indices: Sequence[int] | Tensor | None = None,
+    batch: int = 32,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tokens:
+    """The residual tokens of `pictures[indices]` (by default of all), in memory.
+
+    Raises `ValueError` for no or unknown indices, and for tokens that are no numbers.
+    """
+    chosen = [int(i) for i in (range(len(pictures)) if indices is None else indices)]
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(pictures):
+        given = f"{min(chosen)} … {max(chosen)}" if chosen else "none"
+        raise ValueError(f"indices: one or more of 0 … {len(pictures) - 1} expected, got {given}")
+    parts = (chosen[start : start + batch] for start in range(0, len(chosen), batch))
+    z = [residual_tokens(clip, pictures.batch(part), part, dtype) for part in parts]
+    return Tokens.hold(torch.cat(z), torch.tensor(chosen))
+
+
+@torch.no_grad()
+def residual_tokens(
+    clip: SplitCLIP, images: Tensor, indices: Sequence[int], dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """z (b, 1 + n_patches, d_vit), on the CPU, of images (b, 3, h, w) uint8.
+
+    Raises `ValueError` for tokens that are no numbers, naming the pictures by `indices` (b,).
+    """
+    z = clip.tokens(clip.preprocess(images)).to("cpu", dtype)
+    require_tokens(z, f"pictures {indices[0]} … {indices[-1]}")
+    return z
+
+
+def read_pictures(
+    pictures: Pictures, indices: Sequence[int], skipped: list[int]
+) -> tuple[list[int], Tensor]:
+    """Those of `pictures[indices]` that can be read: indices, and uint8 (b, 3, h, w).
+
+    The indices of the others, whose reading raises `OSError`, are added to `skipped`.
+    """
+    try:
+        return list(indices), pictures.batch(list(indices))
+    except OSError:
+        pass
+    readable, images = [], []
+    for i in indices:
+        try:
+            images.append(pictures.batch([i]))
+            readable.append(i)
+        except OSError:
+            skipped.append(i)
+    return readable, torch.cat(images) if images else torch.empty(0)
+
+
+def require_readable(skipped: Sequence[int], n_pictures: int, advice: str = "") -> None:
+    """Raise `ValueError` if more than 1 % of the pictures could not be read."""
+    if len(skipped) > MAX_UNREADABLE * n_pictures:
+        raise ValueError(
+            f"{len(skipped)} of {n_pictures} pictures cannot be read, more than "
+            f"{MAX_UNREADABLE:.0%}; the first is number {skipped[0]}. {advice}".strip()
+        )
+
+
+def collect_shards(
+    clip: SplitCLIP,
+    pictures: Pictures,
+    folder: str | Path,
+    made_by: Mapping[str, Any],
+    shard: int = SHARD,
+    batch: int = 32,
+) -> Tokens:
+    """Collect the tokens of all pictures in a folder that all processes see, `shard` a file.
+
+    Every process makes its share of the shards. Shards of the same `made_by` are kept, so that a
+    collection that was killed goes on; a whole folder is opened. Pictures whose reading raises
+    `OSError` are skipped and listed.
+
+    Raises `ValueError` for no pictures, more than 1 % that cannot be read, tokens that are no
+    numbers, and a folder that holds something else's tokens.
+    """
+    folder, n = Path(folder), len(pictures)
+    # One process asks: what a network's file system has once denied it denies for a while.
+    if from_first(torch.tensor(int(rank() == 0 and (folder / ABOUT).is_file()))):
+        return open_shards(folder, made_by)
+    if not n:
+        raise ValueError("no pictures to collect tokens of")
+    stretches = [range(start, min(start + shard, n)) for start in range(0, n, shard)]
+    share = list(enumerate(stretches))[rank() :: world_size()]
+    total, shown = sum(len(stretch) for _, stretch in share), {} if rank() == 0 else HIDDEN
+    skipped: list[int] = []
+    with tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown) as bar:
+        for i, stretch in share:
+            path = folder / _shard_name(i)
+            about = {"made_by": config_hash(made_by), "pictures": f"{stretch[0]}-{stretch[-1]}"}
+            if _metadata(path) != about:
+                tensors = _collect_shard(clip, pictures, stretch, batch, skipped)
+                require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
+                with atomic_path(path) as temporary:
+                    save_file(tensors, temporary, about)
+            bar.update(len(stretch))
+    wait_for_all()
+    if rank() == 0:
+        _write_about(folder, made_by, pictures, [_shard_name(i) for i in range(len(stretches))])
+    wait_for_all()
+    return open_shards(folder, made_by)
+
+
+def _collect_shard(
+    clip: SplitCLIP, pictures: Pictures, stretch: range, batch: int, skipped: list[int]
+) -> dict[str, Tensor]:
+    tokens, indices = [], []
+    for start in range(0, len(stretch), batch):
+        readable, images = read_pictures(pictures, stretch[start : start + batch], skipped)
+        if readable:
+            tokens.append(residual_tokens(clip, images, readable))
+            indices += readable
+    if not indices:
+        raise ValueError(f"none of the pictures {stretch[0]} … {stretch[-1]} can be read")
+    labels = torch.tensor([pictures.label(i) for i in indices])
+    return {"tokens": torch.cat(tokens), "indices": torch.tensor(indices), "labels": labels}
+
+
+def _write_about(
+    folder: Path, made_by: Mapping[str, Any], pictures: Pictures, files: Sequence[str]
+) -> None:
+    """Write `cache.json`."""
+    indices = [_read_shard(folder / file, "indices") for file in files]
+    found = set(torch.cat(indices).tolist())
+    skipped = [i for i in range(len(pictures)) if i not in found]
+    require_readable(skipped, len(pictures), f"Mend them, delete {folder}, and start again")
+    _, n_tokens, d_vit = _read_shard(folder / files[0], "tokens").shape
+    sizes = [{"file": f, "images": len(i)} for f, i in zip(files, indices, strict=True)]
+    about: dict[str, Any] = {"format": FORMAT, "made_by": dict(made_by)}
+    about |= {
+        "hash": config_hash(made_by),
+        "dtype": "bfloat16",
+        "tokens": n_tokens,
+        "d_vit": d_vit,
+    }
+    about |= {"class_names": pictures.class_names, "shards": sizes, "skipped": skipped}
+    write_json(folder / ABOUT, about)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) -> Tokens:
+    """Open the tokens in a folder; of `made_by` if that is given.
+
+    Raises `FileNotFoundError` where no whole collection is, and `ValueError` if it is of another
+    format or made by something else.
+    """
+    folder = Path(folder)
+    path = folder / ABOUT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: the tokens are not collected, or not to the end; "
+            "python -m patchsae_lib train does so, and goes on where it was"
+        )
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']!r}")
+        tokens = _from_about(folder, about)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not describe a cache {FORMAT}: {error!r}") from error
+    if made_by is not None and config_hash(made_by) != about["hash"]:
+        raise ValueError(
+            f"{folder} was made by {about['hash']}, this is {config_hash(made_by)} "
+            f"({difference(about['made_by'], plain(made_by))}): give another folder, or delete it"
+        )
+    return tokens
+
+
+def _from_about(folder: Path, about: Mapping[str, Any]) -> Tokens:
+    files = [shard["file"] for shard in about["shards"]]
+    sizes = tuple(shard["images"] for shard in about["shards"])
+    n_tokens, d_vit, skipped = about["tokens"], about["d_vit"], tuple(about["skipped"])
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} shards are missing in {folder}, the first is "
+            f"{missing[0]}: copy them too, or delete {folder / ABOUT} to collect them again"
+        )
+
+    @lru_cache(maxsize=2)  # memory-mapped; what is not read costs nothing
+    def read(number: int) -> Tensor:
+        path, expected = folder / files[number], (sizes[number], n_tokens, d_vit)
+        z = _read_shard(path, "tokens")
+        if tuple(z.shape) != expected:
+            raise ValueError(
+                f"{path} holds tokens {tuple(z.shape)}, {ABOUT} says {expected}: "
+                "delete the folder, and collect them again"
+            )
+        return z
+
+    indices = torch.cat([_read_shard(folder / file, "indices") for file in files])
+    return Tokens(read, sizes, n_tokens, d_vit, indices, skipped)
+
+
+def _shard_name(number: int) -> str:
+    return f"{number:05}.safetensors"
+
+
+def _read_shard(path: Path, name: str) -> Tensor:
+    """Return a tensor of a shard, memory-mapped."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole shard of tokens ({error}): delete it to collect it again"
+        ) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a shard says of itself; nothing if it is not there or not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def token_rows(
+    sizes: Sequence[int],
+    n_tokens: int,
+    config: TrainConfig,
+    seed: int,
+    start_step: int = 0,
+    buffer: int = BUFFER,
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield which tokens make a batch, endlessly, as `Tokens.mixed` says.
+
+    Sorted numbers of tokens, `n_tokens` an image, counted through shards of `sizes` images, of
+    which `buffer` are mixed at a time. Of several processes each gets its part of the batch.
+    """
+    if config.batch_tokens < world_size():
+        raise ValueError(
+            f"a batch of {config.batch_tokens} tokens is too small for {world_size()} processes"
+        )
+    pools = _pools(n_tokens, config)
+    if any(per_image == 0 for _, per_image, _ in pools):
+        raise ValueError("there are CLS tokens only: set tokens = 'cls' or cls_share = 1")
+    orders = [
+        Shuffled([n * per_image for n in sizes], buffer, (seed, i))
+        for i, (_, per_image, _) in enumerate(pools)
+    ]
+    step = start_step
+    while True:
+        rows = []
+        for (first, per_image, count), order in zip(pools, orders, strict=True):
+            image, token = np.divmod(order.take(step * count, count), per_image)
+            rows.append(image * n_tokens + first + token)
+        # In the order of the file: no matter to the loss, and a disk reads forwards.
+        batch = np.sort(np.concatenate(rows))
+        yield batch[my_part(len(batch))]
+        step += 1
+
+
+def _pools(n_tokens: int, config: TrainConfig) -> list[tuple[int, int, int]]:
+    """(first token, tokens of an image, tokens in a batch) of what a batch is drawn from."""
+    if config.tokens == "cls":
+        return [(0, 1, config.batch_tokens)]
+    if config.cls_share < 0:
+        return [(0, n_tokens, config.batch_tokens)]
+    n_cls = round(config.cls_share * config.batch_tokens)
+    pools = [(0, 1, n_cls), (1, n_tokens - 1, config.batch_tokens - n_cls)]
+    return [pool for pool in pools if pool[2]]
+
+
+class Shuffled:
+    """Endless passes over 0 … Σ sizes − 1, each pass in an order of its own.
+
+    Of the stretches of these `sizes` (shards), shuffled too, `buffer` are mixed at a time.
+    """
+
+    def __init__(self, sizes: Iterable[int], buffer: int, seed: tuple[int, ...]) -> None:
+        self.lengths, self.buffer, self.seed = np.asarray(list(sizes)), buffer, seed
+        self.first, self.n = np.cumsum(self.lengths) - self.lengths, int(self.lengths.sum())
+        self.n_groups = -(-len(self.lengths) // buffer)
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """The numbers at places `start` to `start + count` of the passes."""
+        epoch, skip = divmod(start, self.n)
+        number, parts = epoch * self.n_groups, []
+        while count:
+            if skip < (length := self.lengths[self._group(number)].sum()):
+                parts.append(self.order(number)[skip : skip + count])
+                count -= len(parts[-1])
+            skip, number = max(0, skip - length), number + 1
+        return np.concatenate(parts)
+
+    def _group(self, number: int) -> npt.NDArray[np.int64]:
+        """The shards, in order, that are mixed as group `number`, counted over all passes."""
+        epoch, i = divmod(number, self.n_groups)
+        shards = np.random.default_rng((*self.seed, 3, epoch)).permutation(len(self.lengths))
+        return np.sort(shards[i * self.buffer : (i + 1) * self.buffer])
+
+    def _order(self, number: int) -> npt.NDArray[np.int64]:
+        shards = self._group(number)
+        rows = np.concatenate([self.first[i] + np.arange(self.lengths[i]) for i in shards])
+        return rows[np.random.default_rng((*self.seed, number)).permutation(len(rows))]

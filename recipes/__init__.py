@@ -1,0 +1,1 @@
+"""Scripts that made what ships in `data/`: the small CLIP, its card, its autoencoder, prompts."""

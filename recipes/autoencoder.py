@@ -1,0 +1,127 @@
+"""The autoencoder that ships in `data/`, and its card: python -m recipes.autoencoder.
+
+Notebook 1 trains an autoencoder before the reader's eyes, but has no time to train one as long as
+this; later notebooks use this one unless they are told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from patchsae_lib import artefacts
+from patchsae_lib.artefacts import DATA, atomic_path
+from patchsae_lib.evaluation import evaluate_sae
+from patchsae_lib.interop import save_sae
+from patchsae_lib.profiles import load_profile
+from patchsae_lib.sae import SAE
+from patchsae_lib.statistics import bootstrap_mean
+from patchsae_lib.study import Study, shipped_identity
+from patchsae_lib.training import train
+from patchsae_lib.truth import baselines, compare_units
+
+CARD = """# The autoencoder of the small CLIP
+
+{d_sae:,} latents on the residual stream (width {d_vit}) after block {block} of the small CLIP,
+float16. Made by
+
+    python -m recipes.autoencoder
+
+from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
+λ = {l1:g}, {minutes:.0f} minutes on {device}; the rest as in the profile `world`.
+
+## Held out ({n_test:,} single objects in all styles)
+
+{measures}
+
+## Do single units find what is in a patch?
+
+Mean intersection over union of the best unit of a concept, chosen on one half of the pictures and
+scored on the other; 95 % bootstrap intervals over concepts.
+
+{truth}
+"""
+
+
+def make(study: Study, out: Path) -> None:
+    """Train the autoencoder of a study, and write it to `out` with its identity and its card."""
+    profile, start = study.profile, time.monotonic()
+    checkpoint = study.folder / "sae-checkpoint.safetensors"
+    tokens = study.train.tokens
+    sae, _ = train(tokens, profile.sae, profile.train, checkpoint, study.device)
+    minutes = (time.monotonic() - start) / 60
+    about = {"profile": asdict(profile)}
+    writer = SimpleNamespace(save=lambda path: save_sae(path, sae, about, half=True))
+    artefacts.save(out, writer, shipped_identity(profile, study.clip_hash, study.clip))
+    with atomic_path(out.with_suffix(".md")) as path:
+        path.write_text(card(study, sae, minutes), encoding="utf-8")
+
+
+def card(study: Study, sae: SAE, minutes: float) -> str:
+    """Measure an autoencoder on held-out pictures and return its card."""
+    profile = study.profile
+    test = study.open("styles", "test", profile.pictures.n_test)
+    report = asdict(evaluate_sae(sae, test.held_out))
+    z = test.tokens[:][:, 1:].float()
+    sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
+    scores = compare_units(sets, z, test.truth, minimum=profile.min_patches)
+    intervals = [
+        (*names, *bootstrap_mean(part["iou"], over="concepts"), len(part))
+        for names, part in scores.groupby(["kind", "units"], sort=False)
+    ]
+    return CARD.format(
+        d_sae=sae.d_sae,
+        d_vit=sae.d_vit,
+        block=study.clip.block + 1,
+        n_train=profile.pictures.n_train,
+        steps=profile.train.steps,
+        batch=profile.train.batch_tokens,
+        l1=profile.sae.l1,
+        minutes=minutes,
+        device="two CPU cores" if study.device.type == "cpu" else "a GPU",
+        n_test=len(test),
+        measures=table(["measure", "value"], [(k, f"{v:.4f}") for k, v in report.items()]),
+        truth=table(
+            ["kind", "units", "mean IoU", "95 % interval", "concepts"],
+            [
+                (kind, units, f"{mean:.3f}", f"{low:.3f} – {high:.3f}", n)
+                for kind, units, mean, low, high, n in intervals
+            ],
+        ),
+    )
+
+
+def table(head: list[str], rows: list[tuple]) -> str:
+    """Return a table in markdown.
+
+    >>> print(table(["a", "b"], [(1, 2)]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.autoencoder", description=__doc__)
+    parser.add_argument("--out", type=Path, default=DATA / "sae.safetensors")
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=3_000)
+    given = parser.parse_args(argv)
+    world = load_profile("world")
+    profile = replace(
+        world,
+        name="shipped",  # its tokens and checkpoint go to runs/shipped/
+        pictures=replace(world.pictures, n_train=given.pictures),
+        train=replace(world.train, steps=given.steps, checkpoint_every=250),
+    )
+    make(Study(profile), given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The prompts that ship in `data/prompts/`: python -m recipes.prompts.
+
+Prompts for every task, of several few-shot seeds and two controls. Those that exist already are
+kept; notebook 5 trains one of them before the reader's eyes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.study import Study
+
+
+def make(study: Study, out: Path) -> None:
+    """Train the prompts of a study's tasks that `out` does not have yet."""
+    seeds = [(seed, "") for seed in range(study.profile.seeds)]
+    for seed, control in [(0, "swapped"), (0, "picture"), *seeds]:
+        for spec in study.task_specs:
+            study.prompts(spec, seed, control, folders=[out])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.prompts", description=__doc__)
+    parser.add_argument("--out", type=Path, default=DATA / "prompts")
+    given = parser.parse_args(argv)
+    make(Study("world"), given.out)
+
+
+if __name__ == "__main__":
+    main()
