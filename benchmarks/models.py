@@ -1,4 +1,4 @@
-"""Models to measure with: speed depends on their sizes and on how many latents are active."""
+"""Models to benchmark: speed depends on their sizes and on the number of active latents."""
 
 import torch
 
@@ -10,18 +10,18 @@ from patchsae_lib.sae import SAE
 
 
 def vit_b_16() -> SplitCLIP:
-    """The paper's CLIP with random weights: speed does not depend on them."""
+    """Return the paper's CLIP with random weights, on which speed does not depend."""
     return load_clip(ModelConfig(pretrained="none"))
 
 
 def small() -> SplitCLIP:
-    """The world's CLIP."""
+    """Return the CLIP of the embedded world."""
     return load_small_clip(DATA / "small_clip")
 
 
 def sparse(clip: SplitCLIP, d_sae: int, z: torch.Tensor, l0: int) -> SAE:
-    """A random autoencoder with about `l0` active latents a token."""
+    """Return a random autoencoder with about `l0` active latents per token."""
     sae = SAE(clip.d_vit, d_sae).eval().requires_grad_(False)
-    some = sae.pre_activations(z[0])
-    sae.b_enc.sub_(float(some.flatten().kthvalue(round(some.numel() * (1 - l0 / d_sae))).values))
+    values = sae.pre_activations(z[0]).flatten()
+    sae.b_enc.sub_(float(values.kthvalue(round(len(values) * (1 - l0 / d_sae))).values))
     return sae

@@ -1,4 +1,4 @@
-"""Ten k, on and off: ours against the plain way, beside what counting operations allows."""
+"""Ten k, on and off: `masked_logits` against the plain way, beside the limit of operations."""
 
 import pytest
 import torch
@@ -6,15 +6,16 @@ import torch.nn.functional as F
 from models import small, sparse, vit_b_16
 from report import against
 
-from patchsae_lib.ablation import Active, at_random, masked_logits
+from patchsae_lib.ablation import Decomposition, at_random, drop, keep, masked_logits
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.sae import SAE, drop, keep
+from patchsae_lib.sae import SAE
+from patchsae_lib.sparse import SparseLatents
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 3000)
 
 
 def plain(
-    clip: SplitCLIP, sae: SAE, images: torch.Tensor, text: torch.Tensor, order: torch.Tensor
+    clip: SplitCLIP, sae: SAE, images: torch.Tensor, head: torch.Tensor, order: torch.Tensor
 ):
     """The whole model with a dense mask, for one k and one mask at a time."""
     logits = []
@@ -25,18 +26,15 @@ def plain(
                 clip._run(sae.decode(mask(f, order[0, :k])), clip.block + 1)
             )
             features = F.normalize(pooled @ clip.visual.proj, dim=-1)
-            logits.append(clip.logit_scale * features @ text.T)
+            logits.append(clip.logit_scale * features @ head.T)
     return torch.stack(logits)
 
 
-def ours(clip: SplitCLIP, sae: SAE, images: torch.Tensor, text: torch.Tensor, order: torch.Tensor):
+def fast(clip: SplitCLIP, sae: SAE, images: torch.Tensor, head: torch.Tensor, order: torch.Tensor):
     """The same by `masked_logits`."""
-    z = clip.tokens(images)
-    active, base = Active.of(sae, z), sae.b_dec.expand_as(z)
-    rank = order.argsort(1).expand(len(z), -1)
-    return torch.cat(
-        list(masked_logits(clip, sae, active, base, active.decode(sae), text, rank, KS))
-    )
+    split = Decomposition.of(sae, clip.tokens(images))
+    rank = order.argsort(1).expand(len(images), -1)
+    return torch.cat(list(masked_logits(clip, split, head, rank, KS)))
 
 
 def bound(clip: SplitCLIP, sae: SAE, l0: float) -> float:
@@ -50,9 +48,9 @@ def bound(clip: SplitCLIP, sae: SAE, l0: float) -> float:
     code = t * d * sae.d_sae
     first = (clip.block + 1) * block
     cls = 2 * d * d * t + 10 * d * d + 2 * t * d
-    rest = (clip.n_blocks - clip.block - 2) * block + cls
-    whole = first + 2 * code + (clip.n_blocks - clip.block - 1) * block
-    return n * whole / (first + code + t * l0 * d + n * rest)
+    second = (clip.n_blocks - clip.block - 2) * block + cls
+    plain_way = first + 2 * code + (clip.n_blocks - clip.block - 1) * block
+    return n * plain_way / (first + code + t * l0 * d + n * second)
 
 
 SETTINGS = {
@@ -69,19 +67,19 @@ def setting(request):
     with torch.inference_mode():
         z = clip.tokens(images)
         sae = sparse(clip, d_sae, z, l0)
-        active = Active.of(sae, z)
-        text = F.normalize(torch.randn(1000, clip.d_embed), dim=1)
-        args = (clip, sae, images, text, at_random(d_sae))
-        difference = (plain(*args) - ours(*args)).abs().max()
+        active = SparseLatents.encode(sae, z)
+        head = F.normalize(torch.randn(1000, clip.d_embed), dim=1)
+        args = (clip, sae, images, head, at_random(d_sae))
+        difference = (plain(*args) - fast(*args)).abs().max()
     assert difference < 1e-4, difference
-    found = len(active.row) / (n * z.shape[1])
-    return request.param, args, bound(clip, sae, found)
+    l0_measured = len(active.token) / (n * z.shape[1])
+    return request.param, args, bound(clip, sae, l0_measured)
 
 
-@pytest.mark.parametrize("way", [plain, ours])
+@pytest.mark.parametrize("way", [plain, fast])
 def test_masks(benchmark, setting, way):
     name, args, limit = setting
     what = f"20 masks, {name}"
     against(benchmark, what, "plain" if way is plain else "ours", limit)
     with torch.inference_mode():
-        benchmark.pedantic(way, args, rounds=5 if way is ours else 3, warmup_rounds=1)
+        benchmark.pedantic(way, args, rounds=5 if way is fast else 3, warmup_rounds=1)

@@ -1,5 +1,5 @@
-"""How fast the explorer's page opens over http, and how fast another latent is shown: in the book
-that was built last, and with a bundle of the paper's size made of random numbers."""
+"""How fast the explorer's page opens over http, and how fast it shows another latent: in the book
+that was built last, and with a bundle of random numbers of the paper's size."""
 
 import os
 import shutil
@@ -13,17 +13,17 @@ import pytest
 import torch
 from report import against
 
+from patchsae_lib.artefacts import ROOT
 from patchsae_lib.explorer import Latents, write_bundle
-from patchsae_lib.notebooks import BUILD
 
 OPEN = "() => performance.getEntriesByName('patchsae-usable').length"
 TURN = """async latents => {
     const field = document.querySelector('.view.latent input[type=number]');
-    const said = document.querySelector('.patchsae-explorer [role=status]');
+    const status = document.querySelector('.patchsae-explorer [role=status]');
     for (const latent of latents) {
         field.value = latent;
         field.onchange();
-        while (!said.textContent.startsWith(`Latent ${latent}.`)) {
+        while (!status.textContent.startsWith(`Latent ${latent}.`)) {
             await new Promise(requestAnimationFrame);
         }
     }
@@ -52,7 +52,7 @@ class Grey:
 
 
 def large(folder, d=49_152, k=9):
-    """A bundle of d latents with random references and masks."""
+    """Write a bundle of d latents with random example pictures and masks."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(64, k, 14, 14, generator=generator).half().repeat(d // 64, 1, 1, 1)
     images, near = (torch.randint(n, (d, k), generator=generator) for n in (400, d))
@@ -65,7 +65,7 @@ def large(folder, d=49_152, k=9):
 
 @pytest.fixture(scope="module", params=["the book's", "49,152 latents, random"])
 def address(request, tmp_path_factory):
-    html = BUILD / "html"
+    html = ROOT / "_build" / "html"
     if not (html / "explorer.html").is_file():
         pytest.skip("no book: make book")
     if request.param != "the book's":

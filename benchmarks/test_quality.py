@@ -7,10 +7,10 @@ import pytest
 from models import small
 from report import against
 
-from patchsae_lib import training
-from patchsae_lib.activations import collect_tokens
+from patchsae_lib import distributed, training
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import explained_variance, l0
+from patchsae_lib.tokens import collect
 from patchsae_lib.world import World
 
 
@@ -18,22 +18,20 @@ from patchsae_lib.world import World
 def tokens():
     clip = small()
     train, test = World("world", "train", 2400), World("world", "test", 100)
-    held_out = collect_tokens(clip, test, range(100), progress=False).tokens.float()
-    return collect_tokens(clip, train, range(2400), progress=False), held_out.flatten(0, 1)
+    return collect(clip, train), collect(clip, test)[:].float().flatten(0, 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("way", ["dense, float32", "auto"])
 def test_quality(benchmark, monkeypatch, tokens, way, seed):
-    p, (cache, z) = load_profile("world"), tokens
+    p, (train_tokens, z) = load_profile("world"), tokens
     config = replace(p.train, seed=seed)
     if way != "auto":
         config = replace(config, precision="float32")
         monkeypatch.setattr(training, "SPARSE", 0)
-    given = cache, p.sae, config, None, None, False
-    sae, _ = benchmark.pedantic(training.train, given, rounds=1)
-    f = sae.encode(z)
-    found = f"explained variance {explained_variance(z, sae.decode(f)):.4f}, L0 {l0(f):.2f}"
-    count = config.steps * config.batch_tokens
-    what = f"world's training, seed {seed}"
-    against(benchmark, what, f"{way}: {found}", count=count, unit="tokens")
+    arguments = {"device": distributed.best_device(), "progress": False}
+    sae, _ = benchmark.pedantic(training.train, (train_tokens, p.sae, config), arguments, rounds=1)
+    f = sae.cpu().encode(z)
+    quality = f"explained variance {explained_variance(z, sae.decode(f)):.4f}, L0 {l0(f):.2f}"
+    count, title = config.steps * config.batch_tokens, f"world's training, seed {seed}"
+    against(benchmark, title, f"{way}: {quality}", count=count, unit="tokens")

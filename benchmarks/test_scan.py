@@ -1,4 +1,4 @@
-"""One pass that learns everything about every latent, against the first half of CLIP alone, and
+"""The pass that counts the statistics of all latents, against the first half of CLIP alone and
 against the plain way: all of CLIP, dense latents, and a loop over the pictures of a batch."""
 
 import subprocess
@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from models import small, sparse, vit_b_16
 from report import against
 
-from patchsae_lib.interop import load_sae
 from patchsae_lib.artefacts import DATA
-from patchsae_lib.clip import precision
-from patchsae_lib.interop.openclip import load_clip
-from patchsae_lib.latents import TAU, LatentTable
-from patchsae_lib.profiles import ModelConfig
+from patchsae_lib.distributed import resolve_precision
+from patchsae_lib.interop import load_clip, load_sae
+from patchsae_lib.latents import LatentTable
+from patchsae_lib.profiles import ModelConfig, StatisticsConfig
 
 CLASSES = tuple(map(str, range(10)))
+TAU = StatisticsConfig().tau
 
 
 def first_half(clip, sae, images, labels):
@@ -34,17 +34,17 @@ def scan(clip, sae, images, labels):
 
 
 def plain(clip, sae, images, labels):
-    """Returns the dataset-level activation, for a comparison."""
+    """Return the class-level activation, for a comparison."""
     counts = torch.zeros(len(CLASSES), sae.d_sae)
     frequency, total = torch.zeros(sae.d_sae), torch.zeros(sae.d_sae)
     for rows in torch.arange(len(images)).split(16):
         z = clip.tokens(images[rows])
         clip.features(z)  # a hook reads z while all of CLIP runs
         f = F.relu((z - sae.b_dec) @ sae.W_enc + sae.b_enc)
-        for one, label in zip(f, labels[rows], strict=True):
-            frequency += (one > 0).any(0)
-            total += one.mean(0)
-            counts[label] += (one > TAU).sum(0)
+        for latents, label in zip(f, labels[rows], strict=True):
+            frequency += (latents > 0).any(0)
+            total += latents.mean(0)
+            counts[label] += (latents > TAU).sum(0)
     return counts
 
 
@@ -74,38 +74,38 @@ def setting(request):
 @pytest.mark.parametrize("way", [first_half, scan, plain])
 def test_scan(benchmark, setting, way):
     name, given = setting
-    said = way.__name__.replace("_", " ")
-    against(benchmark, f"scan, {name}", said, count=len(given[2]), unit="pictures")
+    title = way.__name__.replace("_", " ")
+    against(benchmark, f"scan, {name}", title, count=len(given[2]), unit="pictures")
     with torch.inference_mode():
         benchmark.pedantic(way, given, rounds=5, warmup_rounds=1)
 
 
 def test_first_half_in_bfloat16(benchmark):
-    if precision("auto", torch.device("cpu")) != "bfloat16":
+    if resolve_precision("auto", torch.device("cpu")) != "bfloat16":
         pytest.skip("no hardware for bfloat16")
     clip = load_clip(ModelConfig(pretrained="none", precision="bfloat16"))
     images = torch.randn(16, 3, *clip.visual.image_size)
-    what, way = "scan, ViT-B/16, 49,152 latents", "first half, bfloat16"
-    against(benchmark, what, way, count=16, unit="pictures")
+    task, way = "scan, ViT-B/16, 49,152 latents", "first half, bfloat16"
+    against(benchmark, task, way, count=16, unit="pictures")
     with torch.inference_mode():
         benchmark.pedantic(first_half, (clip, None, images, None), rounds=5, warmup_rounds=1)
 
 
 SCAN = """
 import re, sys
-from patchsae_lib.interop import load_sae
 from patchsae_lib.artefacts import DATA
+from patchsae_lib.interop import load_sae
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import scan
 from patchsae_lib.world import World
 clip, sae = load_small_clip(DATA / "small_clip"), load_sae(DATA / "sae.safetensors")
-scan(clip, sae, World("world", "test", int(sys.argv[1])), progress=False)
+scan(clip, sae, World("world", "test", int(sys.argv[1])))
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
 @pytest.mark.parametrize("n", [128, 512, 2048])
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory(benchmark, n):
     def run():
         command = [sys.executable, "-c", SCAN, str(n)]

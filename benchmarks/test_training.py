@@ -13,7 +13,7 @@ import pytest
 import torch
 from report import against
 
-from patchsae_lib.clip import precision
+from patchsae_lib.distributed import resolve_precision
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.training import Trainer
@@ -25,7 +25,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = dict(rounds=3 if DEVICE.type == "cpu" else 50, warmup_rounds=1)
 
 
-def what(d_sae):
+def title(d_sae):
     return f"training step, 768 → {d_sae:,}, ReLU + L1, 4,096 tokens"
 
 
@@ -42,7 +42,7 @@ def test_peer(benchmark, library, d_sae):
             print("step", file=peer.stdin, flush=True)
             assert peer.stdout.readline() == "done\n", f"{library} failed: try {command}"
 
-        against(benchmark, what(d_sae), library.replace("_", " "), count=N_TOKENS, unit="tokens")
+        against(benchmark, title(d_sae), library.replace("_", " "), count=N_TOKENS, unit="tokens")
         benchmark.pedantic(step, **ROUNDS)
         peer.stdin.close()
 
@@ -56,7 +56,7 @@ def finish():
 @pytest.mark.parametrize("l0", [150, 0], ids=["trained", "new"])  # 0: about half of d_sae
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ours(benchmark, dtype, l0, d_sae):
-    if dtype == "bfloat16" and precision("auto", DEVICE) != dtype:
+    if dtype == "bfloat16" and resolve_precision("auto", DEVICE) != dtype:
         pytest.skip("no hardware for bfloat16")
     sae = SAE(D_VIT, d_sae).to(DEVICE)
     trainer = Trainer(sae, SAEConfig(), TrainConfig(precision=dtype, batch_tokens=N_TOKENS))
@@ -64,15 +64,15 @@ def test_ours(benchmark, dtype, l0, d_sae):
     trainer.start(z)
     if l0:
         with torch.no_grad():
-            some = sae.pre_activations(z[:64]).flatten()
-            sae.b_enc.sub_(some.kthvalue(round(some.numel() * (1 - l0 / d_sae))).values)
-    said = f"ours, {dtype}, {l0 or 'half the'} latents active"
+            pre = sae.pre_activations(z[:64]).flatten()
+            sae.b_enc.sub_(pre.kthvalue(round(pre.numel() * (1 - l0 / d_sae))).values)
+    setting = f"ours, {dtype}, {l0 or 'half the'} latents active"
 
     def step():
         trainer.step(z)
         finish()
 
-    against(benchmark, what(d_sae), said, count=N_TOKENS, unit="tokens")
+    against(benchmark, title(d_sae), setting, count=N_TOKENS, unit="tokens")
     benchmark.pedantic(step, **ROUNDS)
 
 
@@ -92,6 +92,6 @@ def test_matrix_products(benchmark, dtype, d_sae):
         finish()
 
     against(
-        benchmark, what(d_sae), f"five matrix products, {dtype}", count=N_TOKENS, unit="tokens"
+        benchmark, title(d_sae), f"five matrix products, {dtype}", count=N_TOKENS, unit="tokens"
     )
     benchmark.pedantic(products, **ROUNDS)

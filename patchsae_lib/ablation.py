@@ -93,6 +93,19 @@ def wrong_class(ranking: Tensor) -> Tensor:
     return ranking.roll(len(ranking) // 2, 0)
 
 
+def rankings(table: LatentTable) -> dict[str, Tensor]:
+    """Return every ranking that a table of counts allows, the class-level one first."""
+    by_class = class_level(table)
+    return {
+        "class-level": by_class,
+        "class-specific": class_specific(table),
+        "dataset-level": dataset_level(table),
+        "matched in frequency": matched(by_class, table.frequency),
+        "wrong class": wrong_class(by_class),
+        "random": at_random(len(table.total)),
+    }
+
+
 # --- the experiment -----------------------------------------------------------------------------
 
 
@@ -295,3 +308,19 @@ def _gradient(clip: SplitCLIP, z: Tensor, labels: Tensor, head: Tensor) -> Tenso
     logits = clip.classify(z, head)
     margin = logits.gather(1, labels.to(logits.device)[:, None])[:, 0] - logits.mean(1)
     return torch.autograd.grad(margin.sum(), z)[0].flatten(0, 1)
+
+
+@torch.no_grad()
+def removal_effects(
+    clip: SplitCLIP, sae: SAE, z: Tensor, labels: Tensor, head: Tensor, latents: Tensor
+) -> Tensor:
+    """Measure what removing one of `latents` (b,) takes from each true class's logit: (b,).
+
+    In logits above the mean over classes, as `latent_effects` estimates it.
+    """
+    split = Decomposition.of(sae, z.to(sae.W_dec.device, torch.float32), clip.n_tokens)
+    removed_first = torch.ones(len(z), sae.d_sae, dtype=torch.int)
+    removed_first[torch.arange(len(z)), latents] = 0
+    (_, all_on), (_, without) = masked_logits(clip, split, head, removed_first, (0, 1))
+    change = (all_on - without).cpu()
+    return change[torch.arange(len(z)), labels] - change.mean(1)

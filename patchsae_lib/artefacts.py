@@ -3,8 +3,8 @@
 An artefact is one file in `runs/<profile>/` (tensors as safetensors, a table as parquet, anything
 else as JSON) with a sidecar `<file>.meta.json` that holds its identity: the hashes of the weights
 it was computed with, the pictures, the profile, and every constant that decides its content.
-`load` refuses a file of another identity, one that was cut short, and one whose inputs have
-changed since. A checkpoint is what a training needs to go on after a kill.
+`load` refuses a file of another identity, and one that was cut short or changed. A checkpoint
+holds what a training needs to go on after a kill.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import os
 import platform
 import subprocess
+import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
+
+Reader = Callable[[Path], Any]
 
 
 class ArtefactError(ValueError):
@@ -109,52 +112,38 @@ def plain(config: object) -> dict[str, Any]:
     return json.loads(json.dumps(dict(config), default=str))
 
 
-def difference(there: Any, here: Any, name: str = "") -> str:
-    """Say in which fields two configs differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
-        return "; ".join(difference(there.get(k), here.get(k), f"{name}.{k}") for k in keys)
-    return f"{name.lstrip('.')}: {there!r} there, {here!r} here"
+def difference(stored: Any, given: Any, name: str = "") -> str:
+    """Say in which fields a stored config, "there", and a given one, "here", differ."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        keys = [key for key in sorted({*stored, *given}) if stored.get(key) != given.get(key)]
+        pairs = ((stored.get(key), given.get(key), f"{name}.{key}") for key in keys)
+        return "; ".join(difference(*pair) for pair in pairs)
+    return f"{name.lstrip('.')}: {stored!r} there, {given!r} here"
 
 
 # --- artefacts ----------------------------------------------------------------------------------
 
 
-def save(
-    path: str | Path,
-    obj: Any,
-    identity: object,
-    *,
-    inputs: Iterable[str | Path] = (),
-    seed: int | None = None,
-) -> None:
+def save(path: str | Path, obj: Any, identity: object) -> None:
     """Write an artefact and its sidecar.
 
     `obj` is a dict of tensors (`.safetensors`), a DataFrame (`.parquet`), what JSON can hold
     (`.json`), or anything with a method `save(path)`. `identity` is a dataclass or mapping with
-    all that decides the content; `inputs` are the artefacts it was made from.
+    all that decides the content.
     """
     path = Path(path)
-    made_from = {os.path.relpath(p, path.parent): _sha256(Path(p)) for p in inputs}
     with atomic_path(path) as temporary:
         _write(temporary, obj, path.suffix)
         digest = _sha256(temporary)
-    meta = {"config": plain(identity), "config_hash": config_hash(identity), "seed": seed}
-    meta |= {"versions": _versions(), "git_commit": _git_commit()}
-    write_json(_sidecar(path), meta | {"inputs": made_from, "sha256": digest})
+    meta = {"config": plain(identity), "config_hash": config_hash(identity), "sha256": digest}
+    write_json(_sidecar(path), meta | {"versions": _versions(), "git_commit": _git_commit()})
 
 
-def load(
-    path: str | Path,
-    identity: object,
-    *,
-    made_by: str,
-    read: Callable[[Path], Any] | None = None,
-) -> Any:
+def load(path: str | Path, identity: object, *, made_by: str, read: Reader | None = None) -> Any:
     """Read an artefact as `save` was given it (tensors on the CPU), or with `read`.
 
-    `made_by` is the notebook that writes it, for the message of the `ArtefactError` that is raised
-    when the file is missing, broken, of another identity, or older than its inputs.
+    `made_by` is the notebook that writes it. Raises `ArtefactError`, which says what to run, if
+    the file is missing, broken, or of another identity.
     """
     path = Path(path)
     name, again = short(path), f"run {made_by} again"
@@ -171,9 +160,6 @@ def load(
         differ = difference(meta["config"], plain(identity))
         hashes = f"config {made_with}, this is {config_hash(identity)}"
         raise ArtefactError(f"{name} was made by {hashes} ({differ}): {again}")
-    for source, digest in meta["inputs"].items():
-        if (path.parent / source).is_file() and _sha256(path.parent / source) != digest:
-            raise ArtefactError(f"{name} was made from another {source}: {again}")
     return (read or _read)(path)
 
 
@@ -235,14 +221,14 @@ def save_checkpoint(
 ) -> None:
     """Write all that a training needs to go on, as one safetensors file, whole or not at all.
 
-    `run` is all that the result depends on; `state` is JSON-able.
+    `run` is all that the result depends on, as JSON-able as `state`.
     """
     from safetensors.torch import save_file
 
     about = {key: json.dumps(value) for key, value in {"run": run, **state}.items()}
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(whole, temporary, about)
+        save_file(stored, temporary, about)
 
 
 def read_checkpoint(
@@ -294,36 +280,28 @@ def resume(
 def record_claim(
     folder: str | Path,
     id: str,
-    *,
-    where: str,
-    paper: str | float,
-    measured: str | float,
+    measured: str,
     holds: bool | None,
     partly: bool = False,
     interval: tuple[float, float] | None = None,
-    note: str = "",
-    notebook: str = "",
+    **values: Any,
 ) -> None:
-    """Put one claim of the paper and our verdict into `<folder>/claims.json`, by its `id`.
+    """Put a claim of `data/paper/claims.toml` and our verdict into `<folder>/claims.json`.
 
-    `where` is a place in the paper ("Fig. 3"). `holds` and `partly` say whether the claim's rule,
-    or a weaker one, is met (None: not testable here). `interval` is (low, high); both NaN: none.
-    `notebook` is the page with the evidence, by default the one whose number the id begins with.
+    `holds` and `partly` say whether the claim's rule, or a weaker one, is met (None: not testable
+    here). `interval` is (low, high); both NaN: none. `values` fill in the claim's note.
     """
+    claims = tomllib.loads((DATA / "paper" / "claims.toml").read_text(encoding="utf-8"))
+    if id not in claims:
+        raise ValueError(f"no claim {id!r} in data/paper/claims.toml, but {', '.join(claims)}")
     if interval is not None and all(map(math.isnan, interval)):
         interval = None
     if interval is not None and not interval[0] <= interval[1]:
         raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
-    reproduced, in_part, failed, untestable = VERDICTS
-    verdict = (
-        untestable if holds is None else reproduced if holds else in_part if partly else failed
-    )
-    if not notebook:
-        pages = sorted((ROOT / "notebooks").glob(f"{id.partition('-')[0]}_*.ipynb"))
-        notebook = pages[0].stem if pages else ""
+    claim = {"id": id, **claims[id], "measured": measured, "interval": interval}
+    claim["note"] = claim["note"].format(**values)
+    claim["verdict"] = VERDICTS[3 if holds is None else 0 if holds else 1 if partly else 2]
     path = Path(folder) / "claims.json"
-    claims = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    claim = dict(id=id, where=where, paper=paper, measured=measured, interval=interval)
-    claim |= dict(verdict=verdict, note=note, notebook=notebook)
-    kept = [c for c in claims if c["id"] != id]
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    kept = [c for c in recorded if c["id"] != id]
     write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,29 +31,25 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "
 #: low to high, every step readable on white and on black; blue to yellow for the colour-blind
 SCALE = ("#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00")
 LOOK = {"color_discrete_sequence": COLOURS, "symbol_sequence": SYMBOLS}
-PALE = "rgba(156,163,175,.45)"  # GREY, of what has no value
 DOTTED = {"dash": "dot", "color": GREY, "width": 1}
-NAME = "<extra>%{fullData.name}</extra>"  # on pointing at a mark: what its colour stands for
+# on pointing at a mark: what its colour stands for; where a latent lies
+NAME = "<extra>%{fullData.name}</extra>"
+PLACE = "<br>frequency 10^%{x:.2f}, mean 10^%{y:.2f}<extra></extra>"
 FREQUENCY, MEAN = "log₁₀ activated frequency", "log₁₀ mean activation"
-#: key of a training history → title of its panel
-MEASURES = {
+MEASURES = {  # key of a training history → title of its panel
     "reconstruction": "Reconstruction loss", "l0": "Active latents per token (L0)",
     "explained_variance": "Explained variance", "dead": "Dead latents",
 }  # fmt: skip
 AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"}
-templates["patchsae"] = {
-    "layout": {
-        "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": INK},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 16, "b": 48},
-        "xaxis": AXIS,
-        "yaxis": AXIS,
-        "legend": {"orientation": "h", "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        "title": {"x": 0, "xanchor": "left", "font": {"size": 15}},
-        "annotationdefaults": {"font": {"size": 15}},  # titles of panels
-    }
-}
+templates["patchsae"] = {"layout": {
+    "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": INK},
+    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+    "margin": {"l": 56, "r": 16, "b": 48}, "xaxis": AXIS, "yaxis": AXIS,
+    "legend": {"orientation": "h", "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+    "title": {"x": 0, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top"},
+    "title_font_size": 15, "title_pad_t": 8, "title_subtitle_font_size": 12,
+    "annotationdefaults": {"font": {"size": 15}},  # titles of panels
+}}  # fmt: skip
 
 
 def finish(
@@ -62,31 +57,23 @@ def finish(
 ) -> Figure:
     """Give a figure our look, its words, and `height` pixels below them.
 
-    `alt` continues the title for readers who cannot see the figure. In JupyterLab the caption is
-    the subtitle; the book sets it below.
+    `alt` continues the title for readers who cannot see the figure. The caption is the subtitle
+    in JupyterLab; the book sets it below.
     """
     caption = " ".join(caption.split())
     lines = textwrap.wrap(caption, 100)
     heading = 28 + 17 * len(lines)  # what the book takes off again
     panel_title = 32 / (height - 80) if figure.layout.annotations else 0
     figure.for_each_annotation(lambda note: note.update(text=note.text.removeprefix("panel=")))
-    subtitle = {"subtitle": {"text": "<br>".join(lines), "font_size": 12}}
-    figure.update_layout(
+    return figure.update_layout(
         template="plotly+patchsae",
-        title={
-            "text": title,
-            **subtitle,
-            "yref": "container",
-            "y": 1,
-            "yanchor": "top",
-            "pad_t": 8,
-        },
+        title={"text": title, "subtitle_text": "<br>".join(lines)},
         legend={"title_text": "", "y": 1 + panel_title},
         margin_t=32 + heading,
         height=height + heading,
         meta={"alt": f"{title}. {alt}.", "caption": caption, "heading": heading},
+        **layout,
     )
-    return figure.update_layout(**layout)
 
 
 def listed(values: Iterable[tuple[object, float]]) -> str:
@@ -94,7 +81,7 @@ def listed(values: Iterable[tuple[object, float]]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values)
 
 
-def _interval(table: pd.DataFrame, axis: str, value: str) -> dict[str, pd.Series]:
+def _bars(table: pd.DataFrame, axis: str, value: str) -> dict[str, pd.Series]:
     """Arguments of px for error bars from `low` to `high`, where the table has these columns."""
     if "low" not in table:
         return {}
@@ -102,14 +89,13 @@ def _interval(table: pd.DataFrame, axis: str, value: str) -> dict[str, pd.Series
     return {f"error_{axis}": above, f"error_{axis}_minus": below}
 
 
-def _panels(table: pd.DataFrame, panel: str | None) -> tuple[dict[str, Any], int]:
+def _panels(table: pd.DataFrame, panel: str) -> tuple[dict[str, Any], int]:
     """Arguments of px for a panel for each value of a column, and how many rows they make."""
-    if panel is None:
-        return {}, 1
-    columns = min(4, math.ceil(table[panel].nunique() ** 0.5))
+    n_panels = table[panel].nunique()
+    columns = min(4, int(np.ceil(n_panels**0.5)))
     spacing = {"facet_col_spacing": 0.16 / columns, "facet_row_spacing": 0.1}
     facets = {"facet_col": panel, "facet_col_wrap": columns, "labels": {panel: "panel"}}
-    return facets | spacing, math.ceil(table[panel].nunique() / columns)
+    return facets | spacing, -(-n_panels // columns)
 
 
 def learning_curves(
@@ -123,24 +109,22 @@ def learning_curves(
     figure = curves(table, title=title, caption=caption, **names)
     figure.update_traces(mode="lines").update_xaxes(dtick=None)
     figure.update_yaxes(matches=None, showticklabels=True, title=None)
-    figure.update_yaxes(type="log", row=2)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1], row=1)
+    figure.update_yaxes(type="log", row=2).update_yaxes(tickformat=".0%", range=[0, 1], row=1)
     return figure.update_layout(showlegend=len(histories) > 1)
 
 
 def _active(table: pd.DataFrame) -> pd.DataFrame:
     """The latents that are ever active, with logarithms of their frequency and mean activation."""
     rows = table[table["frequency"] > 0]
-    logs = {
-        name: np.log10(rows[column]) for name, column in ((FREQUENCY, "frequency"), (MEAN, "mean"))
-    }
-    return rows.assign(**logs).astype(dict.fromkeys(logs, "float32"))  # half of a page's weight
+    # float32 is exact enough to draw, and half of what a page has to load
+    x, y = (np.log10(rows[name]).astype("float32") for name in ("frequency", "mean"))
+    return rows.assign(**{FREQUENCY: x, MEAN: y})
 
 
 def _medians(rows: pd.DataFrame) -> str:
     """Where the points of a scatter lie, for `finish`."""
-    medians = ((name, rows[name].median()) for name in ("frequency", "mean"))
-    return f"{len(rows):,} latents, median {listed(medians)}"
+    medians = listed(rows[["frequency", "mean"]].median().items())
+    return f"{len(rows):,} latents, median {medians}"
 
 
 def scatter_panels(table: pd.DataFrame, *, panel: str, title: str, caption: str = "") -> Figure:
@@ -149,15 +133,12 @@ def scatter_panels(table: pd.DataFrame, *, panel: str, title: str, caption: str 
     `table` has a row a latent: its number as index, `frequency`, `mean` and its `panel`.
     """
     rows = _active(table)
-    facets, _ = _panels(rows, panel)
     figure = px.scatter(
         rows, x=FREQUENCY, y=MEAN, color=panel, hover_name=rows.index, opacity=0.5,
-        render_mode="webgl", **facets, **LOOK,
+        **_panels(rows, panel)[0], **LOOK,
     )  # fmt: skip
-    place = "frequency 10^%{x:.2f}<br>mean 10^%{y:.2f}<extra></extra>"
-    figure.update_traces(marker_size=4, hovertemplate=f"latent %{{hovertext}}<br>{place}")
-    parts = rows.groupby(panel, sort=False)
-    alt = "; ".join(f"{name}: {_medians(part)}" for name, part in parts)
+    figure.update_traces(marker_size=4, hovertemplate=f"latent %{{hovertext}}{PLACE}")
+    alt = "; ".join(f"{name}: {_medians(part)}" for name, part in rows.groupby(panel, sort=False))
     return finish(figure, title, caption, alt, 400, showlegend=False)
 
 
@@ -171,26 +152,17 @@ def latent_scatter(
     latents are left out. The colours go from the first to the ninety-ninth percentile.
     """
     rows = _active(table).sort_values(colour, key=pd.notna, kind="stable")  # grey ones first
-    figure = px.scatter(
-        rows, x=FREQUENCY, y=MEAN, hover_name="hover", render_mode="webgl",
-        marginal_x="histogram", marginal_y="histogram",
-    )  # fmt: skip
+    marginals: Any = dict.fromkeys(("marginal_x", "marginal_y"), "histogram")
+    figure = px.scatter(rows, x=FREQUENCY, y=MEAN, hover_name="hover", **marginals)
     low, high = rows[colour].quantile([0.01, 0.99])
-    bar = {
-        "title": {"text": label, "side": "top", "font_size": 12},
-        "orientation": "h",
-        "thickness": 10,
-        **{"len": 0.5, "x": 0.0, "xanchor": "left", "y": -0.16, "yanchor": "top"},
-    }
-    shades = {"colorscale": SCALE, "cmin": low, "cmax": high, "colorbar": bar}
-    values = rows[colour].where(rows[colour].notna(), PALE)
-    text = "latent %{customdata}<br>%{hovertext}<br>frequency 10^%{x:.2f}, mean 10^%{y:.2f}"
-    figure.update_traces(
-        customdata=rows.index,  # the explorer follows clicks on points that have a number
-        hovertemplate=f"{text}<extra></extra>",
-        marker={"size": 5, "opacity": 0.75, "color": values, **shades},
-        selector={"type": "scattergl"},
-    )
+    place = {"thickness": 10, "len": 0.5, "x": 0, "xanchor": "left", "y": -0.16, "yanchor": "top"}
+    bar = {"title": {"text": label, "side": "top", "font_size": 12}, "orientation": "h", **place}
+    shades = {"size": 5, "opacity": 0.75, "colorscale": SCALE, "cmin": low, "cmax": high}
+    values = rows[colour].round(4).where(rows[colour].notna(), "rgba(156,163,175,.45)")  # GREY
+    # the explorer follows clicks on points whose customdata is a number
+    look = {"marker": {"color": values, "colorbar": bar, **shades}, "customdata": rows.index}
+    hover = "latent %{customdata}<br>%{hovertext}" + PLACE
+    figure.update_traces(look, {"mode": "markers"}, hovertemplate=hover)
     bars = {"nbinsx": 60, "nbinsy": 60, "opacity": 1, "marker_color": GREY}
     figure.update_traces(bars, {"type": "histogram"})
     for i, across, along in ((1, (0, 0.85), (0, 0.83)), (2, (0.865, 1), (0.85, 1))):
@@ -224,29 +196,28 @@ def curves(
     table: pd.DataFrame, *, x: str, y: str, by: str, title: str, caption: str = "",
     panel: str | None = None, log_x: bool = False, lines: Mapping[str, float] | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw a measure over `x`: a line for each value of `by`, a panel for each of `panel`.
-
-    `lines`: name → value of dotted lines across every panel.
-    """
+    """Draw a measure over `x`: a line for each value of `by`, a panel for each of `panel`, and
+    dotted `lines` (name → value) across every panel."""
     keys = [panel, by] if panel else [by]
     table = table.astype(dict.fromkeys(keys, str)).reset_index(drop=True)
-    facets, rows = _panels(table, panel)
+    facets, rows = _panels(table, panel) if panel else ({}, 1)
     figure = px.line(
         table, x=x, y=y, color=by, symbol=by, markers=True, log_x=log_x, **facets,
-        **_interval(table, "y", y), **LOOK,
+        **_bars(table, "y", y), **LOOK,
     )  # fmt: skip
     look = {"line_width": 2, "marker_size": 7, "error_y": {"thickness": 1.5, "width": 0}}
     figure.update_traces(**look, hovertemplate=f"{x} %{{x}}: %{{y:.3f}}{NAME}")
     figure.update_xaxes(dtick=1).update_yaxes(rangemode="tozero")
     for i, (name, value) in enumerate((lines or {}).items()):
-        note = {"text": name, "font_size": 11}
-        side = f"{('top', 'bottom')[i % 2]} right"  # by turns, since two may lie close
-        figure.add_hline(value, line=DOTTED, annotation=note, annotation_position=side)
-    parts = table.sort_values(x, kind="stable").groupby(keys, sort=False)[y]
-    ends = parts.agg(["first", "last"]).itertuples()
-    alt = "; ".join(f"{', '.join(i)}: {first:.2g} to {last:.2g}" for i, first, last in ends)
-    height = 60 + 260 * rows if panel else 420
-    return finish(figure, title, caption, f"{y} over {x}: {alt}", height)
+        figure.add_hline(value, line=DOTTED)
+        side = ("bottom", "top")[i % 2]  # above and below by turns, since two may lie close
+        note = {"text": name, "font_size": 11, "showarrow": False, "yanchor": side, "y": value}
+        figure.add_annotation(note, x=1, xanchor="right", xref="x domain", row=rows, col=1)
+    ends = [0, -1] if panel else slice(None)  # of many lines, only the ends
+    parts: Any = table.sort_values(x, kind="stable").set_index(x).groupby(keys, sort=False)[y]
+    alt = "; ".join(f"{', '.join(i)}: {listed(part.iloc[ends].items())}" for i, part in parts)
+    layout = {"height": 60 + 260 * rows} if panel else {"height": 420, "yaxis_title": None}
+    return finish(figure, title, caption, f"{y} over {x}: {alt}", **layout)
 
 
 def group_panels(
@@ -254,38 +225,33 @@ def group_panels(
     title: str, caption: str = "",
 ) -> Figure:  # fmt: skip
     """Draw latents before and after adaptation (paper Figs. 6, 20): a panel for each value of
-    `panel`, a point a row, a colour for each of `by`; `order` lists first those of latents that
-    stay, then those of latents that change, which are drawn last and larger.
-
-    Both axes are logarithmic; what is 0 lies on the edge. Column `hover` is what a point says.
+    `panel`, a point a row, which says `hover`, a colour for each value of `by`. `order` lists
+    these: two of latents that stay, two of latents that change, drawn last and larger. Both axes
+    are logarithmic; what is 0 lies on the edge.
     """
     levels = table[[x, y]].to_numpy()
     edge, top = 0.7 * levels[levels > 0].min(), 1.4 * levels.max()
     lifted = table[[x, y]].clip(lower=edge).astype("float32")  # half of a page's weight
     facets, rows = _panels(table, panel)
     figure = px.scatter(
-        table.assign(**lifted), x=x, y=y, color=by, symbol=by, hover_name="hover", **facets,
-        log_x=True, log_y=True, range_x=[edge, top], range_y=[edge, top], render_mode="webgl",
-        category_orders={by: order}, color_discrete_sequence=(GREY, TEAL, ORANGE, VIOLET),
-        symbol_sequence=("circle", "circle", "diamond", "square"),
+        table.assign(**lifted), x=x, y=y, color=by, symbol=by, category_orders={by: order},
+        log_x=True, log_y=True, range_x=[edge, top], range_y=[edge, top], hover_name="hover",
+        color_discrete_sequence=(GREY, *COLOURS), symbol_sequence=("circle", *SYMBOLS), **facets,
     )  # fmt: skip
     for name, size, opacity in zip(order, (4, 4, 8, 8), (0.4, 0.6, 1, 1), strict=False):
         figure.update_traces({"marker": {"size": size, "opacity": opacity}}, {"name": name})
     hover = "%{hovertext}<br>%{x:.3g} before, %{y:.3g} after<extra></extra>"
-    figure.update_traces(hovertemplate=hover)
     ends = {"x0": edge, "y0": edge, "x1": top, "y1": top}
     figure.add_shape(type="line", **ends, line=DOTTED, layer="below", row="all", col="all")
-    figure.update_xaxes(nticks=4).update_yaxes(nticks=4)
-    counts = pd.crosstab(table[panel], table[by])
-    counts = counts.reindex(index=table[panel].unique(), columns=list(order), fill_value=0)
-    alt = "; ".join(f"{name}: {listed(row.items())}" for name, row in counts.iterrows())
+    figure.update_traces(hovertemplate=hover).update_xaxes(nticks=4).update_yaxes(nticks=4)
+    parts = table.groupby(panel, sort=False)[by]
+    alt = "; ".join(f"{key}: {listed((i, sum(part == i)) for i in order)}" for key, part in parts)
     height = 100 + (280 if rows > 1 else 420) * rows
     return finish(figure, title, caption, alt, height, legend_itemsizing="constant")
 
 
 def stacked(table: pd.DataFrame, *, title: str, caption: str = "", label: str = "") -> Figure:
-    """Draw what a sum is made of: a bar for each row of the table, a colour for each column; what
-    is below 0 goes to the left."""
+    """Draw what a sum is made of: a bar for each row, a colour for each column."""
     named = table.rename(index=str)
     figure = px.bar(named, orientation="h", color_discrete_sequence=COLOURS)
     figure.update_traces(hovertemplate=f"%{{y}}: %{{x:+.3f}}{NAME}")
@@ -299,10 +265,8 @@ def heat_map(
     table: pd.DataFrame, *, title: str, caption: str = "", label: str = "",
     span: tuple[float, float] | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw a table of numbers as colours: its index downwards, its columns to the right.
-
-    The colours go over `span`, which figures to be compared should share, or over the values.
-    """
+    """Draw a table of numbers as colours, which go over `span` (figures to be compared should
+    share it) or over the values."""
     named = table.rename(index=str, columns=str)
     figure = px.imshow(named, color_continuous_scale=SCALE, aspect="auto", range_color=span)
     figure.update_traces(xgap=1, ygap=1, hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>")
@@ -321,47 +285,40 @@ def paired_bars(
     figure = px.bar(table, x=x, y=y, color=by, barmode="group", color_discrete_sequence=COLOURS)
     for name, rows in table.groupby(by, sort=False):
         figure.update_traces({"x": [rows[panel], rows[x]]}, {"name": name})
-    figure.update_traces(hovertemplate=f"{x} %{{x}}: %{{y:.4f}}{NAME}")
-    figure.update_xaxes(title=None)
+    figure.update_traces(hovertemplate=f"{x} %{{x}}: %{{y:.4f}}{NAME}").update_xaxes(title=None)
     groups = table.groupby(panel, sort=False)[x].unique().items()
     alt = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in groups)
-    return finish(figure, title, caption, f"{x} by {panel}: {alt}", 420, bargap=0.3)
+    return finish(figure, title, caption, f"{x}, {alt}", 420, bargap=0.3)
 
 
 def dots(
     table: pd.DataFrame, *, x: str, y: str, title: str, caption: str = "", by: str | None = None
 ) -> Figure:
-    """Draw a measure with its interval: a row for each value of `y`, a colour for each of `by`.
-
-    The first value of `by` is what the figure is about; what it is compared with follows.
-    """
+    """Draw a measure with its interval: a row for each value of `y`, a colour for each of `by`,
+    the first of which is what the figure is about."""
     table = table.astype({name: str for name in (y, by) if name}).reset_index(drop=True)
-    bars = _interval(table, "x", x)
+    bars = _bars(table, "x", x)
     figure = px.scatter(table, x=x, y=y, color=by, symbol=by, orientation="h", **bars, **LOOK)
     look = {"marker_size": 9, "error_x": {"thickness": 2, "width": 0}}
     figure.update_traces(**look, hovertemplate=f"%{{y}}: %{{x:.3f}}{NAME}")
     figure.update_yaxes(autorange="reversed", title=None)
     figure.update_xaxes(rangemode="tozero", title=None)
     parts = table.groupby(by, sort=False) if by else [(x, table)]
-    alt = "; ".join(
-        f"{name}: {listed(zip(rows[y], rows[x], strict=True))}" for name, rows in parts
-    )
+    alt = "; ".join(f"{name}: {listed(rows.set_index(y)[x].items())}" for name, rows in parts)
     height = 110 + (17 if by else 42) * len(table)
     return finish(figure, title, caption, alt, height, scattermode="group", scattergap=0.2)
 
 
 @dataclass(repr=False)
 class Strips:
-    """Rows of pictures with words beside them, as HTML: for reference images and their masks.
-    Where the words say "latent 12" they lead to the explorer.
+    """Rows of pictures with words beside them, as HTML; "latent 12" leads to the explorer.
 
     `rows`: (title, what to know of it, pictures, one description a picture).
     """
 
     rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
     caption: str = ""
-    # dark-light: as it is on a dark page
-    IMAGE = (
+    IMAGE = (  # dark-light: as it is on a dark page
         '<img class="dark-light" width="82" height="82" loading="lazy" style="margin:0;padding:0;'
         'border-radius:3px" src="{0}" alt="{1}" title="{1}">'
     )
@@ -375,8 +332,8 @@ class Strips:
             style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
             strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')
         words = " ".join(html.escape(self.caption).split())
-        below = f"<figcaption>{words}</figcaption>" if words else ""
-        return "\n".join(["<figure style='margin:0'>", *strips, below, "</figure>"])
+        below = [f"<figcaption>{words}</figcaption>"] if words else []
+        return "\n".join(["<figure style='margin:0'>", *strips, *below, "</figure>"])
 
 
 def explorer_link(text: str, **state: object) -> str:

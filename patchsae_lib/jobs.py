@@ -6,8 +6,8 @@
 
 They leave `sae.safetensors` and `latents.safetensors` in `runs/<profile>/`, as notebooks 1 and 2
 do. Started again after a kill, `train` goes on where it was, also with another number of
-processes; so does `scan` of pictures with the same number, and of shards it begins anew. Of
-several nodes all must see that folder, and the pictures.
+processes; so does `scan` of pictures with the same number, while of shards it starts again. All
+nodes must see that folder, and the pictures.
 """
 
 from __future__ import annotations
@@ -22,19 +22,13 @@ import torch
 
 from patchsae_lib import latents, training
 from patchsae_lib.artefacts import config_hash, short
-from patchsae_lib.distributed import (
-    first_alone,
-    my_part,
-    processes,
-    rank,
-    wait_for_all,
-    world_size,
-)
+from patchsae_lib.distributed import first_alone, my_part, processes, rank, wait_for_all
+from patchsae_lib.distributed import world_size as n_processes
 from patchsae_lib.latents import LatentTable
 from patchsae_lib.parameters import check_names
+from patchsae_lib.pictures import Pictures
 from patchsae_lib.profiles import load_profile
-from patchsae_lib.splits import Split
-from patchsae_lib.study import Study
+from patchsae_lib.study import CHECKED, Study
 from patchsae_lib.tokens import ABOUT, open_shards
 
 KEPT_EVERY = 16_384  # pictures of a process after which its table is kept
@@ -75,21 +69,30 @@ def scan(argv: Sequence[str] | None = None) -> None:
     given = _parse(parser, argv)
     with processes() as device:
         study = _study(given, device)
-        key = config_hash(study.identity())
-        names = [f".latents-{key}-{i}-of-{world_size()}.safetensors" for i in range(world_size())]
-        kept = [study.folder / name for name in names]
-        split = study.train
-        has_shards = split.keep is not None and (split.keep[0] / ABOUT).is_file()
-        table = _scan_shards(study) if has_shards else _scan_pictures(study, split, kept[rank()])
+        key, n = config_hash(study.identity()), n_processes()
+        kept = [study.folder / f".latents-{key}-{i}-of-{n}.safetensors" for i in range(n)]
+        spec = study.profile.pictures.spec
+        pictures = study.training_pictures(spec)
+        has_shards = (study.place(pictures, spec, "train")[0] / ABOUT).is_file()
+        shards = has_shards or not pictures.class_names  # labels are predicted from tokens
+        table = _scan_shards(study) if shards else _scan_pictures(study, pictures, kept[rank()])
         table.save(kept[rank()])
         wait_for_all()
         if rank() == 0:
-            _merge(study, kept, key)
+            table = reduce(LatentTable.merge, map(LatentTable.load, kept))
+            if not shards and len(pictures) >= CHECKED:
+                _leave_out_skipped(table)
+            _keep(study, table, key)
 
 
-def _merge(study: Study, kept: Sequence[Path], key: str) -> None:
+def _leave_out_skipped(table: LatentTable) -> None:
+    """Number reference images as `Study.train` does, without those that cannot be read."""
+    skipped = torch.tensor(table.skipped, dtype=torch.long)
+    table.top_images -= torch.searchsorted(skipped, table.top_images)
+
+
+def _keep(study: Study, table: LatentTable, key: str) -> None:
     """Keep the table of all processes in place of theirs."""
-    table = reduce(LatentTable.merge, map(LatentTable.load, kept))
     path = study.keep("latents.safetensors", table)
     for old in study.folder.glob(f".latents-{key}-*"):
         old.unlink()
@@ -121,17 +124,16 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
 
 
 def _study(given: argparse.Namespace, device: torch.device) -> Study:
-    """The study of this process; what has to be downloaded, process 0 downloads first."""
+    """Open the study of this process; process 0 downloads first what has to be downloaded."""
     sae = getattr(given, "sae", "")
     with first_alone():
         study = Study(given.profile, **given.parameters, sae=sae, device=device)
-        study.clip  # noqa: B018
-        study.open_pictures(study.profile.pictures.spec, "train", study.profile.pictures.n_train)
+        study.training_pictures(study.profile.pictures.spec)  # which loads CLIP, too
     return study
 
 
 def _scan_shards(study: Study) -> LatentTable:
-    """The table of this process's part of the shards."""
+    """Count this process's part of the shards."""
     split, ends = study.train, np.cumsum([0, *study.train.tokens.sizes]).tolist()
     part = my_part(len(ends) - 1)
     rows = torch.arange(ends[part.start], ends[part.stop])
@@ -141,19 +143,16 @@ def _scan_shards(study: Study) -> LatentTable:
     return table
 
 
-def _scan_pictures(study: Study, split: Split, kept: Path) -> LatentTable:
-    """The table of this process's part of the pictures; what `kept` has is not done again."""
-    config, n = study.profile.statistics, len(split)
+def _scan_pictures(study: Study, pictures: Pictures, kept: Path) -> LatentTable:
+    """Count this process's part of the pictures, except those that the table `kept` has."""
+    config, n = study.profile.statistics, len(pictures)
     if kept.is_file():
         table = LatentTable.load(kept)
     else:
-        table = LatentTable.empty(study.sae.d_sae, split.class_names, config)
+        table = LatentTable.empty(study.sae.d_sae, pictures.class_names, config)
     unseen = range(n)[my_part(n)][table.images + len(table.skipped) :]
-    stretches = np.array_split(unseen, -(-len(unseen) // KEPT_EVERY)) if unseen else []
-    for stretch in stretches:
-        counted = latents.scan(
-            study.clip, study.sae, split.pictures, stretch.tolist(), config, progress=rank() == 0
-        )
-        table = table.merge(counted)
+    for stretch in np.array_split(unseen, -(-len(unseen) // KEPT_EVERY)) if unseen else []:
+        chosen = pictures, stretch.tolist(), config
+        table = table.merge(latents.scan(study.clip, study.sae, *chosen, progress=rank() == 0))
         table.save(kept)
     return table

@@ -30,6 +30,7 @@ from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import image_counts
 from patchsae_lib.tokens import Tokens, read_pictures, require_readable
 
+BATCH = 64  # pictures that pass through CLIP together
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
 DEFAULTS = StatisticsConfig()
 
@@ -43,8 +44,8 @@ class LatentTable:
     - `n_above` (d,): tokens where f > `tau`, its dataset-level activation; `class_above`
       (classes, d): the same by class, its class-level activation (eqs. 4-5).
     - `top_values`, `top_images`, `top_labels` (d, k): its reference images, those with the highest
-      image-level activation, which is the mean over tokens. Where fewer than k images activate a
-      latent: 0, −1, −1. Ties: the lower index first.
+      image-level activation, the mean over tokens; of equals the lower index first. Where fewer
+      than k images activate a latent: 0, −1, −1.
     - `class_images` (classes,): images of a class. Label −1 is none.
     - `skipped`: indices of pictures that could not be read.
 
@@ -71,7 +72,7 @@ class LatentTable:
     def empty(
         cls, d_sae: int, class_names: Sequence[str] = (), config: StatisticsConfig = DEFAULTS
     ) -> LatentTable:
-        """A table of no pictures; `config` says `tau` and how many reference images are kept."""
+        """Make a table of no pictures; `config` holds `tau` and the number of reference images."""
         n_classes, shape = len(class_names), (d_sae, config.k)
         count = torch.zeros(d_sae, dtype=torch.long)
         return cls(
@@ -98,10 +99,9 @@ class LatentTable:
         """
         b, t, _ = z.shape
         labels = torch.full((b,), -1) if labels is None else labels.long().cpu()
-        if len(labels) and int(labels.max()) >= len(self.class_names):
-            raise ValueError(
-                f"label {int(labels.max())}: the table knows {len(self.class_names)} classes"
-            )
+        n_classes = len(self.class_names)
+        if len(labels) and (largest := int(labels.max())) >= n_classes:
+            raise ValueError(f"label {largest}: the table knows {n_classes} classes")
         parts = z.split(max(1, CHUNK // t))
         encoded = (sae.encode(part.to(sae.W_enc.device).float()) for part in parts)
         columns = zip(*(image_counts(f, self.tau) for f in encoded), strict=True)
@@ -123,7 +123,7 @@ class LatentTable:
         self.class_images += torch.bincount(labels[known], minlength=len(self.class_images))
 
     def _rank(self, values: Tensor, images: Tensor, labels: Tensor) -> None:
-        """Take (d, n) more candidates for reference images."""
+        """Consider more candidates (d, n) for reference images."""
         values = torch.cat([self.top_values, values], 1)
         images = torch.cat([self.top_images, images], 1)
         labels = torch.cat([self.top_labels, labels], 1)
@@ -135,69 +135,71 @@ class LatentTable:
         self.top_images = images.gather(1, best).masked_fill(silent, -1)
         self.top_labels = labels.gather(1, best).masked_fill(silent, -1)
 
-    def merge(self, other: LatentTable) -> LatentTable:
-        """The table of the pictures of two tables.
+    def merge(self, second: LatentTable) -> LatentTable:
+        """Return the table of the pictures of both tables.
 
         Raises `ValueError` if they do not count the same things.
         """
-        for name in ("class_names", "tau"):
-            values = getattr(self, name), getattr(other, name)
+        for name in ("class_names", "tau", "size"):
+            values = getattr(self, name), getattr(second, name)
             if values[0] != values[1]:
                 raise ValueError(f"tables of different {name} do not merge: {values}")
-        if self.top_values.shape != other.top_values.shape:
-            shapes = tuple(self.top_values.shape), tuple(other.top_values.shape)
-            raise ValueError(f"tables of different (latents, k) do not merge: {shapes}")
-        d, k = self.top_values.shape
-        out = LatentTable.empty(d, self.class_names, StatisticsConfig(tau=self.tau, k=k))
+        d, k = self.size
+        merged = LatentTable.empty(d, self.class_names, StatisticsConfig(tau=self.tau, k=k))
         for name in ("images", "tokens", *SUMS):
-            setattr(out, name, getattr(self, name) + getattr(other, name))
-        for table in (self, other):
-            out._rank(table.top_values, table.top_images, table.top_labels)
-        out.skipped = sorted(self.skipped + other.skipped)
-        return out
+            setattr(merged, name, getattr(self, name) + getattr(second, name))
+        for table in (self, second):
+            merged._rank(table.top_values, table.top_images, table.top_labels)
+        merged.skipped = sorted(self.skipped + second.skipped)
+        return merged
 
     # --- reading ---
 
     @property
+    def size(self) -> tuple[int, ...]:
+        """(latents, reference images of each)."""
+        return tuple(self.top_values.shape)
+
+    @property
     def frequency(self) -> Tensor:
-        """(d,) activated frequency, 0..1: the share of images where a latent is active."""
+        """Activated frequency (d,), 0..1: the share of images where a latent is active."""
         return self.n_images / max(1, self.images)
 
     @property
     def mean(self) -> Tensor:
-        """(d,) the image-level activation (mean over tokens), on average over the images where it
-        is not 0; 0 for a silent latent."""
+        """Mean image-level activation (d,) of the images where it is not 0; 0 for a silent
+        latent. Image-level activation is the mean over tokens."""
         per_image = self.tokens / max(1, self.images)
         return self.total / max(1, per_image) / self.n_images.clamp_min(1)
 
     @property
     def class_per_image(self) -> Tensor:
-        """(classes, d) class-level activation of an image: in how many of its tokens f > `tau`, on
-        average over the images of a class; 0 for a class without any."""
+        """Class-level activation per image (classes, d): the mean number of an image's tokens with
+        f > `tau`; 0 for a class without images."""
         return self.class_above / self.class_images.clamp_min(1)[:, None]
 
     @property
     def token_frequency(self) -> Tensor:
-        """(d,) the share of tokens where a latent is active, 0..1."""
+        """The share (d,) of tokens where a latent is active, 0..1."""
         return self.n_active / max(1, self.tokens)
 
     @property
     def token_mean(self) -> Tensor:
-        """(d,) the activation of a latent, on average over the tokens where it is active."""
+        """Mean activation (d,) of a latent in the tokens where it is active."""
         return self.total / self.n_active.clamp_min(1)
 
     @property
     def _weights(self) -> Tensor:
-        """(d, k) the share of each reference image in the activation of all of them."""
+        """Each reference image's share (d, k) of the activation of all of them."""
         values = self.top_values.double()
         complete = ((self.top_images >= 0) & (self.top_labels >= 0)).all(1, keepdim=True)
         return (values / values.sum(1, keepdim=True)).where(complete, torch.nan)
 
     @property
     def entropy(self) -> Tensor:
-        """(d,) entropy (nats) of the reference images' labels, weighted by activation (eq. 3).
+        """Entropy (d,) in nats of the reference images' labels, weighted by activation (eq. 3).
 
-        0 where all are of one class; NaN for a latent with fewer than k (labelled) ones.
+        0 where all are of one class; NaN for a latent with fewer than k (labelled) images.
         """
         same = self.top_labels[:, :, None] == self.top_labels[:, None, :]
         weights = self._weights
@@ -206,32 +208,17 @@ class LatentTable:
 
     @property
     def label_std(self) -> Tensor:
-        """(d,) standard deviation of the reference images' class numbers, weighted like `entropy`.
-
-        The order of classes follows their hierarchy: related classes are a few numbers apart.
-        """
+        """Standard deviation (d,) of the reference images' labels, weighted like `entropy`: small
+        for related classes, whose numbers are close."""
         labels, weights = self.top_labels.double(), self._weights
         mean = (weights * labels).sum(1, keepdim=True)
         return (weights * (labels - mean).pow(2)).sum(1).sqrt()
 
     def frame(self) -> pd.DataFrame:
-        """One row a latent, for people and for `.to_csv` and `.to_parquet`."""
-        first = self.top_labels[:, 0].tolist()
-        return pd.DataFrame(
-            {
-                "n_images": self.n_images,
-                "n_active": self.n_active,
-                "frequency": self.frequency,
-                "mean": self.mean,
-                "token_frequency": self.token_frequency,
-                "token_mean": self.token_mean,
-                "entropy": self.entropy,
-                "label_std": self.label_std,
-                "n_above": self.n_above,
-                "top_image": self.top_images[:, 0],
-                "top_class": [self.class_names[i] if i >= 0 else "" for i in first],
-            }
-        ).rename_axis("latent")
+        """Return one row per latent, for people and for `.to_csv` and `.to_parquet`."""
+        frame = pd.DataFrame({name: getattr(self, name) for name in COLUMNS}).rename_axis("latent")
+        classes = [self.class_names[i] if i >= 0 else "" for i in self.top_labels[:, 0].tolist()]
+        return frame.assign(top_image=self.top_images[:, 0].numpy(), top_class=classes)
 
     # --- keeping ---
 
@@ -243,8 +230,8 @@ class LatentTable:
         tensors |= {"class_above.index": at, "class_above.value": flat[at]}
         about = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
         with atomic_path(path) as temporary:
-            whole = {k: v.contiguous() for k, v in tensors.items()}
-            save_file(whole, temporary, {"about": json.dumps(about)})
+            stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(stored, temporary, {"about": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> LatentTable:
@@ -261,6 +248,10 @@ class LatentTable:
 
 SUMS = ("n_images", "n_active", "total", "n_above", "class_above", "class_images")
 TENSORS = {*SUMS, "top_values", "top_images", "top_labels"}
+COLUMNS = (
+    "n_images", "n_active", "frequency", "mean", "token_frequency", "token_mean", "entropy",
+    "label_std", "n_above",
+)  # fmt: skip
 
 
 # --- the pass ----------------------------------------------------------------------------------
@@ -274,17 +265,16 @@ def scan(
     config: StatisticsConfig = DEFAULTS,
     *,
     prompts: bool = False,
-    batch: int = 64,
     progress: bool = True,
 ) -> LatentTable:
     """Send pictures (by default all) through the first half of CLIP and `sae`, and count.
 
-    A picture that raises `OSError` on reading is skipped and listed.
+    A picture whose reading raises `OSError` is skipped and listed.
 
     Deviation: the tokens of an adapted model's prompts are not counted, being no part of a
     picture; `prompts` counts them, as the authors do.
 
-    Raises `ValueError` when more than 1 % of the pictures cannot be read, or there are none.
+    Raises `ValueError` for no pictures, and if more than 1 % of them cannot be read.
     """
     chosen = list(range(len(pictures))) if indices is None else [int(i) for i in indices]
     if not chosen:
@@ -292,8 +282,8 @@ def scan(
     table = LatentTable.empty(sae.d_sae, pictures.class_names, config)
     options = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
     with tqdm(total=len(chosen), desc="latents", unit=" pictures", **options) as bar:
-        for start in range(0, len(chosen), batch):
-            part = chosen[start : start + batch]
+        for start in range(0, len(chosen), BATCH):
+            part = chosen[start : start + BATCH]
             readable, images = read_pictures(pictures, part, table.skipped)
             require_readable(table.skipped, len(chosen))
             bar.update(len(part))
@@ -312,11 +302,10 @@ def scan_tokens(
     labels: Tensor | None = None,
     class_names: Sequence[str] = (),
     config: StatisticsConfig = DEFAULTS,
-    batch: int = 64,
 ) -> LatentTable:
-    """`scan` of pictures whose tokens are known; `labels` (images,) are the classes of the rows."""
+    """Count as `scan` does, from the tokens of pictures; `labels` (images,) are their classes."""
     table = LatentTable.empty(sae.d_sae, class_names, config)
-    for rows, z in zip(torch.arange(len(tokens)).split(batch), tokens.split(batch), strict=True):
+    for rows, z in zip(torch.arange(len(tokens)).split(BATCH), tokens.split(BATCH), strict=True):
         table.add(sae, z, tokens.indices[rows], None if labels is None else labels[rows])
     return table
 
@@ -329,10 +318,10 @@ def scan_halves(
     n_tokens: int,
     config: StatisticsConfig = DEFAULTS,
 ) -> list[LatentTable]:
-    """`scan_tokens` of every second row, and of those between, separately.
+    """Count the even and the odd rows of tokens separately, as `scan_tokens` does.
 
-    Only the first `n_tokens` tokens of an image are counted: the tokens of an adapted model's
-    prompts, which follow, are no part of a picture.
+    Only the first `n_tokens` tokens of an image are counted: those that follow are of an adapted
+    model's prompts, and no part of a picture.
     """
     z = Tokens.hold(tokens[:][:, :n_tokens], tokens.indices)
     halves = torch.arange(len(z))[::2], torch.arange(len(z))[1::2]
@@ -341,21 +330,34 @@ def scan_halves(
 
 @torch.no_grad()
 def image_levels(sae: SAE, tokens: Tokens | Tensor) -> Tensor:
-    """Image-level activations (images, d), on the CPU: the mean over tokens (images, t, d_vit)."""
+    """Return the image-level activations (images, d), the mean over tokens, on the CPU."""
     device = sae.W_enc.device
-    images = (z.to(device).float() for part in tokens.split(64) for z in part)
+    images = (z.to(device).float() for part in tokens.split(BATCH) for z in part)
     return torch.stack([sae.encode(z).mean(0).cpu() for z in images])
 
 
-def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """How alike the images are that activate a latent: (d,) in −1..1, of Pach et al. (2025).
+def strongest_in_pairs(levels: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
+    """Return the k strongest latents of images that come in pairs, and which of them are among
+    those of the pair's second image, too: (2n, k) int64 and bool (paper section 3.3, Fig. 4).
 
-    `pairs`: image-level activations a (b, d) ≥ 0 and embeddings e (b, e) of some images each. The
-    mean cosine of all pairs of images, weighted by a_i a_j; with ê of unit length its sums are
+    `levels` (2n, d) are image-level activations; rows 2i and 2i + 1 are a pair.
+    """
+    latents = levels.topk(k).indices
+    paired = latents.view(-1, 2, k)
+    is_shared = (paired[..., :, None] == paired.flip(1)[..., None, :]).any(3)
+    return latents, is_shared.view(-1, k)
+
+
+def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Compute how alike the images are that activate a latent: (d,) in −1..1 (Pach et al. 2025).
+
+    It is the mean cosine of all pairs of images, weighted by a_i a_j; with ê of unit length, its
+    sums are
 
         Σ_{i<j} a_i a_j ê_i·ê_j = (‖Σ a_i ê_i‖² − Σ a_i²) / 2,   likewise for the weights,
 
-    so that one pass is enough. NaN for a latent that fewer than two images activate.
+    so that one pass is enough. `pairs` yields image-level activations a (b, d) ≥ 0 and embeddings
+    e (b, e) of images. NaN for a latent that fewer than two images activate.
     """
     sums: list[Tensor] = []
     for a, e in pairs:
@@ -371,10 +373,10 @@ def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def clusters(points: npt.ArrayLike, least: float = 0.05) -> np.ndarray:
-    """The dense groups that points (n, 2) fall into: a number from 0 for each, −1 for none.
+    """Find the dense groups of points (n, 2): the number of each point's group, −1 for none.
 
-    By HDBSCAN (Campello et al. 2013), which asks for no shape and no number of groups and may find
-    a single one; a group has at least the share `least` of the points.
+    HDBSCAN (Campello et al. 2013) assumes no shape and no number of groups, and may find a single
+    one; a group has at least the share `least` of the points.
     """
     x = np.asarray(points, float)
     size = max(5, int(len(x) * least))

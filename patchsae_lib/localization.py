@@ -15,6 +15,8 @@ from patchsae_lib.pictures import Pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
+ORANGE = (255, 92, 0)
+
 
 @torch.no_grad()
 def latent_masks(
@@ -34,6 +36,21 @@ def latent_masks(
         for z in tokens.split(1)
     ]
     return torch.stack(masks).transpose(1, 2).unflatten(2, (rows, columns)).cpu()
+
+
+@torch.no_grad()
+def share_inside(sae: SAE, tokens: Tensor | Tokens, latents: Tensor, inside: Tensor) -> Tensor:
+    """Return the share of the activity of latents that lies inside a region: (images, k), 0..1.
+
+    `latents` (images, k) are those of each image, `inside` (images, n_patches) bool is its region.
+    CLS, which has no place, does not count. A silent latent has share 0.
+    """
+    shares = []
+    for z, chosen, region in zip(tokens.split(1), latents, inside, strict=True):
+        f = sae.encode(z[0].to(sae.W_dec.device, torch.float32))
+        activity = f[1 : 1 + len(region), chosen.to(f.device)].cpu()
+        shares.append(activity[region].sum(0) / activity.sum(0).clamp_min(1e-9))
+    return torch.stack(shares)
 
 
 @torch.no_grad()
@@ -75,44 +92,41 @@ class _Split(Protocol):  # the part of splits.Split that is needed here
     tokens: Tokens
 
 
-def overlays(sae: SAE, latent: int, *splits: _Split) -> list[Image.Image]:
-    """Return the pictures of all splits with the masks of a latent, on one scale."""
+def highlight(sae: SAE, latent: int, *splits: _Split) -> list[Image.Image]:
+    """Draw the pictures of splits, coloured where a latent is active, all on one scale."""
     shown = [split for split in splits if len(split.tokens)]
-    masks = [latent_masks(sae, split.tokens, [latent], split.clip.grid)[:, 0] for split in shown]
-    pictures = [split.pictures.batch(list(range(len(split.tokens)))) for split in shown]
-    full = max((float(mask.max()) for mask in masks), default=0)
-    parts = zip(pictures, masks, strict=True)
-    return [overlay(*pair, full) for part in parts for pair in zip(*part, strict=True)]
+    masks = [latent_masks(sae, x.tokens, [latent], x.clip.grid)[:, 0] for x in shown]
+    full = max((float(mask.max()) for mask in masks), default=0.0)
+    return [
+        overlay(picture, patches, full)
+        for split, mask in zip(shown, masks, strict=True)
+        for picture, patches in zip(split.pictures.batch(range(len(mask))), mask, strict=True)
+    ]
 
 
-def enlarge(mask: Tensor, size: tuple[int, int], smooth: bool = False) -> Tensor:
-    """A mask (…, rows, columns) at the `size` (height, width) of a picture: every patch a
-    rectangle, or smoothly in between."""
-    flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-    large = F.interpolate(flat, size, mode="bilinear" if smooth else "nearest-exact")
-    return large.reshape(*mask.shape[:-2], *size)
+def before_and_after(
+    sae: SAE, latent: int, before: _Split, after: _Split, references: _Split
+) -> tuple[list[Image.Image], list[str]]:
+    """Draw a latent on pictures before and after adaptation, on one scale, and on its reference
+    images, on another: the drawings, and a word for each (paper Figs. 18, 19)."""
+    drawings = highlight(sae, latent, before, after) + highlight(sae, latent, references)
+    words = {"CLIP": before, "MaPLe": after, "reference image": references}
+    return drawings, [word for word, split in words.items() for _ in range(len(split.tokens))]
 
 
-def overlay(
-    picture: Tensor,
-    mask: Tensor,
-    full: float | None,
-    colour: tuple[int, int, int] = (255, 92, 0),
-    smooth: bool = False,
-) -> Image.Image:
-    """A picture (3, h, w) uint8, greyed where a mask (rows, columns) is 0 and coloured where not.
+def overlay(picture: Tensor, mask: Tensor, full: float) -> Image.Image:
+    """Return a picture (3, h, w) uint8, grey where a mask (rows, columns) is 0, orange elsewhere.
 
-    The colour is fully there from the activation `full` on: the same number for all pictures and
-    models that are compared. None takes the mask's own maximum; the caption has to say so.
+    The colour saturates at the activation `full`: one number for all pictures and models that are
+    compared.
     """
     if picture.dtype != torch.uint8 or picture.ndim != 3:
         raise ValueError(
             f"a picture is (3, h, w) uint8, got {picture.dtype} {tuple(picture.shape)}"
         )
-    full = float(mask.max()) if full is None else full
-    height, width = picture.shape[1:]
-    share = (enlarge(mask, (height, width), smooth) / max(full, 1e-12)).clamp(0, 1)[..., None]
+    large = F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest-exact")[0, 0]
+    share = (large / max(full, 1e-12)).clamp(0, 1)[..., None]
     rgb = picture.permute(1, 2, 0).float()
     grey = rgb.mean(2, keepdim=True) * 0.55 + 40
-    shown = torch.lerp(grey, rgb * 0.55 + torch.tensor(colour) * 0.45, share.sqrt())
+    shown = torch.lerp(grey, rgb * 0.55 + torch.tensor(ORANGE) * 0.45, share.sqrt())
     return Image.fromarray(shown.round().to(torch.uint8).numpy())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.pictures import TEMPLATE, Pictures, labels_of
 from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.training import History, pack, unpack
+
+Data = tuple[Tensor, Tensor, Tensor]  # pictures (n, 3, h, w), labels (n,), ids of the class texts
 
 
 @dataclass(frozen=True)
@@ -236,67 +239,51 @@ def train_prompts(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[Prompts, History]:
-    """Learn prompts from `config.shots` pictures of each of `class_names`, the first classes of
-    `pictures` (its base classes), by SGD on the cross-entropy of MaPLe's logits.
+    """Learn prompts for base classes by SGD on the cross-entropy of MaPLe's logits.
 
-    It goes on from `checkpoint`, which is saved after every epoch; the file of another run is set
-    aside with a warning. The weights of `clip` do not change, and the prompts are on the CPU.
-    History has a row an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`.
-
+    `class_names` are the first classes of `pictures`; `config.shots` pictures of each are used. A
+    checkpoint is written after every epoch, and the run resumed from it; another run's file is set
+    aside with a warning. `clip` does not change, and the prompts are on the CPU. History has a row
+    an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`.
     Deviation: float32, where MaPLe's are float16.
 
-    Raises `ValueError` for one class, a class without pictures, a depth or number of context
-    tokens that does not fit, and a file that is no checkpoint; `FloatingPointError` when the loss
-    stops being a number.
+    Raises `ValueError` for one class, a class without pictures, prompts that do not fit, and a
+    file that is no checkpoint; `FloatingPointError` for a loss that is no number.
     """
     labels, path = labels_of(pictures), Path(checkpoint) if checkpoint else None
     chosen = few_shot(labels, len(class_names), config.shots, config.seed)
     learner = PromptLearner(clip, config, template).to(clip.device)
-    sgd = torch.optim.SGD(
-        learner.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
-    )
+    sgd = SGD(learner.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     run, history = run_of(clip, class_names, config, template, chosen), []
     if found := resume(path, run):
         unpack(found[0], learner, sgd)
         history = found[1]["history"]
     images = torch.cat([pictures.batch(part.tolist()) for part in chosen.split(64)])
     ids = clip.tokenizer([template.format(name) for name in _spoken(class_names)])
-    n_batches = len(chosen) // min(config.batch, len(chosen))
-    with tqdm(
-        total=config.epochs * n_batches,
-        initial=len(history) * n_batches,
-        desc="prompts",
-        unit=" batches",
-        **({} if progress else {"disable": True}),  # else TQDM_DISABLE decides
-    ) as bar:
-        for epoch in range(len(history), config.epochs):
-            history.append(_epoch(clip, learner, sgd, (images, labels[chosen], ids), epoch, bar))
-            if path:
-                save_checkpoint(path, run, pack(learner, sgd), history=history)
+    data = images, labels[chosen], ids
+    for epoch in range(len(history), config.epochs):
+        history.append(_epoch(clip, learner, sgd, data, epoch, progress))
+        if path:
+            save_checkpoint(path, run, pack(learner, sgd), history=history)
     with torch.no_grad():
         learnt = learner()
     return Prompts(learnt.text.cpu(), learnt.visual.cpu(), template, run), history
 
 
 def _epoch(
-    clip: SplitCLIP,
-    learner: PromptLearner,
-    sgd: torch.optim.SGD,
-    data: tuple[Tensor, Tensor, Tensor],
-    epoch: int,
-    bar: Any,
+    clip: SplitCLIP, learner: PromptLearner, sgd: SGD, data: Data, epoch: int, progress: bool
 ) -> dict[str, float]:
-    """Pass once over pictures (n, 3, h, w) with labels (n,) and the ids of the classes' texts.
+    """Pass once over the pictures, but for those left over after whole batches.
 
-    Pictures left over after whole batches are not used. Returns a row of the history.
+    Returns a row of the history.
     """
-    images, labels, ids = data
-    config, batch = learner.config, min(learner.config.batch, len(labels))
+    (images, labels, ids), config = data, learner.config
     sgd.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
-    seed = config.seed * 100_003 + epoch
+    seed, batch = config.seed * 100_003 + epoch, min(config.batch, len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order, losses, hits = order[: len(labels) // batch * batch], [], 0
-    for step, rows in enumerate(order.split(batch)):
+    hidden = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
+    for step, rows in enumerate(tqdm(order.split(batch), f"prompts, epoch {epoch}", **hidden)):
         x = _augment(images[rows], seed * 100_003 + step) if config.augment else images[rows]
         adapted = AdaptedCLIP(clip, learner())
         logits = adapted.classify(adapted.tokens(clip.preprocess(x)), adapted.encode_text(ids))
@@ -309,8 +296,6 @@ def _epoch(
         sgd.step()
         losses.append(loss.item())
         hits += int((logits.argmax(1) == target).sum())
-        bar.update()
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
     mean = sum(losses) / len(losses)
     return {"epoch": epoch, "loss": mean, "accuracy": hits / len(order), "lr": lr}
 
@@ -327,12 +312,8 @@ def _augment(images: Tensor, seed: int) -> Tensor:
 
 
 def run_of(
-    clip: SplitCLIP,
-    class_names: Sequence[str],
-    config: PromptsConfig,
-    template: str,
-    chosen: Tensor,
+    clip: SplitCLIP, class_names: Sequence[str], config: PromptsConfig, template: str, rows: Tensor
 ) -> dict[str, Any]:
-    """All that the result of a training depends on but the pixels of the pictures `chosen`."""
-    made_of = {"classes": list(class_names), "template": template, "pictures": chosen.tolist()}
-    return {**asdict(config), **made_of, "clip": weights_hash(clip.model)}
+    """All that the result of a training depends on but the pixels of its pictures (`rows`)."""
+    data = {"classes": list(class_names), "template": template, "pictures": rows.tolist()}
+    return {**asdict(config), **data, "clip": weights_hash(clip.model)}

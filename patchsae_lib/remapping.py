@@ -112,13 +112,16 @@ def latents_by_class(
     """Tabulate the latents that a class activates in either model, a row per class and latent.
 
     Columns: `label` and name of the `class`; `latent`; its class-level activation in `CLIP` and in
-    `MaPLe`, from `before` and `after` (classes, d_sae); `group`, as `groups` assigns them.
+    `MaPLe`, from `before` and `after` (classes, d_sae), and by the larger of them its `rank` in
+    the class, from 0; `group`, as `groups` assigns them.
     """
-    label, latent = (torch.maximum(before, after) > 0).nonzero().unbind(1)
-    names, of_groups = np.array(class_names)[label], np.array(GROUPS)[group[label, latent]]
-    levels = {"CLIP": before[label, latent], "MaPLe": after[label, latent]}
+    highest = torch.maximum(before, after)
+    label, latent = (highest > 0).nonzero().unbind(1)
+    numbers = {"CLIP": before, "MaPLe": after, "rank": ranks(highest)}
     return pd.DataFrame(
-        {"label": label, "class": names, "latent": latent, **levels, "group": of_groups}
+        {"label": label, "class": np.array(class_names)[label], "latent": latent}
+        | {name: x[label, latent] for name, x in numbers.items()}
+        | {"group": np.array(GROUPS)[group[label, latent]]}
     )
 
 

@@ -266,16 +266,12 @@ def require_finite(x: Tensor, what: str) -> None:
 
 
 def require_tokens(z: Tensor, what: str) -> None:
-    """Raise `ValueError` if a token of z (…, d_vit) is NaN, infinite, or 0 (eq. 2 divides by ‖z‖).
-
-    The message says how many tokens that are and where the first one is.
-    """
+    """Raise `ValueError` if a token of z (…, d_vit) is not finite, or 0 (eq. 2 divides by ‖z‖)."""
     parts = z.reshape(-1, z.shape[-1]).split(65_536)  # all tokens in float32 may not fit
     norms = torch.cat([part.float().norm(dim=1) for part in parts])
     bad = ~torch.isfinite(norms) | (norms == 0)
     if bad.any():
-        first = bad.view(z.shape[:-1]).nonzero()[0].tolist()
-        where = " token ".join(map(str, first))
+        where = " token ".join(map(str, bad.view(z.shape[:-1]).nonzero()[0].tolist()))
         raise ValueError(
             f"{what}: {int(bad.sum())} of {len(norms)} tokens hold NaN or infinity or are all 0, "
             f"the first at {'image' if z.ndim == 3 else 'token'} {where}. Collect them again from "

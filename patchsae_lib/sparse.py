@@ -94,12 +94,8 @@ def image_counts(f: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     """
     if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
         entries = SparseLatents.from_dense(f)
-        above = entries.per_image((entries.value > tau).short())
-        return (
-            entries.per_image(),
-            entries.per_image(torch.ones_like(entries.value).short()),
-            above,
-        )
+        active, above = ((entries.value > cut).short() for cut in (0.0, tau))
+        return entries.per_image(), entries.per_image(active), entries.per_image(above)
     # torch counts bytes in 16 bits three times as fast as booleans in 64
     active, above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, tau))
     return f.sum(1).cpu(), active.cpu(), above.cpu()
@@ -121,11 +117,8 @@ class EncodeDecode(Function):
     def forward(
         ctx: Any, z: Tensor, W_enc: Tensor, b: Tensor, W_dec: Tensor, bfloat16: bool
     ) -> Any:
-        """Return `latent` and f (entries,), and f W_dec (n, d_vit), of z (n, d_vit).
-
-        `bfloat16` concerns z W_enc.
-        """
-        dtype = torch.bfloat16 if bfloat16 else z.dtype
+        """Return `latent` and f (entries,), and f W_dec (n, d_vit), of z (n, d_vit)."""
+        dtype = torch.bfloat16 if bfloat16 else z.dtype  # of z W_enc
         weights, bias = W_enc.to(dtype), b.to(dtype)
         entries = []
         for start in range(0, len(z), CHUNK):

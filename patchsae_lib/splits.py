@@ -27,8 +27,8 @@ from patchsae_lib.pictures import (
     template_of,
     world_of,
 )
-from patchsae_lib.tokens import Tokens, collect, collect_shards
-from patchsae_lib.world import TASKS
+from patchsae_lib.tokens import Tokens, collect, collect_shards, require_readable
+from patchsae_lib.world import TASKS, World
 from patchsae_lib.world.truth import world_truth
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ COUNTED = 64  # pictures of a task, at most, that latents are counted on before 
 
 @dataclass(eq=False)
 class Split:
-    """Pictures as one CLIP sees them.
+    """Pictures as one CLIP sees them; row i of `tokens` and `labels` is picture i.
 
-    `labels` (n,) are indices into `class_names` (−1: none); `templates` make the zero-shot head of
-    them. `keep`: the folder and identity under which the tokens are kept (None: in memory).
+    `labels` (n,) are indices into `class_names` (−1: none), and `templates` the prompts of their
+    zero-shot head. `keep`: where tokens are kept, and all that decides them (None: in memory).
     """
 
     clip: SplitCLIP
@@ -57,96 +57,117 @@ class Split:
 
     @cached_property
     def tokens(self) -> Tokens:
-        """Residual tokens (n, n_tokens, d_vit): collected once, read in batches."""
+        """Residual tokens (n, n_tokens, d_vit), collected once; `ValueError` if a picture cannot
+        be read."""
         if self.keep is None:
             return collect(self.clip, self.pictures)
-        return collect_shards(self.clip, self.pictures, *self.keep)
+        tokens = collect_shards(self.clip, self.pictures, *self.keep)
+        advice = f"Mend them, delete {self.keep[0]}, and start again"
+        require_readable(tokens.skipped, len(self), advice, allowed=0)
+        return tokens
 
     @cached_property
     def head(self) -> Tensor:
-        """The zero-shot head: text features (c, d_embed) of the class names."""
+        """The zero-shot head (c, d_embed): text features of the class names."""
         return self.clip.text_features(self.class_names, self.templates)
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """What an autoencoder is measured on, with one caption a picture."""
+        """The pictures as `evaluate_sae` needs them, with one caption each."""
         captions = self.clip.text_features(captions_of(self.pictures), ("{}",))
         return HeldOut(self.clip, self.tokens, self.labels, self.head, captions)
 
+    @property
+    def label_names(self) -> list[str]:
+        """The class name of each picture; "" where it has none."""
+        return [self.class_names[i] if i >= 0 else "" for i in self.labels.tolist()]
+
+    @property
+    def is_world(self) -> bool:
+        """Whether the pictures are of the embedded world, so that `truth` is known."""
+        return _in_the_world(self.pictures)[0] is not None
+
     @cached_property
     def truth(self) -> Tensor:
-        """(n, n_patches, n_concepts) bool: what each patch of the world's pictures shows."""
-        world = world_of(self.pictures)
+        """What each patch shows, (n, n_patches, n_concepts) bool, of `world.truth.CONCEPTS`."""
+        world, rows = _in_the_world(self.pictures)
         if world is None:
             raise ValueError("only pictures of the embedded world have a truth for each patch")
-        return world_truth(world, range(len(world)), grid=self.clip.grid)
+        return world_truth(world, rows, grid=self.clip.grid)
+
+    def readable(self) -> Split:
+        """Collect the tokens, and choose the pictures that can be read."""
+        assert self.keep is not None
+        tokens = collect_shards(self.clip, self.pictures, *self.keep)
+        if not tokens.skipped:
+            return self
+        part = self.select(tokens.indices)
+        part.keep, part.tokens = self.keep, replace(tokens, indices=torch.arange(len(tokens)))
+        return part
 
     def select(self, rows: Tensor | Sequence[int]) -> Split:
-        """Some of the pictures, in the order given, with the tokens that are there already."""
+        """Choose pictures, in the order given, with the tokens and the head that exist already."""
         rows = torch.as_tensor(rows)
         pictures = Subset(self.pictures, rows.tolist())
         part = replace(self, pictures=pictures, labels=self.labels[rows], keep=None)
-        for name in {"tokens", "head"} & self.__dict__.keys():
-            value = getattr(self, name)
-            setattr(part, name, value.select(rows) if name == "tokens" else value)
+        if "tokens" in self.__dict__:
+            part.tokens = replace(self.tokens.select(rows), indices=torch.arange(len(rows)))
+        if "head" in self.__dict__:
+            part.head = self.head
         return part
 
     def of_classes(self, start: int, stop: int, most: int | None = None) -> Split:
-        """The first `most` pictures (None: all) of the classes from `start` to `stop`, which are
-        then counted from 0."""
-        chosen = ((self.labels >= start) & (self.labels < stop)).nonzero()[:most, 0]
-        part, names = self.select(chosen), self.class_names[start:stop]
-        part.labels, part.class_names, part.head = (
-            part.labels - start,
-            names,
-            self.head[start:stop],
-        )
+        """Choose the first `most` pictures (None: all) of the classes `start` to `stop` − 1, which
+        are then numbered from 0."""
+        is_chosen = (self.labels >= start) & (self.labels < stop)
+        part = self.select(is_chosen.nonzero()[:most, 0])
+        part.labels, part.class_names = part.labels - start, self.class_names[start:stop]
+        part.head = self.head[start:stop]
         return part
 
     def first_of_each_class(self, n: int) -> Split:
-        """The first n pictures of each class, in order."""
+        """Choose the first n pictures of each class, in order."""
         classes = self.labels.unique().tolist()
         first = [(self.labels == c).nonzero()[:n, 0] for c in classes if c >= 0]
         return self.select(torch.cat(first).sort().values)
 
     def seen_by(self, clip: SplitCLIP, head: Tensor) -> Split:
-        """The same pictures as another model sees them."""
+        """Return the same pictures as another model sees them."""
         split = replace(self, clip=clip, keep=None)
         split.head = head
         return split
 
     @torch.no_grad()
     def predictions(self) -> Tensor:
-        """(n,) the zero-shot prediction of each picture."""
+        """Return the zero-shot prediction of each picture (n,)."""
         logits = (self.clip.classify(z.float(), self.head) for z in self.tokens.split(BATCH))
         return torch.cat([part.argmax(1).cpu() for part in logits])
 
     def correct(self) -> Tensor:
-        """(n,) 1 where the prediction is the label, else 0."""
+        """Return 1 where the prediction is the label, else 0: (n,)."""
         return (self.predictions() == self.labels).double()
 
 
 class Task:
-    """A downstream task in one model: the splits `base` and `novel` of its test pictures, and
-    `counted`, training pictures of base classes on which latents are counted.
+    """A downstream task in CLIP: `base` and `novel` are splits of its test pictures.
 
-    `learnt` are all the few-shot pictures that prompts are learnt from; `adapted(seed)` is the
-    same task in the model that was adapted with that few-shot seed.
+    `learnt` are the few-shot training pictures of the base classes, of few-shot seed 0, and
+    `counted` those on which latents are counted. `adapted(seed)` is the same task in the model
+    that was adapted with that few-shot seed.
     """
 
     def __init__(self, study: Study, spec: str, n_test: int) -> None:
         self.study, self.spec, self.title = study, spec, title_of(spec)
-        self.name = Path(spec.partition(":")[2] or spec).name  # in one word, as in file names
+        self.name = name_of(spec)
         train, self.clip = study.training_pictures(spec), study.clip
         test = ReadOnce(study.open_pictures(spec, "test", n_test))
         self.class_names, templates = test.class_names, [template_of(test)]
         n_classes, n_base = len(self.class_names), base_classes(len(self.class_names))
-        whole = Split(self.clip, test, labels_of(test), self.class_names, templates)
-        self.base = whole.of_classes(0, n_base)
-        # a third of the novel pictures, but one of each class at least
-        n_novel = int((whole.labels >= n_base).sum())
-        most = max(n_classes - n_base, n_novel // 3)
-        self.novel = whole.of_classes(n_base, n_classes, most)
+        tested = Split(self.clip, test, labels_of(test), self.class_names, templates)
+        self.base = tested.of_classes(0, n_base)
+        # a third of the novel pictures, but as many as there are classes at least
+        most = max(n_classes - n_base, int((tested.labels >= n_base).sum()) // 3)
+        self.novel = tested.of_classes(n_base, n_classes, most)
         labels = labels_of(train)
         chosen = few_shot(labels, n_base, study.profile.prompts.shots, 0)
         learnt = ReadOnce(Subset(train, chosen.tolist()))
@@ -155,7 +176,7 @@ class Task:
 
     @cached_property
     def counted(self) -> Split:
-        """Those of `learnt` that latents are counted on: at most about 64, of all classes."""
+        """Up to about 64 of `learnt`, as many of each class, on which latents are counted."""
         number = torch.cat([torch.arange(k) for k in self.learnt.labels.bincount()])
         is_counted = number < max(2, COUNTED // len(self.base.class_names))
         _ = self.learnt.tokens  # once, for both
@@ -180,11 +201,24 @@ class AdaptedTask:
         self.counted = task.counted.seen_by(clip, clip.text[:n_base])
 
 
+def name_of(spec: str) -> str:
+    """Return the name of the pictures of a spec, as in file names."""
+    return Path(spec.partition(":")[2] or spec).name
+
+
 def title_of(spec: str) -> str:
-    """What a reader calls the pictures of a spec.
+    """Return what a reader calls the pictures of a spec.
 
     >>> title_of("world:land"), title_of("folder:/my/photos")
     ('Land cover from above', 'photos')
     """
     kind, _, name = spec.partition(":")
-    return TASKS[name].title if kind == "world" and name else Path(name or spec).name
+    return TASKS[name].title if kind == "world" and name else name_of(spec)
+
+
+def _in_the_world(pictures: Pictures) -> tuple[World | None, Sequence[int]]:
+    """Return the embedded world, if the pictures are from there, and their numbers in it."""
+    rows: Sequence[int] = range(len(pictures))
+    while isinstance(pictures, Subset):
+        rows, pictures = [pictures.rows[i] for i in rows], pictures.pictures
+    return world_of(pictures), rows

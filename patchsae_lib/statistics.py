@@ -3,7 +3,7 @@ nothing about other classes, and one over seeds nothing about other pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -75,18 +75,17 @@ def interval_table(
     value: str,
     *,
     over: Unit,
-    low: str = "low",
-    high: str = "high",
+    interval: Callable[..., Interval] = bootstrap_mean,
 ) -> pd.DataFrame:
-    """Return `bootstrap_mean` of the column `value` for each group of rows with equal `by`.
+    """Return the `interval` of the column `value` for each group of rows with equal `by`.
 
     One row per group, in order of first appearance: the columns `by`, the mean under the name
     `value`, and the ends of its interval, `low` and `high`.
     """
     keys = [by] if isinstance(by, str) else list(by)
     groups = table.groupby(keys, sort=False, observed=True)[value]
-    rows = [(*key, *bootstrap_mean(group, over=over)) for key, group in groups]
-    return pd.DataFrame(rows, columns=[*keys, value, low, high])
+    rows = [(*key, *interval(group, over=over)) for key, group in groups]
+    return pd.DataFrame(rows, columns=[*keys, value, "low", "high"])
 
 
 def rank_correlation(

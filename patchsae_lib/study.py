@@ -1,4 +1,4 @@
-"""`Study`: what a notebook holds in its hand — a profile's models, pictures, tokens and artefacts.
+"""`Study`: a profile's models, pictures, tokens and artefacts, for a notebook or a script.
 
     study = Study("world")
     study.clip, study.sae                   # SplitCLIP, SAE, on the device
@@ -6,23 +6,26 @@
     study.table                             # LatentTable of the training split
     study.tasks["Flower species"].base      # a Split; .adapted(seed).base: in the adapted model
 
-What is asked for is made then and only once. Tokens and tables are kept in the run's folder, with
-the hashes of all that decides them.
+Each is made when it is first asked for, and only once. Tokens and tables are kept in the run's
+folder, with the hashes of all that decides them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import open_clip
 import torch
+from torch import Tensor
 
 from patchsae_lib import artefacts
+from patchsae_lib.ablation import Masked, mask_latents
 from patchsae_lib.artefacts import DATA, ArtefactError, config_hash, run_dir, weights_hash
 from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, Template
 from patchsae_lib.distributed import best_device
@@ -42,7 +45,8 @@ from patchsae_lib.pictures import (
 )
 from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
-from patchsae_lib.splits import Split, Task
+from patchsae_lib.splits import Split, Task, name_of
+from patchsae_lib.tokens import read_pictures
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
@@ -53,12 +57,13 @@ CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail ar
 class Study:
     """A profile's models, pictures and artefacts, opened, checked, and placed on the device once.
 
-    `images` replaces the profile's pictures (`folder:/my/photos`). `sae`: `shipped`, the
+    `images` replaces the profile's pictures (`folder:/my/photos`). `sae` is `shipped`, the
     autoencoder in `data/` if it was trained on this very CLIP (else `live`); `live`, the one that
-    notebook 1 has trained; or what `load_sae` reads. `shots` (0: the profile's) and `prompts`, a
-    file of them, concern the tasks; `n_task` is how many test pictures a task has at most.
+    notebook 1 trains; or what `load_sae` reads. Of the tasks, `shots` is the number of training
+    pictures of a class (0: the profile's), `prompts` a file of them instead of those that are
+    trained, and `n_task` the largest number of test pictures.
 
-    Raises `ValueError` for a profile, pictures or notebook parameters that there are not.
+    Raises `ValueError` for an unknown profile, pictures or notebook parameter.
     """
 
     def __init__(
@@ -77,9 +82,10 @@ class Study:
         self.loaded = loaded  # with the shots of the file: what identities are made of
         shots = shots or loaded.prompts.shots
         self.profile = replace(loaded, prompts=replace(loaded.prompts, shots=shots))
-        self.folder, self.which_sae, self.n_task = run_dir(loaded.name), sae, n_task
-        self.prompts_file = prompts
+        self.folder, self.which_sae = run_dir(loaded.name), sae
+        self.prompts_file, self.n_task = prompts, n_task
         self.device = torch.device(device or best_device())
+        self.open_pictures = lru_cache(maxsize=None)(self._open_pictures)
 
     def __repr__(self) -> str:
         clip, train, test = self.clip, self.train, self.test
@@ -104,7 +110,7 @@ class Study:
 
     @cached_property
     def sae(self) -> SAE:
-        """The autoencoder that the notebooks look into."""
+        """The autoencoder under study."""
         if self.which_sae not in ("shipped", "live"):
             return load_sae(self.which_sae).to(self.device)
         if self.which_sae == "shipped" and self.shipped is not None:
@@ -118,24 +124,24 @@ class Study:
 
     @cached_property
     def shipped(self) -> SAE | None:
-        """The autoencoder in `data/`, if it is one of this CLIP, block and dictionary size."""
+        """The autoencoder in `data/`, if it was trained on this CLIP, at this block and width."""
         about = shipped_identity(self.profile, self.clip_hash, self.clip)
+        path = DATA / "sae.safetensors"
         try:
-            path = DATA / "sae.safetensors"
             sae = artefacts.load(path, about, made_by="recipes.autoencoder", read=load_sae)
         except ArtefactError:
             return None
         return sae.to(self.device)
 
     def at_block(self, block: int, n_train: int) -> Study:
-        """The same study at another block of CLIP, with the pictures that this one has read: the
-        first `n_train` of those to train on, and all that are held out."""
+        """Return the same study at another block of CLIP, with the first `n_train` of these
+        training pictures, and all that are held out."""
         model = replace(self.profile.model, block=block)
         study = Study(replace(self.profile, model=model), sae="", device=self.device)
         first = self.train.select(range(n_train)), f"train, first of {len(self.train)}"
         for name, (split, source) in {"train": first, "test": (self.test, "test")}.items():
-            kept = study._place(split.pictures, self._spec(name), source)
-            study.__dict__[name] = replace(split, clip=study.clip, keep=kept)
+            place = study.place(split.pictures, self._spec(name), source)
+            study.__dict__[name] = replace(split, clip=study.clip, keep=place)
         return study
 
     # --- pictures ---
@@ -147,14 +153,14 @@ class Study:
 
     @cached_property
     def test(self) -> Split:
-        """The pictures that are held out of training, with the classes of `train`."""
+        """The held-out pictures; those without classes get the classes of `train`."""
         spec, n = self._spec("test"), self.profile.pictures.n_test
         return self.open(spec, "test", n, among=self.train.class_names)
 
     @cached_property
     def scored(self) -> Split:
-        """Pictures of the embedded world, whose `truth` latents are scored with (of any CLIP):
-        as many as the profile tests on or has, while all latents of all patches fit into 4 GB."""
+        """Pictures of the embedded world, with whose `truth` latents are scored (of any CLIP): as
+        many as the profile tests on or has, while all latents of all patches fit into 4 GB."""
         fit = DENSE_LATENTS // (self.sae.d_sae * (self.clip.n_tokens - 1))
         n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
         return self.open("world", "test", n)
@@ -163,8 +169,8 @@ class Study:
         pictures = self.profile.pictures
         return pictures.test or pictures.spec if split == "test" else pictures.spec
 
-    def open_pictures(self, spec: str, split: str, n: int) -> Pictures:
-        """Open pictures of a spec at the size that CLIP reads; few enough are tried first."""
+    def _open_pictures(self, spec: str, split: str, n: int) -> Pictures:
+        """Open pictures of a spec at the size that CLIP reads; fewer than 100,000 are tried."""
         size = self.clip.visual.image_size[0]
         pictures = open_pictures(spec, split, n, size, check=False)
         return pictures if len(pictures) >= CHECKED else open_pictures(spec, split, n, size)
@@ -177,18 +183,17 @@ class Study:
         "Accuracy" then is agreement with untouched CLIP.
         """
         pictures = self.open_pictures(spec, split, n)
-        place, templates = self._place(pictures, spec, split), self.templates(pictures)
-        names, labels = pictures.class_names, labels_of(pictures)
-        opened = Split(self.clip, pictures, labels, names, templates, place)
-        if len(pictures) >= CHECKED and opened.tokens.skipped:  # not tried before
-            opened = opened.select(opened.tokens.indices)
+        place, templates = self.place(pictures, spec, split), self.templates(pictures)
+        names = pictures.class_names
+        opened = Split(self.clip, pictures, labels_of(pictures), names, templates, place)
+        opened = opened.readable() if len(pictures) >= CHECKED else opened
         return opened if names else self._labelled(opened, among)
 
     def _labelled(self, split: Split, among: Sequence[str]) -> Split:
         names = tuple(among) or (CLASSES if self._is_small else open_clip.IMAGENET_CLASSNAMES)
-        guess = replace(split, class_names=tuple(names), templates=[TEMPLATE])
-        guess.tokens = split.tokens
-        labels = guess.predictions()
+        labelled = replace(split, class_names=tuple(names), templates=[TEMPLATE])
+        labelled.tokens = split.tokens
+        labels = labelled.predictions()
         if not among:
             print(f"no classes: labels are CLIP's zero-shot predictions of {len(names):,} names")
             used, labels = labels.unique(return_inverse=True)
@@ -199,8 +204,8 @@ class Study:
         return labelled
 
     def templates(self, pictures: Pictures) -> Sequence[Template]:
-        """The prompts of the zero-shot classifier: those of a task of the world; for the small
-        CLIP, one for each style; else OpenAI's 80 (section 4.1)."""
+        """Return the prompts of the zero-shot classifier: those of a task of the world; for the
+        small CLIP, one for each style; else OpenAI's 80 (section 4.1)."""
         world = world_of(pictures)
         if world is not None and world.task.name not in ("world", "styles"):
             return world.task.templates
@@ -210,16 +215,12 @@ class Study:
     def _is_small(self) -> bool:
         return isinstance(self.clip.tokenizer, WordTokenizer)
 
-    def _place(self, pictures: Pictures, spec: str, split: str) -> tuple[Path, Mapping[str, Any]]:
-        """The folder of the tokens of pictures, and all that decides them."""
-        kind, _, name = spec.partition(":")
-        if kind == "folder":
-            spec = f"folder:{Path(name).expanduser().resolve()}"
-        size = self.clip.visual.image_size[0]
+    def place(self, pictures: Pictures, spec: str, split: str) -> tuple[Path, dict[str, Any]]:
+        """Return the folder of the tokens of pictures, and all that decides them."""
         precision = "float32" if self.clip.first is None else "bfloat16"
         model = {"name": self.profile.model.name, "weights": self.clip_hash}
         hook = {"block": self.clip.block, "precision": precision}
-        images = {"spec": spec, "split": split, "n": len(pictures), "size": size}
+        images = pictures_identity(pictures, spec, split)
         made_by = {"model": model | hook, "pictures": images}
         return self.folder / "tokens" / config_hash(made_by), made_by
 
@@ -232,15 +233,18 @@ class Study:
         try:
             return self.kept("latents.safetensors", "2_statistics", read=LatentTable.load)
         except ArtefactError:
-            split = self.train
-            config = self.profile.statistics
-            counted = split.tokens, split.labels, split.class_names, config
-            table = scan_tokens(self.sae, *counted)
+            counted = self.train.tokens, self.train.labels, self.train.class_names
+            table = scan_tokens(self.sae, *counted, self.profile.statistics)
             self.keep("latents.safetensors", table)
             return table
 
+    def references(self, latent: int, n: int = 8) -> Split:
+        """The reference images of a latent, the n first at most."""
+        images = self.table.top_images[latent]
+        return self.train.select(self.train.tokens.row_of(images[images >= 0][:n]))
+
     def autoencoders(self, kind: str) -> dict[int, SAE]:
-        """The autoencoders that notebook 1 has kept as `sae-<kind>-<number>`, by number."""
+        """Read the autoencoders that notebook 1 keeps as `sae-<kind>-<number>`, by number."""
         paths = self.folder.glob(f"sae-{kind}-*.safetensors")
         numbers = sorted(int(path.stem.rpartition("-")[2]) for path in paths)
         read = partial(self.kept, made_by="1_training", read=load_sae, sae=None)
@@ -253,25 +257,37 @@ class Study:
         for number, sae in saes.items():
             self.keep(f"sae-{kind}-{number}.safetensors", sae)
 
+    def mask(
+        self,
+        split: Split,
+        rankings: Mapping[str, Tensor],
+        ks: Sequence[int],
+        sae: SAE | None = None,
+        classes: Tensor | None = None,
+        error: bool = False,
+    ) -> Masked:
+        """`mask_latents` of a split's pictures, by the study's autoencoder or another."""
+        models, pictures = (split.clip, sae or self.sae), (split.tokens, split.labels, split.head)
+        return mask_latents(*models, *pictures, rankings, ks, classes=classes, error=error)
+
     def fitted(self, n_tokens: int = 0) -> Profile:
-        """The profile with no more training steps than `n_tokens` (by default those of the
+        """Return the profile with no more training steps than `n_tokens` (by default those of the
         training split) allow."""
-        images, per_image, _ = (0, 0, 0) if n_tokens else self.train.tokens.shape
-        return fit_to(self.profile, n_tokens or images * per_image)
+        return fit_to(self.profile, n_tokens or len(self.train) * self.clip.n_tokens)
 
     # --- tasks ---
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """The tasks that CLIP is adapted to, by title: the profile's; or, given other pictures,
-        these; or two of the world's if they have no classes."""
+        """The tasks that CLIP is adapted to, by title."""
         n = min(self.n_task, self.profile.pictures.n_test or self.n_task)
         tasks = [Task(self, spec, n) for spec in self.task_specs]
         return {task.title: task for task in tasks}
 
     @property
     def task_specs(self) -> tuple[str, ...]:
-        """Where the pictures of the tasks come from."""
+        """The specs of the tasks: the profile's; or, given other pictures, these; or two of the
+        world's if they have no classes."""
         if self.profile.tasks:
             return self.profile.tasks
         spec = self.profile.pictures.spec
@@ -279,7 +295,7 @@ class Study:
         return (spec,) if has_classes else ("world:flowers", "world:land")
 
     def training_pictures(self, spec: str) -> Pictures:
-        """All training pictures of a task, but of the profile's own as many as that says."""
+        """Open all training pictures of a task; of the profile's own, as many as it says."""
         pictures = self.profile.pictures
         return self.open_pictures(spec, "train", pictures.n_train if spec == pictures.spec else 0)
 
@@ -291,12 +307,12 @@ class Study:
         train: bool = False,
         folders: Sequence[Path] = (),
     ) -> Prompts:
-        """Prompts for the base classes of the task `spec`, of a few-shot `seed`.
+        """Return prompts for the base classes of the task `spec`, of a few-shot `seed`.
 
-        They come from the study's file of prompts if it has one; or from the first of `folders`
-        (the run's and `data/prompts`) that has those this would train, unless `train`; else they
-        are trained and written to the first folder. As a `control`, "swapped" gives every class
-        the name of the next, and "picture" lets only the picture's encoder have prompts.
+        They come from the study's file of prompts, if it was given one; or from the first of
+        `folders` (the run's and `data/prompts`) that holds just these, unless `train`; else they
+        are trained and written to the first folder. As a `control`, "swapped" gives each class
+        the name of the next, and "picture" gives prompts to the picture's encoder only.
         """
         if control not in ("", "swapped", "picture"):
             raise ValueError(f"control {control!r} is not swapped or picture")
@@ -305,14 +321,14 @@ class Study:
         pictures, config = self.training_pictures(spec), replace(self.profile.prompts, seed=seed)
         names = pictures.class_names[: base_classes(len(pictures.class_names))]
         chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
-        if control == "swapped":
-            names = (*names[1:], names[0])
-        elif control == "picture":
-            config = replace(config, encoders="picture")
+        names = (*names[1:], names[0]) if control == "swapped" else names
+        config = replace(config, encoders="picture") if control == "picture" else config
         template = template_of(pictures)
         run = run_of(self.clip, names, config, template, chosen)
-        task = Path(spec.partition(":")[2] or spec).name
-        name = f"{'-'.join(filter(None, (task, control)))}-{seed}.safetensors"
+        # which names and numbers of pictures, but not their pixels
+        content = "" if world_of(pictures) else pictures_identity(pictures, spec, "train")["hash"]
+        words = name_of(spec), content, control, str(seed)
+        name = f"{'-'.join(filter(None, words))}.safetensors"
         folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
         for path in (folder / name for folder in folders):
             if not train and path.is_file() and (kept := load_prompts(path)).config == run:
@@ -326,12 +342,13 @@ class Study:
     # --- artefacts and claims ---
 
     def identity(self, **constants: Any) -> dict[str, Any]:
-        """All that decides an artefact of this study: the hashes of CLIP and the autoencoder, the
-        profile with its pictures, and the constants that are given. `sae=None`: of none."""
-        models = {"clip": self.clip_hash, "sae": constants.pop("sae", ...)}
-        if models["sae"] is ...:
-            models["sae"] = self.sae_hash if self.which_sae else None
-        return {"profile": asdict(self.loaded), **models, **constants}
+        """Return all that decides an artefact of this study: the profile, its training pictures,
+        the hashes of CLIP and the autoencoder (`sae=None`: of none), and constants."""
+        spec = self._spec("train")
+        images = pictures_identity(self.training_pictures(spec), spec, "train")
+        sae = self.sae_hash if self.which_sae and "sae" not in constants else None
+        models = {"clip": self.clip_hash, "sae": sae}
+        return {"profile": asdict(self.loaded), "pictures": images, **models, **constants}
 
     def keep(self, name: str, obj: Any, **constants: Any) -> Path:
         """Write an artefact into the run's folder, with its identity beside it."""
@@ -339,16 +356,12 @@ class Study:
         if isinstance(obj, SAE):
             constants = {"sae": None, **constants}
             about = {"profile": self.profile.name, "clip": self.clip_hash}
-            obj = SimpleNamespace(save=partial(_save_sae, sae=obj, about=about))
+            obj = SimpleNamespace(save=partial(save_sae, sae=obj, config=about))
         artefacts.save(path, obj, self.identity(**constants))
         return path
 
     def kept(
-        self,
-        name: str,
-        made_by: str,
-        read: Callable[[Path], Any] | None = None,
-        **constants: Any,
+        self, name: str, made_by: str, read: artefacts.Reader | None = None, **constants: Any
     ) -> Any:
         """Read an artefact of exactly this identity; `made_by` is the notebook that writes it.
 
@@ -363,18 +376,25 @@ class Study:
         return partial(artefacts.record_claim, self.folder)
 
 
-def _save_sae(path: Path, sae: SAE, about: Mapping[str, Any]) -> None:
-    save_sae(path, sae, about)
+def pictures_identity(pictures: Pictures, spec: str, split: str) -> dict[str, Any]:
+    """Return what tells pictures apart: their spec, number and classes, and a hash of the first
+    and the last one, since a folder's order changes with its content."""
+    kind, _, name = spec.partition(":")
+    spec = f"folder:{Path(name).expanduser().resolve()}" if kind == "folder" else spec
+    _, images = read_pictures(pictures, [0, len(pictures) - 1], [])
+    digest = hashlib.sha256(repr(pictures.class_names).encode())
+    digest.update(images.numpy().tobytes())
+    return {"spec": spec, "split": split, "n": len(pictures), "hash": digest.hexdigest()[:16]}
 
 
 def shipped_identity(profile: Profile, clip_hash: str, clip: SplitCLIP) -> dict[str, Any]:
-    """What has to agree before a profile gets the autoencoder in `data/`."""
+    """Return what must agree before a profile gets the autoencoder in `data/`."""
     sae = {"d_sae": profile.sae.expansion * clip.d_vit, "activation": profile.sae.activation}
     return {"clip": clip_hash, "block": clip.block, **sae}
 
 
 def executed_cells() -> list[str]:
-    """The code that the notebook has run so far; none outside a notebook."""
+    """Return the code that the notebook has run so far; none outside a notebook."""
     try:
         return get_ipython().user_ns.get("In", [])  # type: ignore[name-defined]
     except NameError:

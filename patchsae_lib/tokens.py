@@ -1,22 +1,21 @@
 """Residual tokens of many pictures, in memory or in shards on disk (paper section 3.1).
 
-`Tokens` is what training, scans and measurements read: like a tensor (images, n_tokens, d_vit) it
-has `shape`, `len`, `tokens[rows]` and `tokens.split(n)`, but nothing is read before it is asked
-for, so that a million pictures need no more memory than a thousand.
+`Tokens` is what training, scans and measurements read. Like a tensor (images, n_tokens, d_vit) it
+has `shape`, `len`, `tokens[rows]` and `tokens.split(n)`, but it reads tokens only when they are
+asked for, so that a million pictures need no more memory than a thousand.
 
-On disk it is a folder in the format `patchsae-tokens-1`:
+On disk tokens are a folder in the format `patchsae-tokens-1`, which can be read without the
+pictures and without CLIP:
 
-- `00000.safetensors`, `00001.safetensors`, …, each of a stretch of the pictures: `tokens`
+- `00000.safetensors`, `00001.safetensors`, …, each a shard, for consecutive pictures: `tokens`
   (images, 1 + n_patches, d_vit), bfloat16 or float16, the CLS token of an image first and then its
   patches row by row; `indices` (images,) int64, which picture each row is, ascending; `labels`
-  (images,) int64, its class, −1 for none. Metadata: `made_by`, the `hash` below, and
-  `pictures`, the stretch as "first-last".
-- `cache.json`, written last, so that a folder that has it is whole: `format`; `made_by`, what
+  (images,) int64, its class, −1 for none. Metadata: `made_by`, the `hash` below, and `pictures`,
+  their range as "first-last".
+- `cache.json`, written last, which marks the folder as complete: `format`; `made_by`, what
   decides the tokens (CLIP's weights and block, the pictures, the precision), and its `hash`;
   `dtype`; `tokens` of an image and their width `d_vit`; `class_names`; `shards`, a `file` and its
   number of `images` each; `skipped`, the pictures that could not be read.
-
-Neither the pictures nor CLIP are needed to read it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ from patchsae_lib.sae import require_tokens
 
 FORMAT = "patchsae-tokens-1"
 ABOUT = "cache.json"
-SHARD = 1024  # pictures: 310 MB of ViT-B/16
+BATCH = 32  # pictures that pass through CLIP together
+SHARD = 1024  # pictures of a file: 310 MB of ViT-B/16
 BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
 MAX_UNREADABLE = 0.01  # a larger share of the pictures is an error
 HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABLE decides
@@ -56,9 +56,9 @@ HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABL
 class Tokens:
     """Residual tokens z (images, n_tokens, d_vit) of pictures, the CLS token of an image first.
 
-    `indices` (images,): which picture each row is. `read(i)` gives part i, of `sizes[i]` images;
-    `rows`: which of all their rows these tokens are (None: all). `skipped` lists the pictures that
-    could not be read.
+    `indices` (images,): which picture each row is. `read(i)` returns shard i, of `sizes[i]`
+    images; `rows`: which of their rows are selected (None: all). `skipped` lists the pictures
+    that could not be read.
     """
 
     read: Callable[[int], Tensor]
@@ -71,7 +71,7 @@ class Tokens:
 
     @classmethod
     def hold(cls, z: Tensor, indices: Tensor | None = None) -> Tokens:
-        """Tokens that are in memory: z (images, n_tokens, d_vit).
+        """Wrap tokens z (images, n_tokens, d_vit) that are in memory.
 
         Raises `ValueError` for another shape, for no tokens, and for NaN, infinity or zero tokens.
         """
@@ -92,52 +92,51 @@ class Tokens:
         return len(self), self.n_tokens, self.d_vit
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
-        """The tokens (n, n_tokens, d_vit) of some rows, as they are stored."""
-        at = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
-        at = at if self.rows is None else self.rows[at]
+        """Read the tokens (n, n_tokens, d_vit) of rows, in their stored precision."""
+        at = self._stored(rows)
         if len(self.sizes) == 1:
             return self.read(0)[at]
         ends = torch.tensor(self.sizes).cumsum(0)
-        part = torch.searchsorted(ends, at, right=True)
-        used = part.unique().tolist()
-        pieces = [self.read(i)[at[part == i] - ends[i] + self.sizes[i]] for i in used]
-        return torch.cat(pieces)[part.argsort(stable=True).argsort()]
+        shard = torch.searchsorted(ends, at, right=True)
+        used = shard.unique().tolist()
+        parts = [self.read(i)[at[shard == i] - ends[i] + self.sizes[i]] for i in used]
+        return torch.cat(parts)[shard.argsort(stable=True).argsort()]
 
     def split(self, n: int) -> Iterator[Tensor]:
-        """The tokens of n images at a time, in order."""
+        """Read the tokens of n images at a time, in order."""
         return (self[start : start + n] for start in range(0, len(self), n))
 
-    def select(self, rows: Tensor | Sequence[int]) -> Tokens:
-        """Some of the rows, in the order given; nothing is read."""
-        chosen = torch.as_tensor(rows)
-        at = chosen if self.rows is None else self.rows[chosen]
-        return replace(self, rows=at, indices=self.indices[chosen])
+    def select(self, rows: slice | Sequence[int] | Tensor) -> Tokens:
+        """Choose rows, in the order given, without reading them."""
+        return replace(self, rows=self._stored(rows), indices=self.indices[rows])
+
+    def _stored(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
+        """Return the numbers of rows in the shards."""
+        return (torch.arange(len(self)) if self.rows is None else self.rows)[rows]
 
     def row_of(self, pictures: Tensor) -> Tensor:
-        """The rows (n,) of pictures (n,), which all have to be among `indices`."""
+        """Return the rows (n,) of pictures (n,), all of which must be among `indices`."""
         table = torch.full((int(self.indices.max()) + 1,), -1)
         table[self.indices] = torch.arange(len(self))
         return table[pictures]
 
-    def mixed(
-        self, config: TrainConfig, seed: int, start_step: int = 0, buffer: int = BUFFER
-    ) -> Iterator[Tensor]:
-        """Endless training batches z (batch_tokens, d_vit) float32, from `start_step` on.
+    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Yield training batches z (batch_tokens, d_vit) float32, endlessly, from `start_step` on.
 
-        Tokens of all images are mixed (of `buffer` shuffled shards at a time), and none comes
-        twice before all of its kind have come once. `cls_share` of a batch, rounded to whole
-        tokens, are CLS tokens; if it is negative, as many as come by chance. With `tokens = "cls"`
-        all are. Batch i depends on (seed, i) only, so training goes on at any step without a
-        replay. Of several processes each gets its part of a batch.
+        Tokens of all images are mixed (of 16 shuffled shards at a time), and none comes twice
+        before all of its kind have come once. `cls_share` of a batch, rounded to whole tokens, are
+        CLS tokens; if it is negative, as many as come by chance. With `tokens = "cls"` all are.
+        Batch i depends on (seed, i) only, so training resumes at any step without a replay. Under
+        torchrun each process gets its part of a batch.
         Deviation: the authors' class-token option takes the first image of a batch instead.
 
-        Raises `ValueError` if patches are asked for and there are none.
+        Raises `ValueError` for selected rows, and for a share of patches where there are none.
         """
         if self.rows is not None:
             raise ValueError("a selection of rows is not for training: collect these pictures")
         first = np.cumsum([0, *self.sizes]) * self.n_tokens
-        flat = lru_cache(maxsize=2 * buffer)(lambda number: self.read(number).flatten(0, 1))
-        for rows in token_rows(self.sizes, self.n_tokens, config, seed, start_step, buffer):
+        flat = lru_cache(maxsize=2 * BUFFER)(lambda number: self.read(number).flatten(0, 1))
+        for rows in token_rows(self.sizes, self.n_tokens, config, seed, start_step):
             ends = pairwise(np.searchsorted(rows, first))
             parts = [
                 flat(i)[torch.from_numpy(rows[start:end] - first[i])]
@@ -150,35 +149,25 @@ class Tokens:
 # --- collecting --------------------------------------------------------------------------------
 
 
-def collect(
-    clip: SplitCLIP,
-    pictures: Pictures,
-    indices: Sequence[int] | Tensor | None = None,
-    batch: int = 32,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Tokens:
-    """The residual tokens of `pictures[indices]` (by default of all), in memory.
+def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
+    """Collect the residual tokens of all pictures, in memory, in bfloat16.
 
-    Raises `ValueError` for no or unknown indices, and for tokens that are no numbers.
+    Raises `ValueError` for no pictures, and for tokens that are NaN, infinite or zero.
     """
-    chosen = [int(i) for i in (range(len(pictures)) if indices is None else indices)]
-    if not chosen or min(chosen) < 0 or max(chosen) >= len(pictures):
-        given = f"{min(chosen)} … {max(chosen)}" if chosen else "none"
-        raise ValueError(f"indices: one or more of 0 … {len(pictures) - 1} expected, got {given}")
-    parts = (chosen[start : start + batch] for start in range(0, len(chosen), batch))
-    z = [residual_tokens(clip, pictures.batch(part), part, dtype) for part in parts]
-    return Tokens.hold(torch.cat(z), torch.tensor(chosen))
+    if not len(pictures):
+        raise ValueError("no pictures to collect tokens of")
+    parts = _stretches(range(len(pictures)), BATCH)
+    return Tokens.hold(torch.cat([_tokens_of(clip, pictures.batch(part), part) for part in parts]))
+
+
+def _stretches(indices: range, n: int) -> list[range]:
+    return [indices[start : start + n] for start in range(0, len(indices), n)]
 
 
 @torch.no_grad()
-def residual_tokens(
-    clip: SplitCLIP, images: Tensor, indices: Sequence[int], dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
-    """z (b, 1 + n_patches, d_vit), on the CPU, of images (b, 3, h, w) uint8.
-
-    Raises `ValueError` for tokens that are no numbers, naming the pictures by `indices` (b,).
-    """
-    z = clip.tokens(clip.preprocess(images)).to("cpu", dtype)
+def _tokens_of(clip: SplitCLIP, images: Tensor, indices: Sequence[int]) -> Tensor:
+    """Compute z (b, 1 + n_patches, d_vit) of images (b, 3, h, w) uint8, the pictures `indices`."""
+    z = clip.tokens(clip.preprocess(images)).to("cpu", torch.bfloat16)
     require_tokens(z, f"pictures {indices[0]} … {indices[-1]}")
     return z
 
@@ -186,9 +175,9 @@ def residual_tokens(
 def read_pictures(
     pictures: Pictures, indices: Sequence[int], skipped: list[int]
 ) -> tuple[list[int], Tensor]:
-    """Those of `pictures[indices]` that can be read: indices, and uint8 (b, 3, h, w).
+    """Read those of `pictures[indices]` that can be read: their indices, and uint8 (b, 3, h, w).
 
-    The indices of the others, whose reading raises `OSError`, are added to `skipped`.
+    The indices of the others, which raise `OSError`, are added to `skipped`.
     """
     try:
         return list(indices), pictures.batch(list(indices))
@@ -204,31 +193,28 @@ def read_pictures(
     return readable, torch.cat(images) if images else torch.empty(0)
 
 
-def require_readable(skipped: Sequence[int], n_pictures: int, advice: str = "") -> None:
-    """Raise `ValueError` if more than 1 % of the pictures could not be read."""
-    if len(skipped) > MAX_UNREADABLE * n_pictures:
+def require_readable(
+    skipped: Sequence[int], n_pictures: int, advice: str = "", allowed: float = MAX_UNREADABLE
+) -> None:
+    """Raise `ValueError` if a larger share of the pictures than `allowed` could not be read."""
+    if len(skipped) > allowed * n_pictures:
         raise ValueError(
-            f"{len(skipped)} of {n_pictures} pictures cannot be read, more than "
-            f"{MAX_UNREADABLE:.0%}; the first is number {skipped[0]}. {advice}".strip()
+            f"{len(skipped)} of {n_pictures} pictures cannot be read, more than {allowed:.0%}; "
+            f"the first is number {skipped[0]}. {advice}".strip()
         )
 
 
 def collect_shards(
-    clip: SplitCLIP,
-    pictures: Pictures,
-    folder: str | Path,
-    made_by: Mapping[str, Any],
-    shard: int = SHARD,
-    batch: int = 32,
+    clip: SplitCLIP, pictures: Pictures, folder: str | Path, made_by: Mapping[str, Any]
 ) -> Tokens:
-    """Collect the tokens of all pictures in a folder that all processes see, `shard` a file.
+    """Collect the tokens of all pictures into a folder that all processes see, in bfloat16.
 
-    Every process makes its share of the shards. Shards of the same `made_by` are kept, so that a
-    collection that was killed goes on; a whole folder is opened. Pictures whose reading raises
+    Each process makes its share of the shards. Shards of the same `made_by` are kept, so that a
+    collection that was killed goes on; a complete folder is opened. Pictures whose reading raises
     `OSError` are skipped and listed.
 
-    Raises `ValueError` for no pictures, more than 1 % that cannot be read, tokens that are no
-    numbers, and a folder that holds something else's tokens.
+    Raises `ValueError` for no pictures, more than 1 % that cannot be read, tokens that are NaN,
+    infinite or zero, and a folder with the tokens of something else.
     """
     folder, n = Path(folder), len(pictures)
     # One process asks: what a network's file system has once denied it denies for a while.
@@ -236,35 +222,33 @@ def collect_shards(
         return open_shards(folder, made_by)
     if not n:
         raise ValueError("no pictures to collect tokens of")
-    stretches = [range(start, min(start + shard, n)) for start in range(0, n, shard)]
-    share = list(enumerate(stretches))[rank() :: world_size()]
+    paths = {folder / f"{i:05}.safetensors": s for i, s in enumerate(_stretches(range(n), SHARD))}
+    share, skipped = list(paths.items())[rank() :: world_size()], list[int]()
     total, shown = sum(len(stretch) for _, stretch in share), {} if rank() == 0 else HIDDEN
-    skipped: list[int] = []
     with tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown) as bar:
-        for i, stretch in share:
-            path = folder / _shard_name(i)
+        for path, stretch in share:
             about = {"made_by": config_hash(made_by), "pictures": f"{stretch[0]}-{stretch[-1]}"}
             if _metadata(path) != about:
-                tensors = _collect_shard(clip, pictures, stretch, batch, skipped)
+                tensors = _collect_shard(clip, pictures, stretch, skipped)
                 require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
                 with atomic_path(path) as temporary:
                     save_file(tensors, temporary, about)
             bar.update(len(stretch))
     wait_for_all()
     if rank() == 0:
-        _write_about(folder, made_by, pictures, [_shard_name(i) for i in range(len(stretches))])
+        _write_about(folder, made_by, pictures, list(paths))
     wait_for_all()
     return open_shards(folder, made_by)
 
 
 def _collect_shard(
-    clip: SplitCLIP, pictures: Pictures, stretch: range, batch: int, skipped: list[int]
+    clip: SplitCLIP, pictures: Pictures, stretch: range, skipped: list[int]
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for start in range(0, len(stretch), batch):
-        readable, images = read_pictures(pictures, stretch[start : start + batch], skipped)
+    for part in _stretches(stretch, BATCH):
+        readable, images = read_pictures(pictures, part, skipped)
         if readable:
-            tokens.append(residual_tokens(clip, images, readable))
+            tokens.append(_tokens_of(clip, images, readable))
             indices += readable
     if not indices:
         raise ValueError(f"none of the pictures {stretch[0]} … {stretch[-1]} can be read")
@@ -273,34 +257,28 @@ def _collect_shard(
 
 
 def _write_about(
-    folder: Path, made_by: Mapping[str, Any], pictures: Pictures, files: Sequence[str]
+    folder: Path, made_by: Mapping[str, Any], pictures: Pictures, paths: Sequence[Path]
 ) -> None:
     """Write `cache.json`."""
-    indices = [_read_shard(folder / file, "indices") for file in files]
-    found = set(torch.cat(indices).tolist())
-    skipped = [i for i in range(len(pictures)) if i not in found]
+    indices = [_read_shard(path, "indices") for path in paths]
+    readable = set(torch.cat(indices).tolist())
+    skipped = [i for i in range(len(pictures)) if i not in readable]
     require_readable(skipped, len(pictures), f"Mend them, delete {folder}, and start again")
-    _, n_tokens, d_vit = _read_shard(folder / files[0], "tokens").shape
-    sizes = [{"file": f, "images": len(i)} for f, i in zip(files, indices, strict=True)]
-    about: dict[str, Any] = {"format": FORMAT, "made_by": dict(made_by)}
-    about |= {
-        "hash": config_hash(made_by),
-        "dtype": "bfloat16",
-        "tokens": n_tokens,
-        "d_vit": d_vit,
-    }
-    about |= {"class_names": pictures.class_names, "shards": sizes, "skipped": skipped}
-    write_json(folder / ABOUT, about)
+    _, n_tokens, d_vit = _read_shard(paths[0], "tokens").shape
+    shards = [{"file": p.name, "images": len(i)} for p, i in zip(paths, indices, strict=True)]
+    about: dict[str, Any] = dict(format=FORMAT, made_by=made_by, hash=config_hash(made_by))
+    about |= dict(dtype="bfloat16", tokens=n_tokens, d_vit=d_vit, shards=shards, skipped=skipped)
+    write_json(folder / ABOUT, about | {"class_names": pictures.class_names})
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) -> Tokens:
-    """Open the tokens in a folder; of `made_by` if that is given.
+    """Open the tokens in a folder, which must be of `made_by` if that is given.
 
-    Raises `FileNotFoundError` where no whole collection is, and `ValueError` if it is of another
-    format or made by something else.
+    Raises `FileNotFoundError` if they are not there or not complete, and `ValueError` if they have
+    another format or were made by something else.
     """
     folder = Path(folder)
     path = folder / ABOUT
@@ -312,7 +290,7 @@ def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) ->
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r}")
+            raise TypeError(f"its format is {about['format']!r}")
         tokens = _from_about(folder, about)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not describe a cache {FORMAT}: {error!r}") from error
@@ -349,10 +327,6 @@ def _from_about(folder: Path, about: Mapping[str, Any]) -> Tokens:
     return Tokens(read, sizes, n_tokens, d_vit, indices, skipped)
 
 
-def _shard_name(number: int) -> str:
-    return f"{number:05}.safetensors"
-
-
 def _read_shard(path: Path, name: str) -> Tensor:
     """Return a tensor of a shard, memory-mapped."""
     try:
@@ -365,7 +339,7 @@ def _read_shard(path: Path, name: str) -> Tensor:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a shard says of itself; nothing if it is not there or not whole."""
+    """Return the metadata of a shard, or nothing if it is missing or cut short."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -381,13 +355,11 @@ def token_rows(
     n_tokens: int,
     config: TrainConfig,
     seed: int,
-    start_step: int = 0,
-    buffer: int = BUFFER,
+    start_step: int,
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield which tokens make a batch, endlessly, as `Tokens.mixed` says.
+    """Yield the sorted numbers of the tokens of each batch of `Tokens.mixed`, endlessly.
 
-    Sorted numbers of tokens, `n_tokens` an image, counted through shards of `sizes` images, of
-    which `buffer` are mixed at a time. Of several processes each gets its part of the batch.
+    Tokens, `n_tokens` an image, are numbered through shards of `sizes` images.
     """
     if config.batch_tokens < world_size():
         raise ValueError(
@@ -397,23 +369,21 @@ def token_rows(
     if any(per_image == 0 for _, per_image, _ in pools):
         raise ValueError("there are CLS tokens only: set tokens = 'cls' or cls_share = 1")
     orders = [
-        Shuffled([n * per_image for n in sizes], buffer, (seed, i))
+        Shuffled([n * per_image for n in sizes], BUFFER, (seed, i))
         for i, (_, per_image, _) in enumerate(pools)
     ]
-    step = start_step
-    while True:
+    for step in count(start_step):
         rows = []
-        for (first, per_image, count), order in zip(pools, orders, strict=True):
-            image, token = np.divmod(order.take(step * count, count), per_image)
+        for (first, per_image, n), order in zip(pools, orders, strict=True):
+            image, token = np.divmod(order.take(step * n, n), per_image)
             rows.append(image * n_tokens + first + token)
         # In the order of the file: no matter to the loss, and a disk reads forwards.
         batch = np.sort(np.concatenate(rows))
         yield batch[my_part(len(batch))]
-        step += 1
 
 
 def _pools(n_tokens: int, config: TrainConfig) -> list[tuple[int, int, int]]:
-    """(first token, tokens of an image, tokens in a batch) of what a batch is drawn from."""
+    """Return what a batch is drawn from: (first token, tokens of an image, tokens in a batch)."""
     if config.tokens == "cls":
         return [(0, 1, config.batch_tokens)]
     if config.cls_share < 0:
@@ -424,9 +394,9 @@ def _pools(n_tokens: int, config: TrainConfig) -> list[tuple[int, int, int]]:
 
 
 class Shuffled:
-    """Endless passes over 0 … Σ sizes − 1, each pass in an order of its own.
+    """Endless passes over 0 … Σ sizes − 1, each in its own random order.
 
-    Of the stretches of these `sizes` (shards), shuffled too, `buffer` are mixed at a time.
+    Shards of these `sizes` are shuffled too, and `buffer` of them are mixed at a time.
     """
 
     def __init__(self, sizes: Iterable[int], buffer: int, seed: tuple[int, ...]) -> None:
@@ -436,7 +406,7 @@ class Shuffled:
         self.order = lru_cache(maxsize=2)(self._order)
 
     def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """The numbers at places `start` to `start + count` of the passes."""
+        """Return the numbers at places `start` to `start + count` of the passes."""
         epoch, skip = divmod(start, self.n)
         number, parts = epoch * self.n_groups, []
         while count:
@@ -447,7 +417,7 @@ class Shuffled:
         return np.concatenate(parts)
 
     def _group(self, number: int) -> npt.NDArray[np.int64]:
-        """The shards, in order, that are mixed as group `number`, counted over all passes."""
+        """Return the shards, in order, of group `number`, counted through all passes."""
         epoch, i = divmod(number, self.n_groups)
         shards = np.random.default_rng((*self.seed, 3, epoch)).permutation(len(self.lengths))
         return np.sort(shards[i * self.buffer : (i + 1) * self.buffer])

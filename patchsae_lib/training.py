@@ -88,9 +88,7 @@ def objective(
     forward = sparse_pass if sparse else dense_pass
     latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
     reconstruction = reconstruction_loss(z, z_hat)
-    ghost = torch.zeros_like(reconstruction)
-    if ghosts is not None:
-        ghost = ghost_loss(z, z_hat, ghosts)
+    ghost = reconstruction.new_zeros(()) if ghosts is None else ghost_loss(z, z_hat, ghosts)
     loss = reconstruction + l1 * latents.l1 + ghost
     parts = {"loss": loss, "reconstruction": reconstruction, "l1": latents.l1, "ghost": ghost}
     return parts, latents, z_hat
@@ -193,8 +191,8 @@ class Trainer:
         undivided = sparse or sae.activation == "batchtopk"
         totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(silent), []
         for chunk in z.split(len(z) if undivided else CHUNK.get(z.device.type, 4096)):
-            given = sae, chunk, self.sae_config.l1, dead, bfloat16, sparse
-            parts, latents, z_hat = objective(*given)
+            setting = self.sae_config.l1, dead, bfloat16, sparse
+            parts, latents, z_hat = objective(sae, chunk, *setting)
             share = len(chunk) / n_tokens
             (parts["loss"] * share).backward()
             f = latents.f.detach()
@@ -228,8 +226,7 @@ class Trainer:
         """Return the autoencoder for raw residual tokens, frozen and in eval mode."""
         self.sae.zero_grad()
         self.sae.normalise_decoder()
-        sae = self.sae.fold(self.scale) if self.sae_config.scale_inputs else self.sae
-        return sae.eval().requires_grad_(False)
+        return self.sae.fold(self.scale).eval().requires_grad_(False)
 
     def save(self, path: Path, run: Mapping[str, Any]) -> None:
         """Write all that the next step depends on."""
@@ -294,17 +291,12 @@ def train(
     is no number.
     """
     precision = distributed.resolve_precision(train_config.precision, torch.device(device))
-    train_config = replace(train_config, precision=precision)
-    batches = (
-        tokens if callable(tokens) else partial(tokens.mixed, train_config, train_config.seed)
-    )
+    train_config, seed = replace(train_config, precision=precision), train_config.seed
+    batches = tokens if callable(tokens) else partial(tokens.mixed, train_config, seed)
     sample, run = _first_tokens(batches, sae_config, train_config)
-    size = sample.shape[1], sae_config.expansion * sample.shape[1]
-    sae = SAE(*size, sae_config.activation, sae_config.k, train_config.seed).to(device)
-    trainer, path = (
-        Trainer(sae, sae_config, train_config),
-        Path(checkpoint) if checkpoint else None,
-    )
+    d_vit, path = sample.shape[1], Path(checkpoint) if checkpoint else None
+    sae = SAE(d_vit, sae_config.expansion * d_vit, sae_config.activation, sae_config.k, seed)
+    trainer = Trainer(sae.to(device), sae_config, train_config)
     _resume(trainer, path, run)
     if trainer.n_steps == 0:
         trainer.start(sample.to(device))

@@ -63,7 +63,7 @@ def make(study: Study, out: Path) -> None:
 def card(study: Study, sae: SAE, minutes: float) -> str:
     """Measure an autoencoder on held-out pictures and return its card."""
     profile = study.profile
-    test = study.open("styles", "test", profile.pictures.n_test)
+    test = study.open("world:styles", "test", profile.pictures.n_test)
     report = asdict(evaluate_sae(sae, test.held_out))
     z = test.tokens[:][:, 1:].float()
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}

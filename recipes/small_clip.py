@@ -85,9 +85,9 @@ class PretrainConfig:
 
 
 POOLS = {
-    "singles": Mix(several=0.05, counted=0.05, word=0.25, mention_colour=0.5,
+    "singles": Mix(assorted=0.05, counted=0.05, word=0.25, mention_colour=0.5,
                    mention_background=0.25),
-    "scenes": Mix(several=0.7, counted=0.2, word=0.2),
+    "scenes": Mix(assorted=0.7, counted=0.2, word=0.2),
 }  # fmt: skip
 CLASSES_ONLY = replace(
     POOLS["singles"], mention_colour=0.1, mention_texture=0.15, mention_background=0.05,

@@ -184,7 +184,7 @@ def test_effects_are_derivatives(clip, setting) -> None:
 
 
 def counted() -> LatentTable:
-    table = LatentTable.empty(4, ("cat", "dog"), k=1)
+    table = LatentTable.empty(4, ("cat", "dog"))
     table.class_above = torch.tensor([[8, 2, 0, 8], [9, 9, 1, 0]], dtype=torch.int32)
     table.n_above = table.class_above.sum(0)
     table.class_images, table.images = torch.tensor([1, 3]), 4
@@ -215,6 +215,15 @@ def test_matched_latents_are_others_of_about_the_same_frequency(d: int, seed: in
     moved = (place[exchanged] - place[ranking]).abs()
     assert moved.max() < 2 * NEIGHBOURS
     assert (moved > 0).all()
+
+
+def test_equal_scores_are_in_the_order_of_latents() -> None:
+    assert by_score(torch.zeros(2, 5000)).equal(torch.arange(5000).expand(2, -1))
+
+
+def test_the_wrong_class_is_half_the_list_away() -> None:
+    ranking = torch.arange(6)[:, None].expand(-1, 3)
+    assert wrong_class(ranking)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
 
 
 def test_random_orders_are_those_of_their_seed() -> None:

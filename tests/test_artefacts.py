@@ -1,23 +1,33 @@
-"""What a run leaves behind is whole, and is what the reader expects it to be."""
+"""What a run leaves behind is whole, and is never mistaken for another run's."""
 
 import json
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from patchsae_lib.artefacts import (
+    DATA,
+    AnotherRun,
     ArtefactError,
     atomic_path,
     config_hash,
+    difference,
     load,
+    read_checkpoint,
     record_claim,
+    resume,
     run_dir,
     save,
+    save_checkpoint,
+    weights_hash,
 )
-from patchsae_lib.evaluation import bootstrap_mean
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,23 @@ def test_tensors_tables_and_json_come_back(tmp_path):
     assert load(tmp_path / "curve.json", Config(), made_by="x") == {"k": [1, 2], "λ": 0.5}
 
 
+def test_what_can_save_itself_does_so_and_is_read_as_it_wants(tmp_path):
+    class Note:
+        def save(self, path):
+            path.write_text("a note")
+
+    save(tmp_path / "note.json", Note(), Config())
+    assert load(tmp_path / "note.json", Config(), made_by="x", read=Path.read_text) == "a note"
+
+
 def test_the_sidecar_says_what_made_it(tmp_path):
-    source = tmp_path / "a.json"
-    save(source, [1], Config())
-    save(tmp_path / "b.json", [2], Config(), inputs=[source], seed=7)
+    save(tmp_path / "b.json", [2], Config())
     meta = json.loads((tmp_path / "b.json.meta.json").read_text())
     assert meta["config"] == {"steps": 800, "sizes": [1, 2]}
     assert meta["config_hash"] == config_hash(Config())
-    assert meta["seed"] == 7
-    assert set(meta["inputs"]) == {"a.json"}
     assert {"python", "torch", "patchsae_lib"} <= set(meta["versions"])
     assert "git_commit" in meta
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.json.meta.json"}
 
 
 def test_another_config_is_named_with_ours_and_the_notebook(tmp_path):
@@ -80,13 +96,23 @@ def test_a_broken_artefact_says_what_to_run(tmp_path, harm, message):
         load(path, Config(), made_by="1_training")
 
 
-def test_an_artefact_older_than_its_input_is_refused(tmp_path):
-    source, path = tmp_path / "sae.json", tmp_path / "table.json"
-    save(source, [1], Config())
-    save(path, [2], Config(), inputs=[source])
-    save(source, [3], Config())
-    with pytest.raises(ArtefactError, match=r"made from another sae.json: run 2_stat"):
-        load(path, Config(), made_by="2_statistics")
+def test_the_fields_that_differ_are_named():
+    stored = {"clip": "ab", "profile": {"name": "world", "sae": {"k": 32}}, "only": 1}
+    given = {"clip": "cd", "profile": {"name": "world", "sae": {"k": 64}}}
+    expected = "clip: 'ab' there, 'cd' here; only: 1 there, None here; profile.sae.k: 32 there, 64"
+    assert difference(stored, given) == f"{expected} here"
+
+
+def test_the_hash_of_weights_knows_every_weight_and_its_name():
+    layer = nn.Linear(3, 2)
+    hashes = {weights_hash(layer)}
+    assert weights_hash(layer) in hashes
+    with torch.no_grad():
+        layer.bias[1] += 1e-6
+    hashes.add(weights_hash(layer))
+    hashes.add(weights_hash(nn.Sequential(layer)))
+    assert len(hashes) == 3
+    assert weights_hash(layer.bfloat16()) not in hashes
 
 
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path):
@@ -111,31 +137,100 @@ def test_other_suffixes_and_configs_are_refused(tmp_path):
         config_hash(3)
 
 
+# --- checkpoints
+
+RUN = {"seed": 3, "sizes": (1, 2)}
+
+
+def test_a_checkpoint_comes_back_for_its_run_only(tmp_path):
+    path = tmp_path / "training.safetensors"
+    assert resume(None, RUN) is None
+    assert resume(path, RUN) is None
+    save_checkpoint(path, RUN, {"w": torch.arange(6.0).view(2, 3).T}, step=7, history=[{"l": 0.5}])
+    for tensors, state in (resume(path, RUN), read_checkpoint(path, RUN)):
+        assert torch.equal(tensors["w"], torch.arange(6.0).view(2, 3).T)
+        assert state == {"step": 7, "history": [{"l": 0.5}]}
+    with pytest.raises(AnotherRun, match=r"another run's checkpoint \(seed: 3 there, 4 here\)"):
+        read_checkpoint(path, RUN | {"seed": 4})
+    content = path.read_bytes()
+    with pytest.warns(match=r"seed: 3 there, 4 here.*kept as training.safetensors.old, starting"):
+        assert resume(path, RUN | {"seed": 4}) is None
+    assert {p.name for p in tmp_path.iterdir()} == {"training.safetensors.old"}
+    assert (tmp_path / "training.safetensors.old").read_bytes() == content
+
+
+@pytest.mark.parametrize("n", [0, 5, 60])
+def test_a_checkpoint_that_is_cut_short_is_an_error(tmp_path, n):
+    path = tmp_path / "training.safetensors"
+    save_checkpoint(path, RUN, {"w": torch.ones(3)})
+    path.write_bytes(path.read_bytes()[:n])
+    with pytest.raises(ValueError, match=r"not a whole checkpoint .* delete it to start again"):
+        resume(path, RUN)
+    assert path.exists()
+
+
+# --- claims
+
+CLAIMS = tomllib.loads((DATA / "paper" / "claims.toml").read_text("utf-8"))
+
+
+def claims(folder):
+    return json.loads((folder / "claims.json").read_text())
+
+
 def test_claims_are_replaced_by_id_and_sorted(tmp_path):
-    claim = {"where": "Fig. 3", "paper": "two clusters", "measured": 0.5, "verdict": "partly"}
-    record_claim(tmp_path, id="fig3", **claim)
-    record_claim(tmp_path, id="eq2", **claim, interval=(np.float32(0.25), 0.5), note="3 seeds")
-    record_claim(tmp_path, id="fig3", **(claim | {"verdict": "reproduced"}))
-    claims = json.loads((tmp_path / "claims.json").read_text())
-    assert [(c["id"], c["verdict"]) for c in claims] == [("eq2", "partly"), ("fig3", "reproduced")]
-    assert claims[0]["interval"] == [0.25, 0.5]
+    record_claim(tmp_path, "2-depth", "0.5", holds=False)
+    record_claim(tmp_path, "1-patches", "2 of 3", True, interval=(np.float32(0.25), 0.5))
+    record_claim(tmp_path, "2-depth", "0.7", holds=True)
+    first, second = claims(tmp_path)
+    assert (first["id"], first["measured"], first["interval"]) == (
+        "1-patches",
+        "2 of 3",
+        [0.25, 0.5],
+    )
+    assert (second["id"], second["measured"], second["verdict"]) == (
+        "2-depth",
+        "0.7",
+        "reproduced",
+    )
+    for claim in (first, second):
+        assert {key: claim[key] for key in CLAIMS[claim["id"]]} == CLAIMS[claim["id"]]
 
 
-def test_an_interval_of_no_values_is_none(tmp_path):
-    claim = dict(id="eq2", where="eq. 2", paper=1, measured=2, verdict="partly")
-    record_claim(tmp_path, **claim, interval=bootstrap_mean([])[1:])
-    assert json.loads((tmp_path / "claims.json").read_text())[0]["interval"] is None
+@pytest.mark.parametrize(
+    ("holds", "partly", "verdict"),
+    [
+        (True, True, "reproduced"),
+        (True, False, "reproduced"),
+        (False, True, "partly"),
+        (False, False, "not"),
+        (None, False, "not testable here"),
+        (np.bool_(True), np.bool_(False), "reproduced"),
+    ],
+)
+def test_the_verdict_follows_from_the_rules(tmp_path, holds, partly, verdict):
+    record_claim(tmp_path, "2-depth", "0.5", holds, partly)
+    assert claims(tmp_path)[0]["verdict"] == verdict
 
 
-def test_a_claim_needs_a_known_verdict_and_an_ordered_interval(tmp_path):
-    claim = {"id": "x", "where": "Fig. 3", "paper": 1, "measured": 2}
-    with pytest.raises(ValueError, match="'yes' is none of reproduced, partly, not"):
-        record_claim(tmp_path, **claim, verdict="yes")
-    with pytest.raises(ValueError, match=r"\(low, high\)"):
-        record_claim(tmp_path, **claim, verdict="not", interval=(1.0, float("nan")))
-    with pytest.raises(ValueError, match="JSON"):
-        record_claim(tmp_path, **(claim | {"measured": float("nan")}), verdict="not")
-    assert not list(tmp_path.iterdir())
+def test_values_fill_in_the_note(tmp_path):
+    name, note = next((id, claim["note"]) for id, claim in CLAIMS.items() if "{" in claim["note"])
+    values = {field: 0.25 for _, field, _, _ in Formatter().parse(note) if field}
+    with pytest.raises(KeyError):
+        record_claim(tmp_path, name, "0.5", True)
+    record_claim(tmp_path, name, "0.5", True, **values)
+    assert claims(tmp_path)[0]["note"] == note.format(**values) != note
+
+
+def test_a_claim_of_the_paper_has_its_place_and_an_ordered_interval(tmp_path):
+    with pytest.raises(ValueError, match=r"no claim '9-none' in data/paper/claims.toml, but 1-"):
+        record_claim(tmp_path, "9-none", "0.5", True)
+    record_claim(tmp_path, "2-depth", "0.5", True, interval=(float("nan"), float("nan")))
+    assert claims(tmp_path)[0]["interval"] is None
+    for interval in ((1.0, float("nan")), (2, 1)):
+        with pytest.raises(ValueError, match=r"claim 2-depth: .*\(low, high\)"):
+            record_claim(tmp_path, "2-depth", "0.5", True, interval=interval)
+    assert len(claims(tmp_path)) == 1
 
 
 def test_runs_can_be_kept_elsewhere(tmp_path, monkeypatch):

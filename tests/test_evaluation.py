@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,20 +60,33 @@ def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None
 
 
 def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
-    sae = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False)
-    r, z = evaluate_sae(sae, held_out), held_out.tokens[:]
-    f = sae.encode(z)
+    sae, z = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False), held_out.tokens[:]
+    sae.b_enc[:200] = -1e9  # dead
+    sae.b_enc[300:] = -sae.pre_activations(z)[..., 300:].flatten(0, 1).quantile(0.999, dim=0)
+    r, f = evaluate_sae(sae, held_out), sae.encode(z)
     assert r.l0 == pytest.approx(l0(f))
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
     assert r.mse == pytest.approx(float(reconstruction_loss(z, sae.decode(f))), rel=1e-5)
     ev = explained_variance(z, sae.decode(f))
     assert r.explained_variance == pytest.approx(ev, rel=1e-4)
-    assert r.dead == pytest.approx(float((f.amax((0, 1)) == 0).float().mean()))
-    changed = accuracy(clip.features(sae.decode(f)) @ held_out.head.T, held_out.labels)
-    assert r.accuracy == pytest.approx(changed)
-    assert r.accuracy_original == pytest.approx(
-        accuracy(clip.features(z) @ held_out.head.T, held_out.labels)
-    )
+    assert r.dead == 0.5  # the rare ones of the last hundred are not
+    for state, loss, hits in (
+        (sae.decode(f), r.contrastive, r.accuracy),
+        (z, r.contrastive_original, r.accuracy_original),
+    ):
+        x = clip.features(state)
+        wanted = contrastive_loss(x, held_out.captions, clip.logit_scale)
+        assert loss == pytest.approx(wanted, abs=1e-4)
+        assert hits == pytest.approx(accuracy(x @ held_out.head.T, held_out.labels))
+
+
+def test_kept_accuracy_counts_from_chance(clip, held_out) -> None:
+    predicted = (held_out.features @ held_out.head.T).argmax(1)
+    labels = torch.where(torch.arange(N) < 2, (predicted + 1) % 3, predicted)
+    r = evaluate_sae(SAE(clip.d_vit, 40, seed=2).eval(), replace(held_out, labels=labels))
+    assert r.accuracy_original == pytest.approx(0.8)
+    assert r.accuracy < 0.8
+    assert r.recovered == pytest.approx((r.accuracy - 1 / 3) / (0.8 - 1 / 3))
 
 
 def test_cls_only_leaves_the_patches_alone(clip, held_out) -> None:

@@ -33,7 +33,7 @@ from patchsae_lib.explorer import (
 from patchsae_lib.explorer.bundle import PER_FILE, PER_SHARD, UNFINISHED
 from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
 from patchsae_lib.explorer.widget import EXPLORER
-from patchsae_lib.interop.openclip import load_clip
+from patchsae_lib.interop import load_clip
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
@@ -889,7 +889,7 @@ from pathlib import Path
 import torch
 from IPython.display import HTML, display
 from patchsae_lib import figures
-from patchsae_lib.interop.openclip import load_clip
+from patchsae_lib.interop import load_clip
 from patchsae_lib.interop import load_sae
 from patchsae_lib.explorer import Explorer, Lens
 from patchsae_lib.explorer.bundle import read_shard
@@ -898,7 +898,8 @@ from patchsae_lib.profiles import load_profile
 
 run = Path({run!r})
 frame = LatentTable.load(run / "latents.safetensors").frame().assign(hover="")
-figures.latent_scatter(frame, "entropy", "entropy", "Latents", "What to look for.").show()
+titles = dict(label="entropy", title="Latents", caption="What to look for.")
+figures.latent_scatter(frame, colour="entropy", **titles).show()
 clip, sae = load_clip(load_profile("smoke").model), load_sae(run / "sae.safetensors")
 task = read_shard(run / "explorer" / "index.js")["tasks"][1]
 head = clip.text_features(task["classes"], ["a {{}}"])
@@ -906,8 +907,8 @@ pictures = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
 models = dict(CLIP=(clip, head), MaPLe=(clip, head))
 lens = Lens(sae, models, pictures, torch.tensor([0, 1]))
 explorer = Explorer(run / "explorer", {{task["name"]: lens}}, latent=3, task=task["name"])
-seen = []
-explorer.observe(lambda change: seen.append(change["new"]), ["patch"])
+patches = []
+explorer.observe(lambda change: patches.append(change["new"]), ["patch"])
 display(HTML(figures.explorer_link("see nine", latent=9)))
 explorer
 """
@@ -917,13 +918,14 @@ explorer
 def lab(tmp_path: Path, build: Path):
     """The address of a notebook in a running JupyterLab."""
     run = build.parent / "runs" / "smoke"
-    more = ["explorer.latent = 7", "print('now', explorer.latent, seen)"]
+    more = ["explorer.latent = 7", "print('now', explorer.latent, patches)"]
     cells = [FIRST.format(run=str(run)), *more]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
     nbformat.write(notebook, tmp_path / "try.ipynb")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0"]
     command += ["--allow-root", "--IdentityProvider.token=", "--ServerApp.password="]
+    command += ["--KernelManager.shutdown_wait_time=0.5"]  # the kernel has nothing to lose
     home = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "RUNTIME", "DATA")}
     log = (tmp_path / "log").open("w+")
     server = subprocess.Popen(

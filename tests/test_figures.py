@@ -1,9 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from patchsae_lib import figures
 
+WORDS: Any = {"title": "Title", "caption": "Look."}
 LATENTS = pd.DataFrame(
     {
         "frequency": [0.1, 0.0, 0.5, 0.01],
@@ -15,102 +19,147 @@ LATENTS = pd.DataFrame(
 
 
 def test_every_active_latent_is_a_point_and_silent_ones_are_not() -> None:
-    figure = figures.latent_scatter(LATENTS, "entropy", "entropy", "Latents")
-    grey, coloured = (trace for trace in figure.data if trace.type == "scattergl")
-    assert list(grey.customdata) == [3]
-    assert list(coloured.customdata) == [0, 2]
-    assert np.allclose(coloured.x, np.log10([0.1, 0.5]))
-    assert list(coloured.marker.color) == [0.3, 1.2]
-    assert coloured.text[1] == "latent 2<br>c"
-    assert figure.layout.title.text == "Latents"
-    histograms = [trace for trace in figure.data if trace.type == "histogram"]
+    figure = figures.latent_scatter(LATENTS, colour="entropy", label="nats", **WORDS)
+    points, *histograms = figure.data
+    assert list(points.customdata) == [3, 0, 2]  # the one without a value below the others
+    assert np.allclose(points.x, np.log10([0.01, 0.1, 0.5]))
+    assert list(points.marker.color[1:]) == [0.3, 1.2]
+    assert list(points.hovertext) == ["d", "a", "c"]
     assert [len(h.x if h.x is not None else h.y) for h in histograms] == [3, 3]
+    assert "3 latents, median frequency 0.1, mean 0.2; nats from 0.3" in figure.layout.meta["alt"]
 
 
 def test_the_scatter_for_print_shows_the_same_points() -> None:
-    figure = figures.print_scatter(LATENTS, "entropy", "entropy")
-    points = [len(c.get_offsets()) for c in figure.axes[0].collections]
-    assert points == [1, 2]
+    figure = figures.print_scatter(LATENTS, colour="entropy", label="nats")
+    (points,) = figure.axes[0].collections
+    assert np.allclose(points.get_offsets()[:, 0], np.log10([0.01, 0.1, 0.5]))
     assert figure.axes[0].get_xlabel() == "log₁₀ activated frequency"
+
+
+def test_tables_of_latents_with_the_same_numbers_have_a_panel_each() -> None:
+    table = pd.concat({"one": LATENTS, "two": LATENTS}, names=["sae"]).reset_index("sae")
+    figure = figures.scatter_panels(table, panel="sae", **WORDS)
+    assert [list(trace.hovertext) for trace in figure.data] == [[0, 2, 3]] * 2
+    assert [note.text for note in figure.layout.annotations] == ["one", "two"]
+    assert figure.layout.meta["alt"].startswith("Title. one: 3 latents, median frequency 0.1")
+
+
+def test_training_histories_share_their_panels() -> None:
+    history = [dict.fromkeys(("step", *figures.MEASURES), value) for value in (1.0, 0.5)]
+    figure = figures.learning_curves({"first": history, "second": history[:1]}, **WORDS)
+    assert {trace.name for trace in figure.data} == {"first", "second"}
+    assert len(figure.data) == 8
+    assert {note.text for note in figure.layout.annotations} == set(figures.MEASURES.values())
+    assert figure.layout.showlegend
+    assert not figures.learning_curves({"first": history}, **WORDS).layout.showlegend
 
 
 def test_dots_are_a_trace_for_each_value_of_by_in_order() -> None:
     rows = [
-        ("x", "ours", 0.5, 0.4, 0.6),
+        ("x", "latents", 0.5, 0.4, 0.6),
         ("x", "raw", 0.2, 0.1, 0.3),
-        ("y", "ours", 0.7, 0.6, 0.9),
+        ("y", "latents", 0.7, 0.6, 0.9),
     ]
-    table = pd.DataFrame(rows, columns=["what", "units", "iou", "low", "high"])
-    figure = figures.dots(table, "iou", "what", "low", "high", "Title", "units")
-    assert [trace.name for trace in figure.data] == ["ours", "raw"]
+    table = pd.DataFrame(rows, columns=["what", "units", "iou", "low", "high"], index=[0, 0, 0])
+    figure = figures.dots(table, x="iou", y="what", by="units", **WORDS)
+    assert [trace.name for trace in figure.data] == ["latents", "raw"]
     assert list(figure.data[0].y) == ["x", "y"]
     assert np.allclose(figure.data[0].error_x.array, [0.1, 0.2])
-    assert figure.layout.showlegend
-    assert not figures.dots(table, "iou", "what", "low", "high", "Title").layout.showlegend
-
-
-def test_bars_come_in_pairs() -> None:
-    rows = [("12", "shared", p, v) for p, v in (("first", 0.5), ("second", 0.25))]
-    table = pd.DataFrame(rows, columns=["latent", "which", "picture", "level"])
-    figure = figures.paired_bars(table, "Title")
-    assert [trace.name for trace in figure.data] == ["first", "second"]
-    assert [list(trace.y) for trace in figure.data] == [[0.5], [0.25]]
-
-
-def test_words_beside_pictures_are_never_markup() -> None:
-    picture = Image.new("RGB", (8, 8), (200, 10, 10))
-    html = figures.Strips([("<b>x", "<script>", [picture], ['"><img src=x>'])])._repr_html_()
-    assert "<script>" not in html
-    assert html.count("<img") == 1
-    assert "&lt;script&gt;" in html
-    assert 'src="data:image/webp;base64,' in html
-
-
-def test_a_latent_that_is_named_leads_to_the_explorer() -> None:
-    picture = Image.new("RGB", (8, 8))
-    rows = [("best: latent 12", "latent 7 (wing), latents 3", [picture], ["x"])]
-    html = figures.Strips(rows)._repr_html_()
-    assert 'latent <a href="../explorer.html#latent=12&amp;view=latent">12</a>' in html
-    assert html.count("<a ") == 2
-    link = figures.explorer_link("<i>", task="a b&c", label=2)
-    assert link == '<a href="../explorer.html#task=a%20b%26c&amp;class=2">&lt;i&gt;</a>'
-
-
-def test_a_curve_for_each_kind() -> None:
-    rows = [("colours", 2, 0.5, 0.4, 0.6), ("colours", 3, 0.6, 0.5, 0.7), ("parts", 2, 0.1, 0, 1)]
-    table = pd.DataFrame(rows, columns=["kind", "block", "iou", "low", "high"])
-    figure = figures.curves(table, "block", "iou", "low", "high", "kind", "Title")
-    assert [trace.name for trace in figure.data] == ["colours", "parts"]
-    assert list(figure.data[0].x) == [2, 3]
-    assert figure.layout.xaxis.title.text == "block"
+    assert np.allclose(figure.data[0].error_x.arrayminus, [0.1, 0.1])
+    assert len({trace.marker.symbol for trace in figure.data}) == 2
+    assert "latents: x 0.5, y 0.7; raw: x 0.2" in figure.layout.meta["alt"]
+    (alone,) = figures.dots(table, x="iou", y="what", **WORDS).data
+    assert not alone.showlegend
 
 
 def test_a_panel_for_each_value_and_a_line_for_each_other() -> None:
-    rows = [(m, r, k, k / 10) for m in ("on", "off") for r in ("class", "random") for k in (1, 10)]
+    rows = [(m, r, k, k / 10) for r in ("class", "random") for m in ("on", "off") for k in (1, 10)]
     table = pd.DataFrame(rows, columns=["mask", "ranking", "k", "accuracy"])
     table = table.assign(low=0.0, high=1.0)
-    figure = figures.line_panels(
-        table, "mask", "ranking", "k", "accuracy", "Title", "Look.", {"original": 0.9}
-    )
-    assert [trace.name for trace in figure.data] == ["class", "random"] * 2
-    assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
-    assert [a.text for a in figure.layout.annotations] == ["on", "off", "original"]
+    names: Any = {"x": "k", "y": "accuracy", "by": "ranking", "panel": "mask"}
+    figure = figures.curves(table, **names, log_x=True, lines={"original": 0.9}, **WORDS)
+    assert [trace.name for trace in figure.data] == ["class", "class", "random", "random"]
+    assert [trace.showlegend for trace in figure.data] == [True, False, True, False]
+    assert np.allclose(figure.data[0].error_y.array, [0.9, 0.0])
+    assert [note.text for note in figure.layout.annotations] == ["on", "off", "original"]
     assert len(figure.layout.shapes) == 2
     assert figure.layout.xaxis.type == "log"
-    assert figure.layout.meta["alt"].startswith("Title. accuracy over k: on, class: 0.1 to 1; ")
+    assert figure.layout.meta["alt"].startswith("Title. accuracy over k: on, class: 1 0.1, 10 1; ")
+
+
+def test_lines_need_neither_panels_nor_intervals() -> None:
+    table = pd.DataFrame([("a", 2, 0.5), ("a", 3, 0.6), ("b", 2, 0.1)], columns=["kind", "x", "y"])
+    figure = figures.curves(table, x="x", y="y", by="kind", **WORDS)
+    assert [list(trace.x) for trace in figure.data] == [[2, 3], [2]]
+    assert figure.data[0].error_y.array is None
+    assert figure.layout.xaxis.title.text == "x"
+    assert figure.layout.meta["alt"] == "Title. y over x: a: 2 0.5, 3 0.6; b: 2 0.1."
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 2), (4, 2), (9, 3), (11, 4), (20, 4)])
+def test_panels_fill_a_grid(n: int, columns: int) -> None:
+    table = pd.DataFrame({"task": range(n), "by": "a", "x": 1.0, "y": 2.0})
+    figure = figures.curves(table, x="x", y="y", by="by", panel="task", **WORDS)
+    lefts = {axis.domain[0] for axis in figure.select_xaxes()}
+    assert len(lefts) == columns
+
+
+GROUPED = [
+    ("one", 4.0, 2.0, "high", "a <b>"),
+    ("one", 0.0, 1.0, "low to high", "b"),
+    ("two", 2.0, 0.000123456, "high", "c"),
+]
+
+
+def test_what_has_changed_is_drawn_last_and_larger_and_zero_lies_on_the_edge() -> None:
+    table = pd.DataFrame(GROUPED, columns=["task", "before", "after", "group", "hover"])
+    order = ("other", "high", "high to low", "low to high")
+    names = {"x": "before", "y": "after", "by": "group", "panel": "task"}
+    figure = figures.group_panels(table, **names, order=order, **WORDS)
+    assert [trace.name for trace in figure.data] == ["high", "high", "low to high"]
+    assert [trace.marker.size for trace in figure.data] == [4, 4, 8]
+    assert [trace.marker.color for trace in figure.data][1:] == [figures.TEAL, figures.VIOLET]
+    edge = 0.7 * 0.000123456
+    assert np.allclose(figure.data[2].x, edge)
+    assert np.allclose(figure.data[1].y, 0.000123456, rtol=1e-4)  # small ones keep their digits
+    assert np.allclose(figure.layout.xaxis.range[0], np.log10(edge))
+    assert [trace.showlegend for trace in figure.data] == [True, False, True]
+    assert "one: other 0, high 1, high to low 0, low to high 1; two:" in figure.layout.meta["alt"]
+
+
+def test_bars_come_in_pairs_and_groups() -> None:
+    rows = [("12", "shared", p, v) for p, v in (("first", 0.5), ("second", 0.25))]
+    table = pd.DataFrame(rows, columns=["latent", "pictures", "picture", "level"])
+    names = {"x": "latent", "y": "level", "by": "picture", "panel": "pictures"}
+    figure = figures.paired_bars(table, **names, **WORDS)
+    assert [trace.name for trace in figure.data] == ["first", "second"]
+    assert [list(trace.y) for trace in figure.data] == [[0.5], [0.25]]
+    assert [list(part) for part in figure.data[0].x] == [["shared"], ["12"]]
+
+
+def test_stacked_bars_go_to_both_sides() -> None:
+    table = pd.DataFrame({"names": [0.4, 0.1], "new": [-0.1, 0.0]}, index=["land", "flowers"])
+    figure = figures.stacked(table, label="points", **WORDS)
+    assert figure.layout.barmode == "relative"
+    assert [trace.name for trace in figure.data] == ["names", "new"]
+    assert list(figure.data[1].x) == [-0.1, 0.0]
+    assert "land: names 0.4, new -0.1; flowers: names 0.1, new 0" in figure.layout.meta["alt"]
 
 
 def test_a_table_as_colours() -> None:
-    table = pd.DataFrame([[0.5, 0.1], [0.2, 0.9]], index=["1", "10"], columns=["cat", "dog"])
-    figure = figures.heat_map(table.rename_axis("k"), "Title", label="share")
+    table = pd.DataFrame([[0.5, 0.1], [0.2, 0.9]], index=[1, 10], columns=["cat", "dog"])
+    figure = figures.heat_map(table.rename_axis("k"), label="share", **WORDS)
     assert figure.data[0].z.tolist() == [[0.5, 0.1], [0.2, 0.9]]
-    assert (figure.data[0].y, figure.layout.yaxis.title.text) == (("1", "10"), "k")
+    assert (list(figure.data[0].y), figure.layout.yaxis.title.text) == (["1", "10"], "k")
     assert "highest: 10, dog 0.9, 1, cat 0.5" in figure.layout.meta["alt"]
+    assert figure.layout.coloraxis.cmin is None
+    fixed = figures.heat_map(table, span=(0, 1), **WORDS).layout.coloraxis
+    assert (fixed.cmin, fixed.cmax) == (0, 1)
 
 
 def test_every_figure_has_its_words() -> None:
     long = "Look at this. " * 20
-    figure = figures.finish(figures.go.Figure(), "A title", long, "Said.", 300)
+    figure = figures.finish(figures.Figure(), "A title", long, "Said", 300)
     assert figure.layout.meta["alt"] == "A title. Said."
     assert figure.layout.meta["caption"] == long.strip()
     lines = figure.layout.title.subtitle.text.split("<br>")
@@ -118,43 +167,23 @@ def test_every_figure_has_its_words() -> None:
     assert figure.layout.height == 300 + figure.layout.meta["heading"] > 300 + 17 * len(lines)
 
 
-def test_groups_have_a_trace_each_in_every_panel_and_zero_lies_on_the_edge() -> None:
-    rows = [
-        ("one", 4.0, 2.0, "high", "a <b>"),
-        ("one", 0.0, 1.0, "low to high", "b"),
-        ("two", 2.0, 0.5, "high", "c"),
-    ]
-    table = pd.DataFrame(rows, columns=["task", "before", "after", "group", "hover"])
-    groups = ("other", "high", "high to low", "low to high")
-    figure = figures.group_panels(table, "task", "before", "after", groups, "Title")
-    points = [trace for trace in figure.data if trace.type == "scattergl"]
-    assert [trace.name for trace in points] == [*groups, *groups]
-    assert [len(trace.x) for trace in points] == [0, 1, 0, 1, 0, 1, 0, 0]
-    assert np.allclose(points[3].x, [0.35])  # 0.7 of the smallest activation there is
-    assert [trace.showlegend for trace in points] == [True] * 4 + [False] * 4
-    assert "one: other 0, high 1, high to low 0, low to high 1; two:" in figure.layout.meta["alt"]
+def test_words_beside_pictures_are_never_markup() -> None:
+    picture = Image.new("RGB", (8, 8), (200, 10, 10))
+    rows = [("<b>x", "<script>", [picture], ['"><img src=x>'])]
+    html = figures.Strips(rows, "<i>")._repr_html_()
+    assert "<script>" not in html
+    assert html.count("<img") == 1
+    assert "&lt;script&gt;" in html
+    assert "<figcaption>&lt;i&gt;</figcaption>" in html
+    assert 'src="data:image/webp;base64,' in html
 
 
-def test_stacked_bars_go_to_both_sides() -> None:
-    table = pd.DataFrame({"names": [0.4, 0.1], "new": [-0.1, 0.0]}, index=["land", "flowers"])
-    figure = figures.stacked(table, "Title", label="points")
-    assert figure.layout.barmode == "relative"
-    assert [trace.name for trace in figure.data] == ["names", "new"]
-    assert list(figure.data[1].x) == [-0.1, 0.0]
-    assert "land: names 0.4, new -0.1; flowers: names 0.1, new 0" in figure.layout.meta["alt"]
-
-
-def test_heat_maps_that_are_compared_share_a_scale() -> None:
-    table = pd.DataFrame({"a": [0.1, 0.2]}, index=["x", "y"])
-    free, fixed = figures.heat_map(table, "T"), figures.heat_map(table, "T", span=(0, 1))
-    assert (free.data[0].zmin, free.data[0].zmax) == (None, None)
-    assert (fixed.data[0].zmin, fixed.data[0].zmax) == (0, 1)
-
-
-def test_small_activations_keep_their_digits() -> None:
-    rows = [("a", 0.000123456, 0.0, "high", ""), ("a", 0.5, 0.25, "high", "")]
-    table = pd.DataFrame(rows, columns=["task", "before", "after", "group", "hover"])
-    figure = figures.group_panels(table, "task", "before", "after", ("high",), "Title")
-    (points,) = (trace for trace in figure.data if trace.type == "scattergl")
-    assert np.allclose(points.x, [0.0001235, 0.5])
-    assert min(points.y) > 0  # an axis is logarithmic
+def test_a_latent_that_is_named_leads_to_the_explorer() -> None:
+    picture = Image.new("RGB", (8, 8))
+    rows = [("best: latent 12", "latent 7 (wing), latents 3", [picture], ["x"])]
+    html = figures.Strips(rows)._repr_html_()
+    assert "figcaption" not in html
+    assert 'latent <a href="../explorer.html#latent=12&amp;view=latent">12</a>' in html
+    assert html.count("<a ") == 2
+    link = figures.explorer_link("<i>", task="a b&c", label=2)
+    assert link == '<a href="../explorer.html#task=a%20b%26c&amp;class=2">&lt;i&gt;</a>'

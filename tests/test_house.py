@@ -219,5 +219,8 @@ def test_rooms_do_not_overlap_and_floors_are_in_order(rooms):
 def test_the_words_beside_the_picture_name_every_room(rooms):
     text = house_page.in_words(rooms)
     assert text.index("Floor 6") < text.index("Floor 0")
-    for name in rooms:
-        assert f"{{#room-{name}}}, 100 lines\n: What `{name}` holds & does. Imports " in text
+    for name, room in rooms.items():
+        assert (
+            f"{{#{house_page.anchor(room)}}}, 100 lines\n: What `{name}` holds & does. Imports "
+            in text
+        )

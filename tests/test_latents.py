@@ -1,3 +1,5 @@
+"""What one pass counts of every latent: by hand, merged, kept in a file, and from pictures."""
+
 import itertools
 import math
 from pathlib import Path
@@ -10,20 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from patchsae_lib import latents
-from patchsae_lib.activations import TokenCache
+from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.latents import (
     SUMS,
     LatentTable,
     clusters,
-    examples,
     image_levels,
     monosemanticity,
-    nearest,
     scan,
-    scan_cache,
+    scan_halves,
+    scan_tokens,
 )
+from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
+from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
 
 D, T, K = 4, 3, 3
@@ -37,8 +40,8 @@ def identity() -> SAE:
     return sae
 
 
-def counted(z: Tensor, indices: list[int], labels: list[int], **options) -> LatentTable:
-    table = LatentTable.empty(D, CLASSES, k=K, **options)
+def counted(z: Tensor, indices: list[int], labels: list[int], tau: float = 0.2) -> LatentTable:
+    table = LatentTable.empty(D, CLASSES, StatisticsConfig(tau=tau, k=K))
     if len(z):
         table.add(identity(), z, torch.tensor(indices), torch.tensor(labels))
     return table
@@ -83,16 +86,13 @@ def test_a_picture_by_hand() -> None:
     assert table.entropy.isnan().all()  # fewer than k
 
 
-@pytest.mark.parametrize("rank_by", ["mean", "count"])
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_two_halves_merged_in_any_order_are_the_whole(
-    rank_by: str, n: int, m: int, seed: int
-) -> None:
+def test_two_halves_merged_in_any_order_are_the_whole(n: int, m: int, seed: int) -> None:
     z, indices, labels = pictures_(n + m, seed)
-    whole = counted(z, indices, labels, rank_by=rank_by)
-    a = counted(z[:n], indices[:n], labels[:n], rank_by=rank_by)
-    b = counted(z[n:], indices[n:], labels[n:], rank_by=rank_by)
+    whole = counted(z, indices, labels)
+    a = counted(z[:n], indices[:n], labels[:n])
+    b = counted(z[n:], indices[n:], labels[n:])
     a.skipped, b.skipped, whole.skipped = [50], [40], [40, 50]
     same(a.merge(b), whole)
     same(b.merge(a), whole)
@@ -105,15 +105,6 @@ def test_reference_images_are_the_highest_and_of_equals_the_first() -> None:
     assert table.top_images[0].tolist() == [2, 4, 1]
     assert table.top_values[0].tolist() == [3, 3, 2]
     assert table.top_labels[0].tolist() == [0, 1, 1]
-
-
-def test_reference_images_by_the_count_of_active_patches() -> None:
-    z = torch.zeros(2, T, D)
-    z[0, 0, 0], z[1, :2, 0] = 9.0, 0.3
-    assert counted(z, [0, 1], [0, 0]).top_images[0].tolist() == [0, 1, -1]
-    by_count = counted(z, [0, 1], [0, 0], rank_by="count")
-    assert by_count.top_images[0].tolist() == [1, 0, -1]
-    assert by_count.top_values[0].tolist() == [2, 1, 0]
 
 
 def test_entropy_and_spread_by_hand() -> None:
@@ -130,7 +121,7 @@ def test_entropy_and_spread_by_hand() -> None:
 
 def test_unlabelled_pictures_have_everything_but_entropy() -> None:
     z, indices, _ = pictures_(20, 0)
-    table = LatentTable.empty(D, k=K)
+    table = LatentTable.empty(D, config=StatisticsConfig(k=K))
     table.add(identity(), z, torch.tensor(indices))
     labelled = counted(z, indices, [0] * 20)
     assert torch.equal(table.top_images, labelled.top_images)
@@ -147,7 +138,7 @@ def test_a_table_is_kept_whole_in_one_file(tmp_path: Path) -> None:
     table.save(tmp_path / "t.safetensors")
     again = LatentTable.load(tmp_path / "t.safetensors")
     same(table, again)
-    assert (again.class_names, again.tau, again.rank_by) == (CLASSES, 0.1, "mean")
+    assert (again.class_names, again.tau, again.size) == (CLASSES, 0.1, (D, K))
     assert list(tmp_path.iterdir()) == [tmp_path / "t.safetensors"]
 
 
@@ -159,26 +150,49 @@ def test_a_row_for_every_latent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("class_names", "config", "message"),
     [
-        (LatentTable.empty(D, CLASSES, k=K, tau=0.5), "different tau"),
-        (LatentTable.empty(D, CLASSES[:2], k=K), "different class_names"),
-        (LatentTable.empty(D, CLASSES, k=K + 1), r"different \(latents, k\)"),
-        (LatentTable.empty(D, CLASSES, k=K, rank_by="count"), "different rank_by"),
+        (CLASSES, StatisticsConfig(k=K, tau=0.5), "different tau"),
+        (CLASSES[:2], StatisticsConfig(k=K), "different class_names"),
+        (
+            CLASSES,
+            StatisticsConfig(k=K + 1),
+            r"different size .*: \(\(4, 3\), \(4, 4\)\)",
+        ),
     ],
 )
-def test_tables_that_count_other_things_do_not_merge(other: LatentTable, message: str) -> None:
+def test_tables_that_count_other_things_do_not_merge(class_names, config, message) -> None:
+    table = LatentTable.empty(D, CLASSES, StatisticsConfig(k=K))
     with pytest.raises(ValueError, match=message):
-        LatentTable.empty(D, CLASSES, k=K).merge(other)
+        table.merge(LatentTable.empty(D, class_names, config))
 
 
-def test_what_a_table_refuses() -> None:
-    with pytest.raises(ValueError, match="not mean or count"):
-        LatentTable.empty(D, rank_by="max")
-    with pytest.raises(ValueError, match="k must be 1 or more"):
-        LatentTable.empty(D, k=0)
+def test_a_label_of_no_class_is_refused() -> None:
     with pytest.raises(ValueError, match="label 3: the table knows 3 classes"):
         counted(torch.ones(1, T, D), [0], [3])
+
+
+def test_a_table_does_not_depend_on_how_pictures_are_batched(monkeypatch) -> None:
+    z, indices, labels = pictures_(30, 3)
+    tokens, expected = Tokens.hold(z, torch.tensor(indices)), counted(z, indices, labels)
+    for batch, chunk in ((7, 2), (64, 1), (1, 1024)):
+        monkeypatch.setattr(latents, "BATCH", batch)
+        monkeypatch.setattr(latents, "CHUNK", chunk)
+        config = StatisticsConfig(k=K)
+        same(scan_tokens(identity(), tokens, torch.tensor(labels), CLASSES, config), expected)
+    unlabelled = scan_tokens(identity(), tokens, None, CLASSES, config)
+    assert torch.equal(unlabelled.n_above, expected.n_above)
+    assert unlabelled.class_images.sum() == 0
+
+
+def test_halves_are_every_second_row_without_the_prompts_tokens() -> None:
+    z, indices, labels = pictures_(9, 4)
+    prompts = torch.full((9, 2, D), 3.0)
+    tokens = Tokens.hold(torch.cat([z, prompts], 1), torch.tensor(indices))
+    counts = torch.tensor(labels), CLASSES, T, StatisticsConfig(k=K)
+    even, odd = scan_halves(identity(), tokens, *counts)
+    same(even, counted(z[::2], indices[::2], labels[::2]))
+    same(odd, counted(z[1::2], indices[1::2], labels[1::2]))
 
 
 @given(st.integers(0, 1000))
@@ -187,7 +201,7 @@ def test_monosemanticity_is_the_mean_over_pairs(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     a, e = torch.rand(7, D, generator=g), torch.randn(7, 5, generator=g)
     a[torch.rand(7, D, generator=g) < 0.4] = 0
-    ours = monosemanticity([(a[:3], e[:3]), (a[3:], e[3:])])
+    scores = monosemanticity([(a[:3], e[:3]), (a[3:], e[3:])])
     unit = torch.nn.functional.normalize(e, dim=1)
     for latent in range(D):
         above, below = 0.0, 0.0
@@ -195,9 +209,9 @@ def test_monosemanticity_is_the_mean_over_pairs(seed: int) -> None:
             weight = float(a[i, latent] * a[j, latent])
             above, below = above + weight * float(unit[i] @ unit[j]), below + weight
         if below:
-            assert float(ours[latent]) == pytest.approx(above / below, abs=1e-5)
+            assert float(scores[latent]) == pytest.approx(above / below, abs=1e-5)
         else:
-            assert ours[latent].isnan()
+            assert scores[latent].isnan()
 
 
 def test_monosemanticity_needs_two_images() -> None:
@@ -222,25 +236,45 @@ def test_groups_are_told_from_a_shape() -> None:
 
 @pytest.fixture(scope="module")
 def clip():
-    from patchsae_lib.artefacts import DATA
-
     return load_small_clip(DATA / "small_clip")
 
 
-class Broken(World):
-    """A world whose pictures of some numbers cannot be read."""
+class Grey:
+    """120 pictures of one class, of which those that are `bad` cannot be read."""
 
-    bad: tuple[int, ...] = ()
+    class_names = ("grey",)
 
-    def batch(self, indices):
-        if set(self.bad) & {int(i) for i in indices}:
+    def __init__(self, *bad: int) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 120
+
+    def label(self, index: int) -> int:
+        return 0
+
+    def batch(self, indices: list[int]) -> Tensor:
+        if set(self.bad) & set(indices):
             raise OSError("cannot be read")
-        return super().batch(indices)
+        return torch.tensor(indices).view(-1, 1, 1, 1)
 
 
-def test_a_pass_counts_what_the_tokens_say(clip) -> None:
+class FakeClip:
+    """Picture i has the single token (i, i, i, i)."""
+
+    n_tokens = 1
+
+    def preprocess(self, pictures: Tensor) -> Tensor:
+        return pictures.float()
+
+    def tokens(self, images: Tensor) -> Tensor:
+        return images[..., 0].expand(-1, 1, D)
+
+
+def test_a_pass_counts_what_the_tokens_say(clip, monkeypatch) -> None:
+    monkeypatch.setattr(latents, "BATCH", 4)
     world, sae = World("objects", "test", 10), SAE(clip.d_vit, 64).eval().requires_grad_(False)
-    table = scan(clip, sae, world, batch=4, progress=False, k=2)
+    table = scan(clip, sae, world, config=StatisticsConfig(k=2), progress=False)
     z = clip.tokens(clip.preprocess(world.batch(range(10))))
     f = sae.encode(z)
     assert torch.allclose(table.token_mean.float(), f.sum((0, 1)) / (f > 0).sum((0, 1)), rtol=1e-4)
@@ -248,26 +282,24 @@ def test_a_pass_counts_what_the_tokens_say(clip) -> None:
     values, images = f.mean(1).T.topk(2)
     assert torch.allclose(table.top_values, values, rtol=1e-4)
     assert (table.top_images == images).float().mean() > 0.95
-    cache = TokenCache(z, torch.arange(10))
     labels = torch.tensor([world.label(i) for i in range(10)])
-    again = scan_cache(sae, cache, labels, world.class_names, batch=3, k=2)
+    again = scan_tokens(sae, Tokens.hold(z), labels, world.class_names, StatisticsConfig(k=2))
     assert torch.allclose(again.total, table.total, rtol=1e-4)
     assert torch.equal(again.class_images, table.class_images)
 
 
-def test_an_unreadable_picture_is_skipped_and_listed(clip) -> None:
-    sae = SAE(clip.d_vit, 8).eval().requires_grad_(False)
-    world = Broken("objects", "test", 120)
-    world.bad = (37,)
-    table = scan(clip, sae, world, range(100), batch=50, progress=False)
+def test_an_unreadable_picture_is_skipped_and_listed(monkeypatch) -> None:
+    monkeypatch.setattr(latents, "BATCH", 50)
+    given = FakeClip(), identity()
+    table = scan(*given, Grey(37), range(100), progress=False)
     assert table.skipped == [37]
-    assert table.images == 99
-    assert 37 not in table.top_images
-    world.bad = (37, 38)
+    assert table.images == table.class_images[0] == 99
+    assert float(table.total[0]) == sum(range(100)) - 37
+    assert table.top_images[0].tolist() == list(range(99, 89, -1))
     with pytest.raises(ValueError, match=r"2 of 100 pictures cannot be read, more than 1%"):
-        scan(clip, sae, world, range(100), batch=50, progress=False)
+        scan(*given, Grey(37, 38), range(100), progress=False)
     with pytest.raises(ValueError, match="no pictures"):
-        scan(clip, sae, world, [], progress=False)
+        scan(*given, Grey(), [], progress=False)
 
 
 def test_levels_are_tokens_a_picture() -> None:
@@ -277,66 +309,7 @@ def test_levels_are_tokens_a_picture() -> None:
     assert table.class_per_image.tolist() == [[2.0, 0.0], [1.0, 1.0]]
 
 
-def test_examples_by_hand() -> None:
-    levels = torch.zeros(8, 3)
-    levels[:5, 0] = torch.tensor([5.0, 1, 4, 2, 3])  # active on 0, 2, 4, 3, 1, in this order
-    levels[6, 1] = 1.0
-    labels = torch.tensor([0, 1, 1, 1, 1, 0, 1, 1])
-    found = examples(levels, labels, shares=(0.0, 0.5, 0.8))
-    assert found["quantiles"].tolist() == [[0, 4, 1], [6, 6, 6], [-1, -1, -1]]
-    assert sorted(found["random"][1].tolist()) == [-1, -1, 6]
-    assert found["random"][2].tolist() == [-1, -1, -1]
-    assert found["absent"][0, 0] == 5  # of class 0 like picture 0, and without the latent
-    assert sorted(found["absent"][0].tolist()) == [5, 6, 7]
-
-
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
-def test_examples_are_active_where_they_should_be(n: int, d: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    levels = torch.rand(n, d, generator=generator) * (torch.rand(n, d, generator=generator) > 0.5)
-    labels = torch.randint(-1, 3, (n,), generator=generator)
-    found = examples(levels, labels, seed=seed)
-    for latent in range(d):
-        active = {i for i in range(n) if levels[i, latent] > 0}
-        for name, expected in (
-            ("quantiles", active),
-            ("random", active),
-            ("absent", set(range(n)) - active),
-        ):
-            some = [i for i in found[name][latent].tolist() if i >= 0]
-            assert set(some) <= expected
-            if name != "quantiles":
-                assert len(some) == len(set(some)) == min(3, len(expected))
-        strengths = [float(levels[i, latent]) for i in found["quantiles"][latent] if i >= 0]
-        assert strengths == sorted(strengths, reverse=True)
-
-
 def test_image_levels_are_means_over_tokens() -> None:
     sae = SAE(4, 6)
     z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(image_levels(sae, z), sae.encode(z).mean(1), atol=1e-6)
-
-
-def test_the_nearest_latents_are_others_by_cosine() -> None:
-    directions = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.1, 2.0], [-1.0, 0.0]])
-    near, cosine = nearest(directions, 2)
-    assert near.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert cosine[0, 0] == pytest.approx(10 / math.sqrt(101))
-    assert nearest(directions, 9)[0].shape == (4, 3)
-
-
-def test_few_and_many_active_latents_are_counted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    f = (torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(0)) - 1).relu()
-    f[:, :, 7] = 0
-    found = []
-    for limit in (0.0, 2.0):
-        monkeypatch.setattr(latents, "SPARSE", limit)
-        found.append(latents.of_images(f, 0.5))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
-    sums, active, above = found[1]
-    torch.testing.assert_close(sums, f.sum(1))
-    assert torch.equal(active, (f > 0).sum(1).short())
-    assert torch.equal(above, (f > 0.5).sum(1).short())
-    assert active[:, 7].tolist() == [0, 0, 0]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patchsae_lib.localization import enlarge, latent_masks, overlay, reference_masks
+from patchsae_lib.localization import latent_masks, overlay, reference_masks
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
@@ -40,25 +40,11 @@ def test_the_masks_of_all_latents_in_pictures_of_their_own() -> None:
     assert torch.equal(masks, reference_masks(identity(3), tokens, images, (2, 3), batch=4))
 
 
-def test_a_mask_is_enlarged_in_steps_or_smoothly() -> None:
-    mask = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
-    steps = enlarge(mask, (4, 6))
-    assert steps[0].tolist() == [0, 0, 0, 1, 1, 1]
-    assert steps[3].tolist() == [2, 2, 2, 4, 4, 4]
-    smooth = enlarge(mask, (4, 4), smooth=True)
-    assert smooth[0, 0] == 0
-    assert smooth[3, 3] == 4
-    assert 0 < smooth[1, 1] < smooth[1, 2] < smooth[2, 2] < 4
-    assert enlarge(mask.expand(5, 3, 2, 2), (9, 7)).shape == (5, 3, 9, 7)
-
-
 def test_one_scale_for_all_pictures() -> None:
     weak, strong = torch.full((2, 2), 0.5), torch.full((2, 2), 2.0)
     shown = [overlay(PICTURE, mask, full=2.0).tobytes() for mask in (weak, strong, strong * 3)]
     assert shown[0] != shown[1]
     assert shown[1] == shown[2]  # nothing is more than full
-    own = [overlay(PICTURE, mask, full=None).tobytes() for mask in (weak, strong)]
-    assert own[0] == own[1] == shown[1]
 
 
 def test_where_nothing_is_active_a_picture_is_grey() -> None:
@@ -69,7 +55,7 @@ def test_where_nothing_is_active_a_picture_is_grey() -> None:
     left, right = image.getpixel((1, 1)), image.getpixel((6, 1))
     assert len(set(right)) == 1
     assert left[0] > left[2] + 50
-    assert overlay(red, mask * 0, full=None).getpixel((1, 1)) == right  # silent, not NaN
+    assert overlay(red, mask * 0, full=0.0).getpixel((1, 1)) == right  # silent, not NaN
 
 
 def test_a_picture_of_floats_is_refused() -> None:

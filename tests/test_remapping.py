@@ -1,7 +1,8 @@
 """Groups and overlaps by hand; a gain that is shared out to the last right answer."""
 
+import copy
 import math
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.maple import Prompts, adapt
+from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.remapping import (
     FACTORS,
     GROUPS,
+    READINGS,
     Gain,
     chance_overlap,
     decompose,
@@ -27,9 +30,9 @@ from patchsae_lib.remapping import (
     share_out,
 )
 from patchsae_lib.sae import SAE
+from patchsae_lib.statistics import bootstrap_mean
+from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
-
-READINGS = ("class rank", "class value", "dataset rank", "dataset value")
 
 
 def test_improvement_is_the_share_of_errors_taken_away() -> None:
@@ -37,6 +40,9 @@ def test_improvement_is_the_share_of_errors_taken_away() -> None:
     assert improvement(0.5632, 0.8807) == pytest.approx(0.7269, abs=1e-4)
     assert improvement(0.9, 0.8) == pytest.approx(-1)
     assert math.isnan(improvement(1.0, 1.0))
+
+
+N = 4  # pictures that are decomposed
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -58,12 +64,19 @@ def test_latents_that_change_places_change_groups(by: str) -> None:
     before = falling()
     after = before.clone()
     after[0, [3, 150]] = before[0, [150, 3]]  # 3 falls out of the hundred, 150 rises to the top
-    after[0, [7, 60]] = before[0, [60, 7]]  # 7 stays among the hundred: neither
+    after[0, [7, 99]] = before[0, [99, 7]]  # the hundredth is not low: neither
     found = groups(before, after, by)[0]
     assert GROUPS[found[3]] == "high to low"
     assert GROUPS[found[150]] == "low to high"
-    assert found[7] == found[60] == 0
+    assert found[7] == found[99] == 0
     assert (found == 1).sum() == 48
+
+
+def test_the_bounds_of_the_groups_are_the_profiles() -> None:
+    before = falling(20)
+    after = before.roll(4, 1)  # latents 4, 5 and 6 are the top three
+    found = groups(before, after, config=StatisticsConfig(top=3, bound=6))[0].tolist()
+    assert found == [2] * 3 + [0] * 3 + [3] + [0] * 13
 
 
 def test_readings_differ_where_a_class_is_stronger() -> None:
@@ -77,6 +90,13 @@ def test_readings_differ_where_a_class_is_stronger() -> None:
     assert (groups(before, after, "dataset rank") == 1).sum(1).tolist() == [50, 50]
 
 
+def test_latents_of_the_dataset_are_those_of_the_stronger_class() -> None:
+    both_ways = torch.cat([falling(), 10 * falling().flip(1)])
+    high = [groups(both_ways, both_ways, by) == 1 for by in ("class rank", "dataset rank")]
+    assert [x[0].nonzero()[0].item() for x in high] == [0, 150]
+    assert [x[1].nonzero()[0].item() for x in high] == [150, 150]
+
+
 def test_a_latent_that_is_silent_in_a_class_is_never_high() -> None:
     before = torch.zeros(1, 200)
     after = before.clone()
@@ -88,7 +108,9 @@ def test_a_latent_that_is_silent_in_a_class_is_never_high() -> None:
 
 
 def test_other_readings_and_other_latents_are_errors() -> None:
-    with pytest.raises(ValueError, match="class rank or value, dataset rank or value"):
+    with pytest.raises(
+        ValueError, match="one of class rank, class value, dataset rank, dataset value"
+    ):
         groups(falling(), falling(), "top")
     with pytest.raises(ValueError, match="different classes or latents"):
         groups(falling(), falling(100))
@@ -98,13 +120,13 @@ def test_other_readings_and_other_latents_are_errors() -> None:
 @given(st.integers(0, 2**31), st.sampled_from(READINGS))
 def test_groups_turn_round_with_the_models_by_rank(seed: int, by: str) -> None:
     generator = torch.Generator().manual_seed(seed)
-    one, other = torch.rand(2, 3, 150, generator=generator)
-    found, turned = groups(one, other, by), groups(other, one, by)
+    first, second = torch.rand(2, 3, 150, generator=generator)
+    found, turned = groups(first, second, by), groups(second, first, by)
     if by.endswith("rank"):
         assert torch.equal((found == 1), (turned == 1))
         assert torch.equal((found == 2), (turned == 3))
     order = torch.randperm(150, generator=generator)
-    assert torch.equal(groups(one[:, order], other[:, order], by), found[:, order])
+    assert torch.equal(groups(first[:, order], second[:, order], by), found[:, order])
 
 
 def test_ranks_are_places() -> None:
@@ -169,6 +191,18 @@ def test_a_share_that_is_the_whole_gain() -> None:
     assert list(table.index) == [*FACTORS, "all"]
 
 
+def test_intervals_are_the_bootstraps_over_pictures() -> None:
+    shares = torch.randint(-30, 90, (5, 80), generator=torch.Generator().manual_seed(0)) / 120
+    table = share_out(shares.double())
+    for factor, row in zip(FACTORS, shares.double(), strict=True):
+        found = table.loc[factor, ["points", "low", "high"]].tolist()
+        assert found == pytest.approx(bootstrap_mean(row, over="pictures"))
+    picks = np.random.default_rng(0).integers(80, size=(2000, 80))
+    ratios = shares[1].numpy()[picks].mean(1) / shares.sum(0).numpy()[picks].mean(1)
+    found = table.loc["strengths", ["share_low", "share_high"]].tolist()
+    assert found == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=1e-5)
+
+
 def test_a_gain_that_may_be_none_is_not_shared_out() -> None:
     shares = torch.zeros(5, 400, dtype=torch.double)
     shares[0, :3], shares[1, 3:6] = 1, -1
@@ -179,7 +213,7 @@ def test_a_gain_that_may_be_none_is_not_shared_out() -> None:
 
 @pytest.fixture(scope="module")
 def changed():
-    """The small CLIP with strong prompts, before and after on eight pictures, and heads."""
+    """The small CLIP with strong prompts, before and after on N pictures, and heads."""
     generator = torch.Generator().manual_seed(0)
     prompts = Prompts(
         torch.randn(2, 2, 128, generator=generator) * 0.05,
@@ -187,53 +221,61 @@ def changed():
         "a photo of a {}",
     )
     clip = load_small_clip(DATA / "small_clip", -2)
-    world = World("objects", "test", 8)
-    adapted = adapt(clip, prompts, world.class_names[:8])
+    world = World("objects", "test", N)
+    adapted = adapt(clip, prompts, world.class_names[:N])
     with torch.no_grad():
-        x = clip.preprocess(world.batch(range(8)))
+        x = clip.preprocess(world.batch(range(N)))
         before, after = clip.tokens(x), adapted.tokens(x)
-    texts = clip.text_features(world.class_names[:8], ["a photo of a {}"]), adapted.text
+    heads = clip.text_features(world.class_names[:N], ["a photo of a {}"]), adapted.text
     sae = SAE(192, 256).eval().requires_grad_(False).fold(float(before.norm(dim=-1).mean()))
     sae.b_dec.copy_(before.mean((0, 1)))
-    return clip, adapted, sae, before, after, torch.arange(8), texts
+    sae.b_enc.fill_(-0.1)  # some latents are silent in a picture
+    return clip, adapted, sae, before, after, torch.arange(N), heads
 
 
 @pytest.mark.parametrize("per", ["token", "picture"])
 @torch.no_grad()
 def test_all_without_is_clip_and_all_with_is_the_adapted_model(changed, per: str) -> None:
-    clip, adapted, sae, before, after, labels, texts = changed
-    gain = decompose(adapted, sae, before, after, labels, texts, per)
+    clip, adapted, sae, before, after, labels, heads = changed
+    gain = decompose(adapted, sae, before, after, labels, heads, per)
     named = gain.named()
-    looks = clip.features(before), adapted.features(after)
-    for column, look, text in (
-        ("CLIP", looks[0], texts[0]),
-        ("adapted text only", looks[0], texts[1]),
-        ("adapted pictures only", looks[1], texts[0]),
-        ("adapted", looks[1], texts[1]),
+    features = clip.features(before), adapted.features(after)
+    for column, image, head in (
+        ("CLIP", features[0], heads[0]),
+        ("adapted text only", features[0], heads[1]),
+        ("adapted pictures only", features[1], heads[0]),
+        ("adapted", features[1], heads[1]),
     ):
-        wanted = (look @ text.T).argmax(1) == labels
+        wanted = (image @ head.T).argmax(1) == labels
         assert named[column].tolist() == wanted.double().tolist(), column
     total = gain.shares().sum(0)
     assert torch.allclose(total, torch.tensor((named["adapted"] - named["CLIP"]).to_numpy()))
 
 
+def is_old(f0: torch.Tensor, per: str) -> torch.Tensor:
+    """Which latents were active before, in the same token or in any of the picture."""
+    return f0 > 0 if per == "token" else (f0 > 0).any(1, keepdim=True).expand_as(f0)
+
+
+@pytest.mark.parametrize("per", ["token", "picture"])
 @torch.no_grad()
-def test_each_state_is_what_its_formula_says(changed, monkeypatch) -> None:
-    _, adapted, sae, before, after, labels, texts = changed
-    seen = []
+def test_each_state_is_what_its_formula_says(changed, monkeypatch, per: str) -> None:
+    _, adapted, sae, before, after, labels, heads = changed
+    after = after.roll(1, 0)  # of another picture, so that much is new
+    calls = []
     features = type(adapted).features
 
     def spy(self, z):
-        seen.append(z)
+        calls.append(z)
         return features(self, z)
 
     monkeypatch.setattr(type(adapted), "features", spy)
-    decompose(adapted, sae, before, after, labels, texts)
-    (states,) = seen
-    states, tails = states[:, :197].unflatten(0, (9, 8)), states[:, 197:].unflatten(0, (9, 8))
+    decompose(adapted, sae, before, after, labels, heads, per)
+    (states,) = calls
+    states, tails = states[:, :197].unflatten(0, (9, N)), states[:, 197:].unflatten(0, (9, N))
     assert all(torch.equal(tail, after[:, 197:]) for tail in tails)
     f0, f1 = sae.encode(before), sae.encode(after[:, :197])
-    old = f0 > 0
+    old = is_old(f0, per)
     e0, e1 = before - sae.decode(f0), after[:, :197] - sae.decode(f1)
     wanted = {
         (0, 0, 0): before,
@@ -248,34 +290,75 @@ def test_each_state_is_what_its_formula_says(changed, monkeypatch) -> None:
 
 
 @torch.no_grad()
-def test_what_is_left_out_is_counted(changed) -> None:
-    _, adapted, sae, before, after, labels, texts = changed
-    by_token = decompose(adapted, sae, before, after, labels, texts)
+def test_every_state_is_classified_by_either_half_and_head(changed) -> None:
+    clip, adapted, sae, before, after, _, heads = changed
+    after, sae = after.roll(1, 0), copy.deepcopy(sae)
+    sae.W_dec.mul_(30)  # so that a picture without its old latents is far from itself
     f0, f1 = sae.encode(before), sae.encode(after[:, :197])
-    new = (f1 > 0) & (f0 == 0)
-    assert by_token.left_out.tolist() == pytest.approx(new.sum(2).double().mean(1).tolist())
-    assert by_token.active.tolist() == pytest.approx((f1 > 0).sum(2).double().mean(1).tolist())
-    assert by_token.mass[0] == pytest.approx(float((f1 * new)[0].sum() / f1[0].sum()), rel=1e-4)
-    by_picture = decompose(adapted, sae, before, after, labels, texts, "picture")
-    assert (by_picture.left_out <= by_token.left_out).all()
-    assert by_token.left_out.min() > 0  # not vacuous
+    old, prompts = f0 > 0, after[:, 197:]
+    errors = before - sae.decode(f0), after[:, :197] - sae.decode(f1)
+
+    def predicted(f, error, is_prompted, head):
+        z = sae.decode(f) + error
+        x = adapted.features(torch.cat([z, prompts], 1)) if is_prompted else clip.features(z)
+        return (x @ head.T).argmax(1)
+
+    differ = False
+    for label in range(N):
+        labels = torch.full((N,), label)
+        gain = decompose(adapted, sae, before, after, labels, heads)
+        for head, strength, new, error, prompted in product((0, 1), repeat=5):
+            f = (f0, f1 * old)[strength] + new * f1 * ~old
+            wanted = predicted(f, errors[error], prompted, heads[head]) == labels
+            found = gain.correct[head, strength, new, error, prompted]
+            assert torch.equal(found, wanted), (head, strength, new, error, prompted)
+        wanted = predicted(f1 * ~old, errors[1], True, heads[1]) == labels
+        assert torch.equal(gain.only_new, wanted)
+        differ = differ or not torch.equal(gain.only_new, gain.correct[1, 1, 1, 1, 1])
+    assert differ  # not vacuous
+
+
+@pytest.mark.parametrize("per", ["token", "picture"])
+@torch.no_grad()
+def test_new_latents_are_counted(changed, per: str) -> None:
+    _, adapted, sae, before, after, labels, heads = changed
+    after = after.roll(1, 0)  # of another picture, so that much is new
+    gain = decompose(adapted, sae, before, after, labels, heads, per)
+    f0, f1 = sae.encode(before), sae.encode(after[:, :197])
+    new = (f1 > 0) & ~is_old(f0, per)
+    assert gain.left_out.tolist() == pytest.approx(new.sum(2).double().mean(1).tolist())
+    assert gain.active.tolist() == pytest.approx((f1 > 0).sum(2).double().mean(1).tolist())
+    mass = (f1 * new).sum((1, 2)) / f1.sum((1, 2))
+    assert gain.mass.tolist() == pytest.approx(mass.tolist(), rel=1e-4)
+    assert new.any(2).any(1).all()  # not vacuous
+
+
+@torch.no_grad()
+def test_the_gain_is_that_of_batches_of_tokens_as_they_are_stored(changed) -> None:
+    _, adapted, sae, before, after, labels, heads = changed
+    before, after = before.bfloat16(), after.bfloat16()
+    held = Tokens.hold(before), Tokens.hold(after)
+    batched = decompose(adapted, sae, *held, labels, heads, batch=3)
+    at_once = decompose(adapted, sae, before.float(), after.float(), labels, heads, batch=N)
+    assert torch.equal(batched.correct, at_once.correct)
+    assert torch.equal(batched.only_new, at_once.only_new)
 
 
 @torch.no_grad()
 def test_nothing_changes_and_nothing_is_gained(changed) -> None:
-    clip, _, sae, before, _, labels, (text, _) = changed
+    clip, _, sae, before, _, labels, (head, _) = changed
     same = adapt(clip, Prompts(torch.empty(0, 2, 0), torch.empty(0, 2, 0)), ["a photo"])
-    gain = decompose(same, sae, before, before, labels, (text, text))
+    gain = decompose(same, sae, before, before, labels, (head, head))
     assert gain.shares().abs().max() == 0
     assert gain.left_out.max() == 0
 
 
 def test_tokens_of_the_wrong_model_are_errors(changed) -> None:
-    _, adapted, sae, before, after, labels, texts = changed
+    _, adapted, sae, before, after, labels, heads = changed
     with pytest.raises(ValueError, match="not those of CLIP and of this adapted model"):
-        decompose(adapted, sae, after, before, labels, texts)
+        decompose(adapted, sae, after, before, labels, heads)
     with pytest.raises(ValueError, match="token or picture"):
-        decompose(adapted, sae, before, after, labels, texts, per="pixel")
+        decompose(adapted, sae, before, after, labels, heads, per="pixel")
 
 
 def test_states_have_names(changed) -> None:
@@ -294,3 +377,5 @@ def test_a_probe_tells_apart_what_latents_tell_apart() -> None:
     x[torch.arange(120), labels] += 2
     assert probe(x[:60], labels[:60], x[60:], labels[60:]).mean() > 0.95
     assert noise < 0.5
+    x[:, :4] /= 1000  # weak latents count as much
+    assert probe(x[:60], labels[:60], x[60:], labels[60:]).mean() > 0.95

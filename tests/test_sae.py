@@ -265,10 +265,16 @@ def test_ghost_loss_of_a_perfect_reconstruction_is_0() -> None:
 
 
 def test_ghost_loss_by_hand() -> None:
-    z, z_hat = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 2.0]])  # residual (0, 2)
-    # (3, 4) is scaled to half the residual's norm: (0.6, 0.8), errors 0.36 / 2 and 1.44 / 2;
-    # each element is scaled to its share of the reconstruction loss, 0 and 4 / 5
-    assert ghost_loss(z, z_hat, torch.tensor([[3.0, 4.0]])).item() == pytest.approx(0.4, rel=1e-5)
+    z, z_hat = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.5]])  # residual (0, 0.5)
+    ghosts = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    loss = ghost_loss(z, z_hat, ghosts)
+    # g is scaled to half the residual's norm: (0.15, 0.2), errors 0.0225 / 0.5 and 0.09 / 0.5;
+    # each element is scaled to its share of the reconstruction loss, 0 and 0.25 / 5
+    assert loss.item() == pytest.approx(0.025, rel=1e-4)
+    loss.backward()
+    # d = 2 (g − r) / 0.5 / 2 elements · 0.05 / 0.18 for the second, times g's scale of 0.05
+    assert ghosts.grad is not None
+    assert ghosts.grad.tolist()[0] == pytest.approx([0, 2 * -0.3 * 0.05 / 0.18 * 0.05], rel=1e-4)
 
 
 # --- the start of b_dec

@@ -109,7 +109,7 @@ def gradients(sae, z, dead, is_sparse):
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 99),
-    n=st.integers(1, 2_100),  # more than one chunk of the encoder
+    n=st.sampled_from([1, 40, 1_024, 1_100]),  # up to two chunks of the encoder
     bias=st.sampled_from([-9.0, -1.0, -0.2, 0.0]),  # no latent at all, a few, half of them
     n_dead=st.integers(0, 3),
 )

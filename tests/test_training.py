@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from patchsae_lib import training
 from patchsae_lib.artefacts import read_checkpoint
+from patchsae_lib.distributed import resolve_precision
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import ACTIVATIONS, SAE, explained_variance, l0, reconstruction_loss
 from patchsae_lib.tokens import Tokens
@@ -76,7 +78,7 @@ def assert_equal(sae: SAE, expected: SAE) -> None:
 def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, precision: str) -> None:
     sae_config = replace(SAE_CONFIG, activation=activation, scale_inputs=True)
     sae_config = replace(sae_config, l1=1e-3 if activation == "relu" else 0.0)
-    config = replace(CONFIG, batch_tokens=256, steps=300, lr=1e-2, precision=precision)
+    config = replace(CONFIG, batch_tokens=256, steps=150, lr=1e-2, precision=precision)
     sae, history = run(sae_config, config)
     f = sae.encode(Z)
     assert explained_variance(Z, sae.decode(f)) > 0.8
@@ -93,7 +95,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
 
 
 @given(steps=st.integers(1, 6), activation=st.sampled_from(list(ACTIVATIONS)))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 def test_decoder_rows_have_unit_norm_after_any_step(steps: int, activation: str) -> None:
     sae, _ = run(replace(SAE_CONFIG, activation=activation), replace(CONFIG, steps=steps))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
@@ -120,7 +122,7 @@ def test_the_result_is_frozen_and_in_eval_mode() -> None:
 
 def test_batchtopk_learns_a_threshold_that_keeps_about_k() -> None:
     config = replace(SAE_CONFIG, activation="batchtopk", l1=0.0)
-    sae, _ = run(config, replace(CONFIG, steps=400, batch_tokens=128))
+    sae, _ = run(config, replace(CONFIG, steps=200, batch_tokens=128))
     assert sae.threshold > 0
     assert l0(sae.encode(Z)) == pytest.approx(config.k, rel=0.1)
 
@@ -207,10 +209,48 @@ def test_history_describes_the_batch_before_its_update(activation: str) -> None:
     assert (row["dead"], row["ghost"]) == (0, 0)
 
 
-def test_long_runs_record_about_200_rows_with_the_first_and_the_last() -> None:
-    _, history = run(config=replace(CONFIG, steps=450, batch_tokens=8))
-    steps = [row["step"] for row in history]
-    assert steps == [*range(0, 450, 2), 449]
+def test_long_runs_record_about_200_rows_with_the_first_and_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert training.HISTORY_ROWS == 200
+    monkeypatch.setattr(training, "HISTORY_ROWS", 20)
+    _, history = run(config=replace(CONFIG, steps=46, batch_tokens=8))
+    assert [row["step"] for row in history] == [*range(0, 46, 2), 45]
+
+
+# --- dense or sparse
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_ends_alike_on_both_ways(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(256, 8, generator=generator) for _ in range(40)]
+    sae_config = SAEConfig(expansion=16, b_enc_init=-1.0, l1=1e-3)
+    config = TrainConfig(batch_tokens=256, steps=40, lr=1e-3, precision=precision, dead_after=5)
+    ends = []
+    for limit in (0.0, 1.0):
+        monkeypatch.setattr(training, "SPARSE", limit)
+        ends.append(run(sae_config, config, tokens=lambda start: iter(z[start:])))
+    (dense, history), (sparse, sparse_history) = ends
+    rtol = 0.02 if precision == "bfloat16" else 1e-3
+    assert sparse_history[-1]["loss"] == pytest.approx(history[-1]["loss"], rel=rtol)
+    assert sparse_history[-1]["l0"] == pytest.approx(history[-1]["l0"], rel=rtol)
+    assert (sparse.W_dec - dense.W_dec).norm() < rtol * dense.W_dec.norm()
+
+
+def test_the_way_is_chosen_by_how_many_latents_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("dense_pass", "sparse_pass"):
+        real = getattr(training, name)
+        monkeypatch.setattr(training, name, lambda *a, f=real, n=name: (taken.append(n), f(*a))[1])
+    z = torch.randn(128, 8, generator=torch.Generator().manual_seed(0))
+    for activation, bias in (("relu", 0.0), ("relu", -3.0), ("topk", -3.0)):
+        made = Trainer(SAE(8, 400, activation, 3), SAEConfig(activation), TrainConfig())
+        made.sae.b_enc.data.fill_(bias)
+        made.step(z)
+    assert taken == ["dense_pass", "sparse_pass", "dense_pass"]
 
 
 # --- killed and resumed
@@ -220,9 +260,8 @@ class Pulled(Exception):
     """The plug."""
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("last", "precision"), [(7, "float32"), (20, "bfloat16")])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("last", [7, 20, 29])
 def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
     activation: str, precision: str, last: int, tmp_path: Path
 ) -> None:
@@ -242,6 +281,8 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
         expected, history = run(sae_config, config, tokens=lambda start: batches(start, config))
         with pytest.raises(Pulled):
             run(sae_config, config, tokens=unplugged, checkpoint=path)
+        with safe_open(path, "pt") as file:
+            assert int(file.metadata()["step"]) == last // 7 * 7  # checkpoint_every
         resumed, resumed_history = run(
             sae_config, config, tokens=lambda start: batches(start, config), checkpoint=path
         )
@@ -253,15 +294,17 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(
 
 def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
+    z = torch.stack(list(islice(batches(), CONFIG.steps)))
+    torch.save(z, tmp_path / "tokens")
     script = f"""
-        import sys, time, torch
+        import time, torch
+        from patchsae_lib.profiles import SAEConfig, TrainConfig
+        from patchsae_lib.training import Trainer, train
         torch.set_num_threads({torch.get_num_threads()})
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_training import Trainer, run
-        step = Trainer.step
+        z, step = torch.load({str(tmp_path / "tokens")!r}), Trainer.step
         # Long enough at step 10 to be killed there, three steps after the last checkpoint.
         Trainer.step = lambda t, z: time.sleep(120 * (t.n_steps == 10)) or step(t, z)
-        run(checkpoint={str(path)!r})
+        train(lambda start: iter(z[start:]), {SAE_CONFIG!r}, {CONFIG!r}, {str(path)!r})
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
     deadline = time.monotonic() + 120
@@ -272,8 +315,8 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert file.metadata()["step"] == "7"
     (tmp_path / ".checkpoint.safetensors.1.tmp").write_bytes(b"killed while writing")
-    expected, history = run()
-    resumed, resumed_history = run(checkpoint=path)
+    expected, history = run(tokens=lambda start: iter(z[start:]))
+    resumed, resumed_history = run(tokens=lambda start: iter(z[start:]), checkpoint=path)
     assert_equal(resumed, expected)
     assert resumed_history == history
 
@@ -430,3 +473,18 @@ def test_progress_shows_loss_l0_and_rate_on_stderr(capsys: pytest.CaptureFixture
     assert "L0=" in shown.err
     assert "tokens/s" in shown.err
     assert shown.out == ""
+
+
+def test_auto_precision_is_what_the_hardware_does_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx2": True}, "float32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert resolve_precision("auto", cpu) == expected
+        assert resolve_precision("float32", cpu) == "float32"
+    for has, expected in ((True, "bfloat16"), (False, "float32")):  # a T4 only emulates it
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda h=has, **_: h)
+        assert resolve_precision("auto", torch.device("cuda")) == expected

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from patchsae_lib.truth import (
+    SHARES,
     baselines,
     best_concepts,
     best_threshold,
@@ -78,17 +80,17 @@ def test_truth_of_the_world_agrees_with_its_masks() -> None:
     world = World("objects", "test", 40)
     truth = world_truth(world, [3, 17])
     assert truth.shape == (2, 196, len(CONCEPTS))
-    for row, index in zip(truth, [3, 17], strict=True):
+    for row, picture in zip(truth, map(world.picture, [3, 17]), strict=True):
         for i, (kind, name) in enumerate(CONCEPTS):
-            mask = world.picture(index).mask("cls" if kind == "class" else kind, name)
+            mask = picture.mask("cls" if kind == "class" else kind, name)
             share = mask.reshape(14, 8, 14, 8).mean((1, 3)).ravel()
             assert (row[:, i].numpy() == (share >= 0.5)).all()
 
 
 def test_thresholds_let_through_the_share_that_was_asked_for() -> None:
     units = torch.rand(1000, 5, generator=torch.Generator().manual_seed(0))
-    cut = thresholds(units, (0.01, 0.2))
-    assert (units[None] > cut[:, None]).sum(1).tolist() == [[10] * 5, [200] * 5]
+    cut = thresholds(units)
+    assert (units[None] > cut[:, None]).sum(1).tolist() == [[1000 * share] * 5 for share in SHARES]
 
 
 def test_iou_by_hand() -> None:
@@ -96,6 +98,8 @@ def test_iou_by_hand() -> None:
     truth = torch.tensor([[1, 0], [0, 0], [0, 1], [0, 1]]).bool()
     tables = iou_tables(units, truth, torch.tensor([[0.0, 0.0], [1.5, 9.0]]))
     assert tables.tolist() == [[[1 / 2, 0], [0, 1 / 2]], [[0, 0], [0, 0]]]
+    alone = iou_tables(units[:1], truth[:1], torch.zeros(1, 2))
+    assert alone.tolist() == [[[1, 0], [0, 0]]]
     many = iou_tables(units.repeat(700, 1), truth.repeat(700, 1), torch.zeros(1, 2))
     assert torch.equal(many, tables[:1])
 
@@ -143,13 +147,13 @@ def test_scores_are_those_of_the_other_half() -> None:
 
 
 def test_concepts_with_too_few_patches_are_left_out() -> None:
-    truth = torch.arange(600)[:, None] < torch.tensor([[49, 550]])
-    score = torch.rand(600, 2)
-    table = concept_scores((score, truth), (score, truth), [CAT, DOG])
-    assert table["concept"].tolist() == ["dog"]
-    none = concept_scores((score, truth), (score, truth), [CAT, DOG], 601)
-    assert len(none) == 0
-    assert list(none) == list(table)
+    truth = torch.arange(600)[:, None] < torch.tensor([[49, 550, 50]])
+    score = torch.rand(600, 3)
+    table = concept_scores((score, truth), (score, truth), [CAT, DOG, RED])
+    assert table["concept"].tolist() == ["dog", "red"]
+    empty = concept_scores((score, truth), (score, truth), [CAT, DOG, RED], 601)
+    assert len(empty) == 0
+    assert list(empty) == list(table)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +180,15 @@ def test_the_best_unit_is_chosen_on_one_half_and_scored_on_the_other(planted) ->
     lucky[4:, :, 3] = 0.0  # what was found is not there in the other half
     gone = compare_units({"neurons": lambda z: torch.cat([z, -z], -1)}, lucky, truth).iloc[0]
     assert (gone["unit"], gone["iou"]) == (7, 0)
+
+
+def test_directions_start_at_the_mean_token(planted) -> None:
+    z = planted[0] + 5
+    units = baselines(z, 6)
+    for name in set(units) - {"raw neurons (±)"}:
+        assert units[name](z).mean((0, 1)).abs().max() < 1e-4
+    independent = units["independent components (±)"](z)[..., :4].flatten(0, 1)
+    assert torch.allclose(independent.T.cov(), torch.eye(4), atol=1e-2)
 
 
 def test_what_a_unit_stands_for(planted) -> None:
@@ -249,3 +262,13 @@ def test_the_probe_finds_a_direction_and_nothing_where_nothing_is() -> None:
     (scores,) = probe(z[:2000], truth[:2000], z[2000:])
     assert roc_auc_score(truth[2000:, 0], scores[:, 0]) > 0.98
     assert abs(roc_auc_score(truth[2000:, 1], scores[:, 1]) - 0.5) < 0.06
+
+
+def test_the_probe_is_a_ridge_regression_in_units_of_the_variance() -> None:
+    g = torch.Generator().manual_seed(0)
+    z, truth = torch.randn(300, 6, generator=g) * torch.arange(1, 7), torch.rand(300, 2) < 0.3
+    (scores,) = probe(z, truth, z, ridge=0.5)
+    alpha = 0.5 * 300 * z.double().var(0, correction=0).mean()
+    ridge = Ridge(float(alpha)).fit(z.double().numpy(), truth.double().numpy())
+    wanted = torch.from_numpy(ridge.predict(z.double().numpy())) - truth.double().mean(0)
+    assert torch.allclose(scores, wanted, atol=1e-6)

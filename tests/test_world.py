@@ -64,7 +64,7 @@ shares = st.floats(0, 1)
 mixes = st.builds(
     Mix,
     styles=st.tuples(*[st.floats(0.01, 1)] * 4),
-    several=shares,
+    assorted=shares,
     counted=shares,
     word=shares,
     mention_colour=shares,
@@ -332,7 +332,7 @@ def test_captions_tell_the_truth(seed: int, mix: Mix) -> None:
 @sampling
 @given(seeds)
 def test_each_of_several_different_things_is_named_once(seed: int) -> None:
-    scene, words = captioned(seed, Mix(several=1))
+    scene, words = captioned(seed, Mix(assorted=1))
     for thing in scene.things:
         names = [thing.cls] + ([thing.flower.name] if thing.flower else [])
         assert 1 <= sum(words.count(n) for n in names) <= 2  # "a poppy flower"
@@ -343,7 +343,7 @@ def test_each_of_several_different_things_is_named_once(seed: int) -> None:
 @sampling
 @given(seeds)
 def test_number_words_agree_with_the_count(seed: int) -> None:
-    scene, words = captioned(seed, Mix(several=0, counted=1))
+    scene, words = captioned(seed, Mix(assorted=0, counted=1))
     numbers = [w for w in words if w in NUMBERS]
     assert numbers == [NUMBERS[len(scene.things) - 1]]
     assert plural(scene.things[0].cls) in words or "things" in words
@@ -353,7 +353,7 @@ def test_number_words_agree_with_the_count(seed: int) -> None:
 @given(seeds)
 def test_a_flower_alone_has_as_many_petals_as_its_caption_says(seed: int) -> None:
     rng = random.Random(seed)
-    scene = sample(rng, Mix(several=0, counted=0), "flower")
+    scene = sample(rng, Mix(assorted=0, counted=0), "flower")
     words = caption(scene, rng).split()
     flower = scene.things[0].flower
     assert flower

@@ -12,10 +12,11 @@ from house import FLOORS, LIBRARY, OUTSIDE, Room, implied
 GAP, PADDING, LABEL, BETWEEN = 12, 10, 26, 18  # pixels
 LETTER, LINE = 6.1, 14  # of the sentences: pixels a character and a line
 STYLE = """
+.bd-main .bd-content .bd-article-container:has(.house) { max-width: 56rem; }
 .house { container-type: inline-size; margin: 1.5rem 0; }
 .house svg { display: block; width: 100%; height: auto; }
 .house svg.narrow { display: none; max-width: 30rem; }
-@container (max-width: 45rem) {
+@container (max-width: 43rem) {
   .house svg.wide { display: none; }
   .house svg.narrow { display: block; }
 }
@@ -26,6 +27,7 @@ STYLE = """
 .house .name { fill: var(--ink); font-size: 13px; font-weight: 640; }
 .house path { fill: none; stroke: var(--muted); opacity: 0.6; }
 .house path.implied { opacity: 0.12; }
+.bd-article .house a { text-decoration: none; }
 .house a:is(:hover, :focus-visible) .room { stroke: var(--accent); stroke-width: 2; }
 .house:has(a:is(:hover, :focus-visible)) path[class] { opacity: 0.06; }
 """
@@ -62,7 +64,7 @@ def in_words(rooms: Mapping[str, Room]) -> str:
     """Return the rooms of each floor, with what they import, as MyST markdown."""
     parts = []
     for number, (title, names) in reversed(list(enumerate(FLOORS))):
-        parts.append(f"### Floor {number}: {title.lower()}")
+        parts.append(f"## Floor {number}: {title.lower()}")
         for room in map(rooms.__getitem__, names):
             term = (
                 f"[{{py:mod}}`{room.name} <{LIBRARY}.{room.name}>`]"
@@ -71,10 +73,15 @@ def in_words(rooms: Mapping[str, Room]) -> str:
             )
             imports = ", ".join(f"`{name}`" for name in rooms if name in room.imports)
             parts.append(
-                f"{term}{{#room-{room.name}}}, {room.lines:,} lines\n"
+                f"{term}{{#{anchor(room)}}}, {room.lines:,} lines\n"
                 f": {room.sentence} Imports {imports or 'no other room'}."
             )
     return "\n\n".join(parts)
+
+
+def anchor(room: Room) -> str:
+    """Return the id of a room's description in words; Sphinx drops outer underscores."""
+    return f"room-{room.name.strip('_')}"
 
 
 def has_page(room: Room) -> bool:
@@ -144,7 +151,7 @@ def wrapped(room: Room, width: float) -> list[str]:
 
 def drawn(room: Room, box: Box, rooms: Mapping[str, Room]) -> str:
     """Return a room as a link to its documentation, with its name, lines and sentence."""
-    place = f"api.html#module-{LIBRARY}.{room.name}" if has_page(room) else f"#room-{room.name}"
+    place = f"api.html#module-{LIBRARY}.{room.name}" if has_page(room) else f"#{anchor(room)}"
     imports = ", ".join(name for name in rooms if name in room.imports) or "no other room"
     label = f"{room.name}, {room.lines:,} lines. {room.sentence} Imports {imports}."
     text = [f'<text class="name" x="{box.x + 7:.1f}" y="{box.y + 18:.1f}">{room.name}</text>']

@@ -177,7 +177,10 @@ def _shown(latents: Latents, labels: Tensor) -> Tensor:
 
 
 def _renumbered(shown: Tensor, n: int) -> Tensor:
-    """Return the number in the bundle of each of n pictures, −1 if none; and, last, −1 for −1."""
+    """Return the number of each of n pictures in the bundle, −1 if it is left out.
+
+    The tensor (n + 1,) ends with −1, so that picture −1, which stands for none, stays −1.
+    """
     number = torch.full((n + 1,), -1)
     number[shown] = torch.arange(len(shown))
     return number

@@ -10,7 +10,7 @@ from patchsae_lib.world import World
 from patchsae_lib.world.scene import CLASSES, Mix, Scene, pick, sample
 from patchsae_lib.world.vocabulary import STYLES
 
-PHOTO = Mix(styles=(1.0, 0.0, 0.0, 0.0), several=0.0, counted=0.0, word=0.0)
+PHOTO = Mix(styles=(1.0, 0.0, 0.0, 0.0), assorted=0.0, counted=0.0, word=0.0)
 
 
 class Scenes(World):
@@ -48,3 +48,13 @@ def pair(change: str, number: int, cls: str = "", same_class: bool = True) -> tu
     while second.background == first.background:
         second = sample(rng, PHOTO, second_class)
     return first, second
+
+
+def traits(world: World) -> dict[str, list[str]]:
+    """Return the class of the first thing, the background and the style of each picture."""
+    scenes = [world.scene(i) for i in range(len(world))]
+    return {
+        "class": [scene.things[0].cls for scene in scenes],
+        "background": [scene.background for scene in scenes],
+        "style": [scene.style for scene in scenes],
+    }

@@ -102,7 +102,7 @@ class Mix:
     """The probabilities of kinds of scene, and of what captions mention."""
 
     styles: tuple[float, ...] = (0.55, 0.15, 0.15, 0.15)  # weights of vocabulary.STYLES
-    several: float = 0.3  # things of several classes
+    assorted: float = 0.3  # things of several classes
     counted: float = 0.1  # several things of one class
     word: float = 0.2
     mention_colour: float = 0.6
@@ -187,12 +187,12 @@ def sample(rng: random.Random, mix: Mix = Mix(), cls: str = "") -> Scene:
 def random_things(rng: random.Random, mix: Mix, cls: str) -> list[Thing]:
     """Return the things of a scene: of several classes, several of one class, or a single one."""
     sort = rng.random()
-    if sort < mix.several:
+    if sort < mix.assorted:
         n = 2 + int(rng.random() * 3)
         classes = [cls, *rng.sample([c for c in CLASSES if c != cls], n - 1)]
         spots = places(rng, n)
         return [thing(rng, c, *spot) for c, spot in zip(classes, spots, strict=True)]
-    if sort < mix.several + mix.counted:
+    if sort < mix.assorted + mix.counted:
         first, *further = places(rng, 2 + int(rng.random() * 5))
         model = thing(rng, cls, *first)
         return [model, *repeated(rng, model, further)]

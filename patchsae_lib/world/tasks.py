@@ -32,7 +32,7 @@ from patchsae_lib.world.vocabulary import (
     plural,
 )
 
-SINGLE = Mix(several=0.0, counted=0.0)
+SINGLE = Mix(assorted=0.0, counted=0.0)
 PHOTO = (1.0, 0.0, 0.0, 0.0)
 #: Pretraining shows four of the ten (`TEXTURES`), on objects only, never filling the picture. The
 #: remaining six are new: two in the base half and four in the novel half.

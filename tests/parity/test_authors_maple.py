@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from patchsae_lib.interop import load_prompts
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop import load_prompts
 from patchsae_lib.maple import adapt
 
 GOLDEN = {

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from patchsae_lib.ablation import drop, keep
 from patchsae_lib.interop import load_sae, read_config
 from patchsae_lib.profiles import SAEConfig, TrainConfig
-from patchsae_lib.sae import SAE, drop, initial_b_dec, keep
+from patchsae_lib.sae import SAE, initial_b_dec
 from patchsae_lib.training import Trainer, objective
 
 HERE = Path(__file__).parent

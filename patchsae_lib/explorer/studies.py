@@ -1,0 +1,103 @@
+"""The explorer's data from a `Study`: all latents, and the tasks before and after adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from patchsae_lib.ablation import by_score
+from patchsae_lib.explorer.bundle import Latents, Task, write_bundle, write_tasks
+from patchsae_lib.explorer.examples import examples, nearest
+from patchsae_lib.explorer.lens import Lens
+from patchsae_lib.latents import image_levels
+from patchsae_lib.localization import reference_masks
+from patchsae_lib.pictures import template_of
+from patchsae_lib.splits import Split
+from patchsae_lib.study import Study
+
+N_HIGHEST = 9  # reference images that are shown
+N_SEARCHED = 600  # pictures among which quantiles, random and absent ones are chosen
+N_TRAINED_ON = 24  # pictures of the kind that the autoencoder was trained on
+KS = (1, 5, 10, 50, 100, 500, 1000)  # latents on or off, for the curves of a class
+
+
+def write_latents(study: Study, columns: pd.DataFrame) -> Path:
+    """Write a bundle of all latents of a study into its folder, and return the bundle's folder.
+
+    `columns` has a row a latent: numbers, or words that repeat.
+    """
+    sae, split, table = study.sae, study.train, study.table
+    levels = image_levels(sae, split.tokens.select(slice(N_SEARCHED)))
+    chosen = examples(levels, split.labels[:N_SEARCHED])
+    absent = chosen.pop("absent")
+    shown = {"highest": table.top_images[:, :N_HIGHEST], **chosen}
+    references = torch.cat(list(shown.values()), 1)
+    masks = reference_masks(sae, split.tokens, references, split.clip.grid)
+    latents = Latents(shown, masks, *nearest(sae.W_dec), table.class_per_image, absent)
+    return write_bundle(study.folder / "explorer", split.pictures, latents, columns)
+
+
+def write_study(
+    study: Study, levels: Mapping[str, Tensor], n_shown: int = 10
+) -> tuple[list[Task], dict[str, Lens]]:
+    """Put pictures of the autoencoder's kind and of all tasks of a study into its bundle.
+
+    `levels`: "TASK/MODEL" → class-level activations (classes, d) that notebook 5 has counted.
+    `n_shown`: pictures of a task that can be looked at patch by patch. Returns the tasks and, by
+    their names, the lenses with which a kernel looks at a user's pictures.
+    """
+    tasks, lenses = [], {}
+    task, lens = _trained_on(study)
+    tasks.append(task)
+    lenses[task.name] = lens
+    for title in tqdm(study.tasks, desc="tasks"):
+        task, lens = _adapted(study, title, levels, n_shown)
+        tasks.append(task)
+        lenses[task.name] = lens
+    write_tasks(study.folder / "explorer", tasks)
+    return tasks, lenses
+
+
+def _trained_on(study: Study) -> tuple[Task, Lens]:
+    """Pictures of the kind that the autoencoder was trained on, seen by CLIP alone."""
+    spec, names = study.profile.pictures.spec, study.table.class_names
+    split = study.open(spec, "test", N_TRAINED_ON, among=names)
+    head = study.clip.text_features(split.class_names, [template_of(split.pictures)])
+    lens = Lens(study.sae, {"CLIP": (study.clip, head)})
+    rows = range(min(N_TRAINED_ON, len(split)))
+    looks = lens.look(split.pictures.batch(rows))
+    kind, title = spec.partition(":")[0], "The kind it was trained on"
+    shown = split.class_names, ["CLIP"], split.pictures, rows, looks
+    return Task(kind, title, *shown, [study.table.class_per_image]), lens
+
+
+def _adapted(
+    study: Study, title: str, levels: Mapping[str, Tensor], n_shown: int
+) -> tuple[Task, Lens]:
+    """Base pictures of a task in CLIP and in the adapted model, with the curves of each class."""
+    task = study.tasks[title]
+    before, after = task.base, task.adapted(0).base
+    splits = {"CLIP": before, "MaPLe": after}
+    models = {name: (split.clip, split.head) for name, split in splits.items()}
+    whole = before.pictures.batch(range(len(before)))
+    lens = Lens(study.sae, models, whole, before.labels)
+    own = [levels[f"{title}/{name}"] for name in models]
+    ks = [k for k in KS if k < study.sae.d_sae]
+    curves = [
+        _shares(study, split, of, ks) for split, of in zip(splits.values(), own, strict=True)
+    ]
+    rows = range(min(n_shown, len(before)))
+    looks = lens.look(whole[: len(rows)])
+    shown = before.class_names, list(models), before.pictures, rows, looks, own
+    return Task(task.name, title, *shown, ks, curves), lens
+
+
+def _shares(study: Study, split: Split, levels: Tensor, ks: Sequence[int]) -> Tensor:
+    """(classes, 2, ks, classes): the predictions for each class with its first latents on, off."""
+    masked = study.mask(split, {"own": by_score(levels)}, ks)
+    return masked.shares("own", len(split.head))
