@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.cluster import HDBSCAN
 from torch import Tensor
 from tqdm import tqdm
 
@@ -336,16 +335,16 @@ def image_levels(sae: SAE, tokens: Tokens | Tensor) -> Tensor:
     return torch.stack([sae.encode(z).mean(0).cpu() for z in images])
 
 
-def strongest_in_pairs(levels: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
-    """Return the k strongest latents of images that come in pairs, and which of them are among
-    those of the pair's second image, too: (2n, k) int64 and bool (paper section 3.3, Fig. 4).
+def strongest_in_pairs(levels: Tensor, k: int = 10) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the k strongest latents of images that come in pairs: (2n, k) int64, and which are
+    `shared` with the pair's second image, and `exclusive`: (2n, k) bool (Fig. 4).
 
     `levels` (2n, d) are image-level activations; rows 2i and 2i + 1 are a pair.
     """
     latents = levels.topk(k).indices
-    paired = latents.view(-1, 2, k)
-    is_shared = (paired[..., :, None] == paired.flip(1)[..., None, :]).any(3)
-    return latents, is_shared.view(-1, k)
+    partners = latents.view(-1, 2, k).flip(1).view(-1, k)
+    is_shared = (latents[:, :, None] == partners[:, None]).any(2)
+    return latents, {"shared": is_shared, "exclusive": ~is_shared}
 
 
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -378,6 +377,8 @@ def clusters(points: npt.ArrayLike, least: float = 0.05) -> np.ndarray:
     HDBSCAN (Campello et al. 2013) assumes no shape and no number of groups, and may find a single
     one; a group has at least the share `least` of the points.
     """
+    from sklearn.cluster import HDBSCAN  # which takes seconds to import
+
     x = np.asarray(points, float)
     size = max(5, int(len(x) * least))
     return HDBSCAN(min_cluster_size=size, allow_single_cluster=True, copy=True).fit(x).labels_

@@ -40,15 +40,15 @@ def latent_masks(
 
 @torch.no_grad()
 def share_inside(sae: SAE, tokens: Tensor | Tokens, latents: Tensor, inside: Tensor) -> Tensor:
-    """Return the share of the activity of latents that lies inside a region: (images, k), 0..1.
+    """Return the share of latents' activity that lies inside a region: (images, k) in 0..1.
 
     `latents` (images, k) are those of each image, `inside` (images, n_patches) bool is its region.
     CLS, which has no place, does not count. A silent latent has share 0.
     """
     shares = []
     for z, chosen, region in zip(tokens.split(1), latents, inside, strict=True):
-        f = sae.encode(z[0].to(sae.W_dec.device, torch.float32))
-        activity = f[1 : 1 + len(region), chosen.to(f.device)].cpu()
+        f = sae.encode(z[0].to(sae.W_dec.device, torch.float32)).cpu()
+        activity = f[1 : 1 + len(region), chosen]
         shares.append(activity[region].sum(0) / activity.sum(0).clamp_min(1e-9))
     return torch.stack(shares)
 

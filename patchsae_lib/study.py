@@ -189,6 +189,11 @@ class Study:
         opened = opened.readable() if len(pictures) >= CHECKED else opened
         return opened if names else self._labelled(opened, among)
 
+    def see(self, pictures: Pictures) -> Split:
+        """Return pictures of any origin as CLIP sees them; their tokens stay in memory."""
+        names, templates = pictures.class_names, self.templates(pictures)
+        return Split(self.clip, pictures, labels_of(pictures), names, templates)
+
     def _labelled(self, split: Split, among: Sequence[str]) -> Split:
         names = tuple(among) or (CLASSES if self._is_small else open_clip.IMAGENET_CLASSNAMES)
         labelled = replace(split, class_names=tuple(names), templates=[TEMPLATE])

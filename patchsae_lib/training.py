@@ -105,7 +105,7 @@ def dense_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass
 
 
 def sparse_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass:
-    """Do the same for ReLU by its active latents; `bfloat16` concerns the one dense product."""
+    """Encode and decode with ReLU through its active latents; `bfloat16` concerns z W_enc only."""
     centred, bias = z - sae.b_dec.detach(), sae.encoder_bias()
     latent, f, decoded = EncodeDecode.apply(centred, sae.W_enc, bias, sae.W_dec, bfloat16)
     fired = torch.zeros_like(bias, dtype=torch.bool).index_fill(0, latent, True)

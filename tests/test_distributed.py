@@ -31,9 +31,9 @@ CASES: dict[str, tuple[SAEConfig, TrainConfig]] = {
 }  # fmt: skip
 
 
-def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], rtol: float) -> None:
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=rtol, atol=rtol / 10, msg=name)
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float) -> None:
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=rtol / 10, msg=name)
 
 
 # --- one process
@@ -47,6 +47,17 @@ def test_a_single_process_is_all_of_them() -> None:
         assert rows_of_all(x) is x
         assert distributed.sum_of_all(x) is x
         assert range(10)[my_part(10)] == range(10)
+
+
+@pytest.mark.parametrize("n", [0, 2, 10])
+def test_the_parts_of_processes_are_all_rows(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        parts.append(range(n)[my_part(n)])
+    assert [row for part in parts for row in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +76,21 @@ PAIR = """
     import torch
     from safetensors.torch import save_file
     from test_distributed import CACHE, CASES
-    from patchsae_lib.distributed import processes, rank, rows_of_all
+    from patchsae_lib.distributed import (
+        any_of_all, first_alone, from_first, processes, rank, rows_of_all, sum_of_all,
+    )
     from patchsae_lib.training import train
 
     with processes():
         rows = rows_of_all(torch.full((3 * rank(), 2), 7.0))
         assert rows.shape == (3, 2) and bool((rows == 7).all())
+        number = torch.tensor([rank(), 1])
+        assert from_first(number.clone()).tolist() == [0, 1]
+        assert sum_of_all(number.clone()).tolist() == [1, 2]
+        assert any_of_all(number == torch.tensor([1, 2])).tolist() == [True, False]
+        with first_alone():
+            with open({folder!r} + "/order", "a") as file:
+                file.write(str(rank()))
         for name, (sae_config, config) in CASES.items():
             path = {folder!r} + "/" + name
             sae, history = train(CACHE, sae_config, config, path, progress=False)
@@ -101,11 +121,12 @@ def test_two_processes_train_like_one_and_go_on_where_one_was(
         port = str(free.getsockname()[1])
     job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     script = textwrap.dedent(PAIR.format(tests=str(TESTS), folder=str(tmp_path)))
-    both = [
+    pair = [
         subprocess.Popen([sys.executable, "-c", script], env=ONE_THREAD | job | {"RANK": str(i)})
         for i in range(2)
     ]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(120) for process in pair] == [0, 0]
+    assert (tmp_path / "order").read_text() == "01"
     for name, (sae_config, config) in CASES.items():
         first, second = (load_file(tmp_path / f"{name}-{i}.safetensors") for i in range(2))
         assert all(torch.equal(first[key], second[key]) for key in first)

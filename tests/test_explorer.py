@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import nbformat
@@ -32,11 +33,15 @@ from patchsae_lib.explorer import (
 )
 from patchsae_lib.explorer.bundle import PER_FILE, PER_SHARD, UNFINISHED
 from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
+from patchsae_lib.explorer.studies import write_latents
 from patchsae_lib.explorer.widget import EXPLORER
 from patchsae_lib.interop import load_clip
+from patchsae_lib.latents import scan_tokens
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
+from patchsae_lib.splits import Split
+from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
 
 NAMES = ("<script>alert(1)</script>", '"quoted" & <b>bold</b>', "🦉" * 200)
@@ -253,6 +258,26 @@ def test_the_truth_of_a_picture_is_with_it(tmp_path: Path) -> None:
     size = picture.ids.shape[0] // 14
     share = of_class.reshape(14, size, 14, size).mean((1, 3))
     assert (bits[:196].reshape(14, 14) == (share >= 0.5)).all()
+
+
+def test_a_study_writes_a_bundle_of_all_its_latents(tmp_path: Path) -> None:
+    sae, clip = SAE(4, 8).requires_grad_(False), SimpleNamespace(grid=(2, 3))
+    split = Split(clip, Plain(12), torch.arange(12) % 3, NAMES, ())
+    z = torch.randn(12, 7, 4, generator=torch.Generator().manual_seed(0))
+    split.tokens = Tokens.hold(z)
+    counted = scan_tokens(sae, split.tokens, split.labels, NAMES)
+    study = SimpleNamespace(sae=sae, train=split, table=counted, folder=tmp_path)
+    bundle = write_latents(study, counted.frame()[["frequency"]])
+    assert bundle == tmp_path / "explorer"
+    index, first, shard = (read_shard(bundle / f"{x}.js") for x in ("index", "first", "latents-0"))
+    assert (index["latents"], index["grid"], len(index["columns"])) == (8, [2, 3], 1)
+    assert index["examples"] == [["highest", 9], ["quantiles", 3], ["random", 3]]
+    number = split.labels.argsort(stable=True).argsort()  # ordered by class
+    assert decoded(first["values"], "<i4") == number[counted.top_images[:, 0]].tolist()
+    images = torch.tensor(decoded(shard["images"], "<i4")).view(8, 15)
+    f = sae.encode(z)[number.argsort(), 1:].amax(1)  # of the renumbered pictures
+    full = torch.stack([f[i[i >= 0], latent].max() for latent, i in enumerate(images)])
+    assert decoded(shard["full"], "<f4") == pytest.approx(full.tolist(), rel=1e-3)
 
 
 def test_pictures_are_made_small() -> None:

@@ -99,9 +99,9 @@ def test_the_exported_names_are_there_for_people_and_for_editors():
     for name in patchsae_lib.__all__:
         assert getattr(patchsae_lib, name) is not None
     assert set(patchsae_lib.__all__) <= set(dir(patchsae_lib))
-    code = Path(patchsae_lib.__file__).read_text("utf-8")
-    (block,) = (n for n in ast.parse(code).body if isinstance(n, ast.If))
-    typed = {alias.asname for statement in block.body for alias in statement.names}
+    stub = ast.parse(Path(patchsae_lib.__file__).with_suffix(".pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    typed = {alias.asname for node in imports for alias in node.names}
     assert typed == set(patchsae_lib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Studi'"):
         _ = patchsae_lib.Studi

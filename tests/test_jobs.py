@@ -123,7 +123,7 @@ def test_what_a_scan_leaves_is_the_table_of_the_study(
 ) -> None:
     monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "tiny.toml"
-    path.write_text(PROFILE)
+    path.write_text(PROFILE.replace("n_train = 40", "n_train = 20"))
     save_sae(tmp_path / "sae.safetensors", SAE(192, 384))
     given = f"scan --profile {path} --sae {tmp_path / 'sae.safetensors'}"
     assert main(given.split()) == 0
@@ -132,7 +132,7 @@ def test_what_a_scan_leaves_is_the_table_of_the_study(
     assert not (study.folder / "tokens").exists()
     monkeypatch.setattr(study_module, "scan_tokens", None)  # counting again would fail
     same(study.table, from_pictures)
-    monkeypatch.setattr(tokens_module, "SHARD", 16)
+    monkeypatch.setattr(tokens_module, "SHARD", 8)
     assert len(study.train.tokens.sizes) == 3
     assert main(given.split()) == 0  # from shards
     from_shards = study.kept("latents.safetensors", "2_statistics", read=LatentTable.load)

@@ -318,6 +318,15 @@ def test_learning_starts_from_the_words(small: SplitCLIP) -> None:
     assert torch.allclose(prompts.visual[1], wanted)
 
 
+def test_the_maps_of_deep_prompts_start_equal(small: SplitCLIP) -> None:
+    learner = PromptLearner(small, replace(SHOT, depth=3), "a photo of a {}")
+    for start in (learner.weight, learner.bias):
+        assert torch.equal(start[1], start[2])
+        assert not torch.equal(start[0], start[1])
+    bound = 128**-0.5
+    assert 0.9 * bound < learner.weight.abs().max() <= bound
+
+
 @pytest.mark.parametrize("encoders", ["both", "text", "picture"])
 def test_learning_lowers_the_loss_and_nothing_of_clip_changes(small, encoders: str) -> None:
     before = weights_hash(small.model)

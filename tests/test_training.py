@@ -141,6 +141,14 @@ def batches(start: int = 0, config: TrainConfig = CONFIG) -> Iterator[Tensor]:
     return CACHE.mixed(config, config.seed, start)
 
 
+def test_a_run_starts_from_its_config_and_a_sample_of_tokens() -> None:
+    changes = {"b_enc_init": -0.5, "b_dec_init": "mean", "scale_inputs": True}
+    made, scale = trainer(replace(SAE_CONFIG, **changes)), Z.norm(dim=-1).mean()
+    assert made.sae.b_enc.tolist() == [-0.5] * 2 * D_VIT
+    assert made.scale == pytest.approx(float(scale))
+    torch.testing.assert_close(made.sae.b_dec.detach(), Z.mean((0, 1)) / scale)
+
+
 def test_the_learning_rate_warms_up_and_stays() -> None:
     made = trainer(config=replace(CONFIG, warmup=4))
     rates = []

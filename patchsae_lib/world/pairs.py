@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from patchsae_lib.world import World
 from patchsae_lib.world.scene import CLASSES, Mix, Scene, pick, sample
@@ -50,11 +54,28 @@ def pair(change: str, number: int, cls: str = "", same_class: bool = True) -> tu
     return first, second
 
 
-def traits(world: World) -> dict[str, list[str]]:
-    """Return the class of the first thing, the background and the style of each picture."""
-    scenes = [world.scene(i) for i in range(len(world))]
+def pairs(change: str, numbers: Iterable[int], cls: str = "", same_class: bool = True) -> Scenes:
+    """Return the pictures of several pairs, the two of a `pair` one after the other."""
+    given = [pair(change, number, cls, same_class) for number in numbers]
+    return Scenes([scene for two in given for scene in two])
+
+
+def pairs_of_each_kind(n: int) -> dict[str, Scenes]:
+    """Return n pairs of one class and, as a control, of two; each in both changes, by name."""
     return {
-        "class": [scene.things[0].cls for scene in scenes],
-        "background": [scene.background for scene in scenes],
-        "style": [scene.style for scene in scenes],
+        f"{classes}, other {change}": pairs(change, range(n), same_class=classes == "one class")
+        for classes in ("one class", "two classes")
+        for change in ("background", "style")
     }
+
+
+def same_traits(scenes: World, world: World) -> dict[str, Tensor]:
+    """Return whether the first thing's class, the background and the style of pictures are the
+    same: by trait, (scenes, pictures of the world) bool."""
+    a, b = (np.array([_traits(x.scene(i)) for i in range(len(x))]) for x in (scenes, world))
+    same = torch.from_numpy(a[:, None] == b)
+    return dict(zip(("class", "background", "style"), same.unbind(2), strict=True))
+
+
+def _traits(scene: Scene) -> tuple[str, str, str]:
+    return scene.things[0].cls, scene.background, scene.style

@@ -60,3 +60,18 @@ def world_truth(
     """Return `patch_truth` of pictures of the world: (images, n_patches, n_concepts) bool."""
     rows = [patch_truth(world.picture(int(i)), concepts, grid) for i in indices]
     return torch.from_numpy(np.stack(rows))
+
+
+def on_object(truth: Tensor) -> Tensor:
+    """Return which patches show an object: (…,) bool, from the truth (…, n_concepts) of them."""
+    return truth[..., [kind == "class" for kind, _ in CONCEPTS]].any(-1)
+
+
+def exchange(concepts: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """Deal numbers of concepts at random among the places of the same kind: a control."""
+    numbers, kinds = np.array(concepts), np.array([CONCEPTS[i][0] for i in concepts])
+    dealt = numbers.copy()
+    for kind in KINDS:
+        places = np.flatnonzero(kinds == kind)
+        dealt[places] = numbers[rng.permutation(places)]
+    return dealt.tolist()
