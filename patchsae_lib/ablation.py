@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import pandas as pd
 import torch
@@ -26,9 +27,6 @@ from patchsae_lib.tokens import Tokens
 NEIGHBOURS = 16  # latents of similar frequency among which `matched` exchanges
 
 
-# --- masks -------------------------------------------------------------------------------------
-
-
 def keep(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
     """Set all latents of f (…, d_sae) but `latents` (n,) to 0: "on"."""
     return f - drop(f, latents)
@@ -42,8 +40,7 @@ def drop(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
     return f.index_fill(-1, index, 0.0)
 
 
-# --- rankings (classes or 1, d_sae) int64: the latents of each class from first to last; a single
-# --- row serves all classes
+# --- rankings (classes, or 1 for all, d_sae) int64: the latents of each class, first to last ----
 
 
 def by_score(scores: Tensor) -> Tensor:
@@ -55,11 +52,6 @@ def class_level(table: LatentTable) -> Tensor:
     """Order by class-level activation (eq. 5); by dataset-level where a class has no pictures."""
     has_images = table.class_images[:, None] > 0
     return by_score(table.class_above.where(has_images, table.n_above.int()))
-
-
-def dataset_level(table: LatentTable) -> Tensor:
-    """Order by dataset-level activation, the same for all classes: a null."""
-    return by_score(table.n_above[None])
 
 
 def class_specific(table: LatentTable) -> Tensor:
@@ -75,10 +67,8 @@ def at_random(d_sae: int, seed: int = 0) -> Tensor:
 
 
 def matched(ranking: Tensor, frequency: Tensor, seed: int = 0) -> Tensor:
-    """Replace each latent of a ranking by a random one of similar activated frequency (d_sae,).
-
-    Each is exchanged for one of its `NEIGHBOURS` in the order of frequency, never for itself.
-    """
+    """Replace each latent of a ranking by a random one of its `NEIGHBOURS` in the order of
+    activated frequency (d_sae,), never by itself."""
     generator = torch.Generator().manual_seed(seed)
     substitute = torch.empty_like(ranking[0])
     n_groups = max(1, len(frequency) // NEIGHBOURS)
@@ -88,20 +78,19 @@ def matched(ranking: Tensor, frequency: Tensor, seed: int = 0) -> Tensor:
     return substitute[ranking]
 
 
-def wrong_class(ranking: Tensor) -> Tensor:
-    """Give class c the ranking of class c + C/2: a null, since related classes are neighbours."""
-    return ranking.roll(len(ranking) // 2, 0)
-
-
 def rankings(table: LatentTable) -> dict[str, Tensor]:
-    """Return every ranking that a table of counts allows, the class-level one first."""
+    """Return every ranking that a table of counts allows, the class-level one first.
+
+    The last four are nulls. "Wrong class" gives class c the ranking of class c + C/2, since
+    related classes are neighbours; the dataset-level and the random one serve all classes.
+    """
     by_class = class_level(table)
     return {
         "class-level": by_class,
         "class-specific": class_specific(table),
-        "dataset-level": dataset_level(table),
+        "dataset-level": by_score(table.n_above[None]),
         "matched in frequency": matched(by_class, table.frequency),
-        "wrong class": wrong_class(by_class),
+        "wrong class": by_class.roll(len(by_class) // 2, 0),
         "random": at_random(len(table.total)),
     }
 
@@ -135,8 +124,8 @@ class Masked:
         return pd.DataFrame(rows, columns=["ranking", "k", "mask", "accuracy", "low", "high"])
 
     def shares(self, ranking: str, n_classes: int) -> Tensor:
-        """Share of the pictures of a class (first axis) that are predicted as each class (last),
-        on and off: (n_classes, 2, len(ks), n_classes), 0 for a class without pictures."""
+        """Shares of a class's pictures (first axis) predicted as each class (last), on and off:
+        (n_classes, 2, len(ks), n_classes), 0 for a class without pictures."""
         predicted = F.one_hot(self.predictions[ranking], n_classes).double()  # (2, ks, n, classes)
         actual = F.one_hot(self.labels, n_classes).double()  # (n, classes)
         weights = actual / actual.sum(0).clamp_min(1)
@@ -150,25 +139,15 @@ class Masked:
 
 @torch.no_grad()
 def mask_latents(
-    clip: SplitCLIP,
-    sae: SAE,
-    tokens: Tensor | Tokens,
-    labels: Tensor,
-    head: Tensor,
-    rankings: Mapping[str, Tensor],
-    ks: Sequence[int] = DEFAULTS.ks,
-    *,
-    classes: Tensor | None = None,
-    error: bool = False,
-    prompts: bool = False,
-    batch: int = BATCH,
-) -> Masked:
+    clip: SplitCLIP, sae: SAE, tokens: Tensor | Tokens, labels: Tensor, head: Tensor,
+    rankings: Mapping[str, Tensor], ks: Sequence[int] = DEFAULTS.ks, *,
+    classes: Tensor | None = None, error: bool = False, prompts: bool = False,
+) -> Masked:  # fmt: skip
     """Classify pictures from masked latents, on and off, for each ranking and each k.
 
     `tokens` (n, 1 + n_patches + n_prompts, d_vit) are those of pictures with `labels` (n,), and
     `head` (c, d_embed) the text features. A picture gets the mask of its true class, an oracle as
     in the paper, or of `classes` (n,). `error` adds what the autoencoder does not reconstruct.
-
     Pictures are encoded once; only the blocks after the hook run for each mask.
 
     Deviation: nothing is subtracted from reconstructions, where the authors subtract a constant
@@ -180,25 +159,17 @@ def mask_latents(
     classes = labels if classes is None else classes
     _check_labels("labels", labels, len(tokens), len(head))
     _check_labels("classes", classes, len(tokens), len(head))
-    for name, order in rankings.items():
-        _check_ranking(name, order, len(head), sae.d_sae)
-    ks = _checked_ks(ks, sae.d_sae)
+    _check_rankings(rankings, ks, len(head), sae.d_sae)
+    ks = tuple(sorted(set(ks)))
     ranks = [order.argsort(dim=1).int().expand(len(head), -1) for order in rankings.values()]
-    parts = zip(tokens.split(batch), classes.cpu().split(batch), strict=True)
+    parts = zip(tokens.split(BATCH), classes.cpu().split(BATCH), strict=True)
     batches = []
-    for part, rows in tqdm(parts, "masks", -(-len(tokens) // batch), disable=None):
-        z = part.to(sae.W_dec.device, torch.float32)
+    for z, rows in tqdm(parts, "masks", -(-len(tokens) // BATCH), disable=None):
         split = Decomposition.of(sae, z, None if prompts else clip.n_tokens, error)
-        batches.append(_predictions(clip, z, split, head, [rank[rows] for rank in ranks], ks))
+        batches.append(_predictions(clip, split, head, [rank[rows] for rank in ranks], ks))
     original, on, off, *masked = (torch.cat(x, -1) for x in zip(*batches, strict=True))
     predictions = dict(zip(rankings, masked, strict=True))
     return Masked(ks, labels.cpu(), original, on, off, predictions)
-
-
-def _checked_ks(ks: Sequence[int], d_sae: int) -> tuple[int, ...]:
-    if not ks or min(ks) < 0 or max(ks) > d_sae:
-        raise ValueError(f"k must be 0 to d_sae = {d_sae}, got {list(ks)}")
-    return tuple(sorted(set(ks)))
 
 
 def _check_labels(name: str, labels: Tensor, n_images: int, n_classes: int) -> None:
@@ -207,53 +178,53 @@ def _check_labels(name: str, labels: Tensor, n_images: int, n_classes: int) -> N
         raise ValueError(f"{name} must be 0 to {n_classes - 1}, one for each of {n_images} images")
 
 
-def _check_ranking(name: str, order: Tensor, n_classes: int, d_sae: int) -> None:
-    if order.shape[1] != d_sae or len(order) not in (1, n_classes):
-        raise ValueError(
-            f"ranking {name!r} {tuple(order.shape)} is of another SAE or of other classes: "
-            f"({n_classes} or 1, {d_sae}) expected"
-        )
-    if not (order.sort(dim=1).values == torch.arange(d_sae, device=order.device)).all():
-        raise ValueError(f"ranking {name!r}: each row must hold 0 to {d_sae - 1} once")
+def _check_rankings(
+    rankings: Mapping[str, Tensor], ks: Sequence[int], n_classes: int, d_sae: int
+) -> None:
+    if not ks or min(ks) < 0 or max(ks) > d_sae:
+        raise ValueError(f"k must be 0 to d_sae = {d_sae}, got {list(ks)}")
+    for name, order in rankings.items():
+        if order.shape[1] != d_sae or len(order) not in (1, n_classes):
+            raise ValueError(
+                f"ranking {name!r} {tuple(order.shape)} is of another SAE or of other classes: "
+                f"({n_classes} or 1, {d_sae}) expected"
+            )
+        if not (order.sort(dim=1).values == torch.arange(d_sae, device=order.device)).all():
+            raise ValueError(f"ranking {name!r}: each row must hold 0 to {d_sae - 1} once")
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Residual tokens (b, tokens, d_vit) as `base` + Σ f W_dec over their active `latents`.
+    """Residual tokens z (b, tokens, d_vit) as `base` + Σ f W_dec over their active `latents`.
 
     `decoded` is that sum. `base` is left when all latents are masked: b_dec, plus what the
     autoencoder does not reconstruct if `error`. After the first `n_tokens` it is the token itself.
     """
 
+    z: Tensor
     latents: SparseLatents
     W_dec: Tensor
     base: Tensor
     decoded: Tensor
 
     @classmethod
-    def of(
-        cls, sae: SAE, z: Tensor, n_tokens: int | None = None, error: bool = False
-    ) -> Decomposition:
-        """Decompose residual tokens z (b, tokens, d_vit)."""
+    def of(cls, sae: SAE, z: Tensor, n_tokens: int | None = None, error: bool = False) -> Self:
+        """Decompose residual tokens z (b, tokens, d_vit) where the autoencoder is."""
+        z = z.to(sae.W_dec.device, torch.float32)
         latents = SparseLatents.encode(sae, z, n_tokens)
         decoded = latents.decode(sae.W_dec)
         base = z - decoded
         if not error:
             base[:, :n_tokens] = sae.b_dec
-        return cls(latents, sae.W_dec, base, decoded)
+        return cls(z, latents, sae.W_dec, base, decoded)
 
 
 def _predictions(
-    clip: SplitCLIP,
-    z: Tensor,
-    split: Decomposition,
-    head: Tensor,
-    ranks: Sequence[Tensor],
-    ks: Sequence[int],
+    clip: SplitCLIP, split: Decomposition, head: Tensor, ranks: Sequence[Tensor], ks: Sequence[int]
 ) -> list[Tensor]:
     """Predict the classes of b pictures: `original`, `all_on` and `all_off` (b,) of `Masked`, then
     (2, len(ks), b) for each of `ranks` (b, d_sae)."""
-    states = z, split.base + split.decoded, split.base
+    states = split.z, split.base + split.decoded, split.base
     predicted = [clip.classify(state, head).argmax(1).cpu() for state in states]
     for rank in ranks:
         logits = masked_logits(clip, split, head, rank, ks)
@@ -289,15 +260,12 @@ def latent_effects(
     In logits above the mean over classes, to first order: activation times the derivative at the
     reconstruction of z (b, t, d_vit). The effect of a token is the sum over its latents.
     """
-    z = z.to(sae.W_dec.device, torch.float32)
-    latents = SparseLatents.encode(sae, z, clip.n_tokens)
-    z_hat = latents.decode(sae.W_dec)[:, : clip.n_tokens] + sae.b_dec
-    gradient = _gradient(clip, torch.cat([z_hat, z[:, clip.n_tokens :]], 1), labels, head)
+    split = Decomposition.of(sae, z, clip.n_tokens)
+    gradient, latents = _gradient(clip, split.base + split.decoded, labels, head), split.latents
     entries = zip(latents.token.split(65_536), latents.latent.split(65_536), strict=True)
     slopes = [(sae.W_dec[latent] * gradient[token]).sum(1) for token, latent in entries]
     effect = latents.value * torch.cat(slopes)
-    of_tokens = torch.zeros(len(gradient), device=z.device)
-    of_tokens.index_add_(0, latents.token, effect)
+    of_tokens = effect.new_zeros(len(gradient)).index_add_(0, latents.token, effect)
     return latents.per_image(effect).cpu(), of_tokens.view(len(z), -1).cpu()
 
 
@@ -305,22 +273,23 @@ def latent_effects(
 def _gradient(clip: SplitCLIP, z: Tensor, labels: Tensor, head: Tensor) -> Tensor:
     """Derivative (b · tokens, d_vit) of each image's true logit, above the mean, in its tokens."""
     z = z.detach().requires_grad_()
-    logits = clip.classify(z, head)
-    margin = logits.gather(1, labels.to(logits.device)[:, None])[:, 0] - logits.mean(1)
+    margin = _above_mean(clip.classify(z, head), labels)
     return torch.autograd.grad(margin.sum(), z)[0].flatten(0, 1)
+
+
+def _above_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what logits (b, c) are at the labels (b,), above their mean over classes: (b,)."""
+    return logits.gather(1, labels.to(logits.device)[:, None])[:, 0] - logits.mean(1)
 
 
 @torch.no_grad()
 def removal_effects(
     clip: SplitCLIP, sae: SAE, z: Tensor, labels: Tensor, head: Tensor, latents: Tensor
 ) -> Tensor:
-    """Measure what removing one of `latents` (b,) takes from each true class's logit: (b,).
-
-    In logits above the mean over classes, as `latent_effects` estimates it.
-    """
-    split = Decomposition.of(sae, z.to(sae.W_dec.device, torch.float32), clip.n_tokens)
+    """Measure what removing one of `latents` (b,) takes from each true class's logit (b,), above
+    the mean over classes, as `latent_effects` estimates it."""
+    split = Decomposition.of(sae, z, clip.n_tokens)
     removed_first = torch.ones(len(z), sae.d_sae, dtype=torch.int)
-    removed_first[torch.arange(len(z)), latents] = 0
+    removed_first.scatter_(1, latents.cpu()[:, None], 0)
     (_, all_on), (_, without) = masked_logits(clip, split, head, removed_first, (0, 1))
-    change = (all_on - without).cpu()
-    return change[torch.arange(len(z)), labels] - change.mean(1)
+    return _above_mean((all_on - without).cpu(), labels)

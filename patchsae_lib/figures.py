@@ -7,20 +7,13 @@ table has columns `low` and `high`, they are drawn as the interval of what it me
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import numpy as np
 import pandas as pd
 import plotly.express as px
-from PIL import Image
 from plotly.graph_objects import Figure
 from plotly.io import templates
 
@@ -307,54 +300,3 @@ def dots(
     alt = "; ".join(f"{name}: {listed(rows.set_index(y)[x].items())}" for name, rows in parts)
     height = 110 + (17 if by else 42) * len(table)
     return finish(figure, title, caption, alt, height, scattermode="group", scattergap=0.2)
-
-
-@dataclass(repr=False)
-class Strips:
-    """Rows of pictures with words beside them, as HTML; "latent 12" leads to the explorer.
-
-    `rows`: (title, what to know of it, pictures, one description a picture).
-    """
-
-    rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
-    caption: str = ""
-    IMAGE = (  # dark-light: as it is on a dark page
-        '<img class="dark-light" width="82" height="82" loading="lazy" style="margin:0;padding:0;'
-        'border-radius:3px" src="{0}" alt="{1}" title="{1}">'
-    )
-
-    def _repr_html_(self) -> str:
-        strips = []
-        for title, note, pictures, descriptions in self.rows:
-            pairs = zip(map(webp_uri, pictures), map(html.escape, descriptions), strict=True)
-            images = "".join(self.IMAGE.format(*pair) for pair in pairs)
-            head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
-            style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
-            strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')
-        words = " ".join(html.escape(self.caption).split())
-        below = [f"<figcaption>{words}</figcaption>"] if words else []
-        return "\n".join(["<figure style='margin:0'>", *strips, *below, "</figure>"])
-
-
-def explorer_link(text: str, **state: object) -> str:
-    """A link, from the page of a notebook, to the explorer's page in some `state`, as HTML."""
-    named = {"class" if name == "label" else name: value for name, value in state.items()}
-    address = html.escape(f"../explorer.html#{urlencode(named, quote_via=quote)}")
-    return f'<a href="{address}">{html.escape(text)}</a>'
-
-
-def latent_link(latent: int) -> str:
-    """The number of a latent as a link to the explorer: for tables (`Styler.format`)."""
-    return explorer_link(str(latent), latent=latent, view="latent")
-
-
-def linked(text: str) -> str:
-    """HTML with every "latent 12" as a link to the explorer."""
-    return re.sub(r"\b(latent )(\d+)", lambda m: m[1] + latent_link(int(m[2])), text)
-
-
-def webp_uri(picture: Image.Image, method: int = 6, quality: int = 82) -> str:
-    """A picture as a data URI; `method` from 0 (fast) to 6 (small), `quality` up to 100."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, method=method)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

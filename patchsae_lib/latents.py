@@ -7,7 +7,7 @@ different pictures can be merged in any order, so that many processes can share 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from tqdm import tqdm
 from patchsae_lib.artefacts import atomic_path
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.pictures import Pictures
+from patchsae_lib.pictures.naming import read_pictures, require_readable
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import image_counts
-from patchsae_lib.tokens import Tokens, read_pictures, require_readable
+from patchsae_lib.tokens import Tokens
 
 BATCH = 64  # pictures that pass through CLIP together
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
@@ -129,10 +130,9 @@ class LatentTable:
         by_index = images.argsort(dim=1)
         order = values.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
         best = by_index.gather(1, order[:, : self.top_values.shape[1]])
-        self.top_values = values.gather(1, best)
-        silent = self.top_values == 0
-        self.top_images = images.gather(1, best).masked_fill(silent, -1)
-        self.top_labels = labels.gather(1, best).masked_fill(silent, -1)
+        # what is 0 loses against the empty places: they have image −1
+        self.top_values, self.top_images = values.gather(1, best), images.gather(1, best)
+        self.top_labels = labels.gather(1, best)
 
     def merge(self, second: LatentTable) -> LatentTable:
         """Return the table of the pictures of both tables.
@@ -345,6 +345,18 @@ def strongest_in_pairs(levels: Tensor, k: int = 10) -> tuple[Tensor, dict[str, T
     partners = latents.view(-1, 2, k).flip(1).view(-1, k)
     is_shared = (latents[:, :, None] == partners[:, None]).any(2)
     return latents, {"shared": is_shared, "exclusive": ~is_shared}
+
+
+def mean_beyond(shares: Tensor, inside: Tensor, groups: Mapping[str, Tensor]) -> pd.Series:
+    """Return how far latents' share of activity in a region exceeds the region's own: −1..1.
+
+    `shares` (2n, k) of the latents of images in pairs, `inside` (2n, units) bool the region. The
+    mean over the latents of each group (2n, k) bool, then over a pair; NaN without any.
+    """
+    size = inside.float().mean(1)
+    means = {k: shares.where(x, torch.nan).nanmean(1) - size for k, x in groups.items()}
+    of_pairs = pd.DataFrame({k: x.double().view(-1, 2).nanmean(1) for k, x in means.items()})
+    return of_pairs.unstack().rename("beyond").rename_axis(["latents", "pair"])
 
 
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -6,18 +6,18 @@ has a split of base and one of novel classes, in CLIP and, `adapted`, in an adap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import BATCH, HeldOut
-from patchsae_lib.maple import AdaptedCLIP, adapt, base_classes, few_shot
+from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt, base_classes, few_shot
 from patchsae_lib.pictures import (
     Pictures,
     ReadOnce,
@@ -25,14 +25,10 @@ from patchsae_lib.pictures import (
     captions_of,
     labels_of,
     template_of,
-    world_of,
 )
-from patchsae_lib.tokens import Tokens, collect, collect_shards, require_readable
-from patchsae_lib.world import TASKS, World
+from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable, title_of
+from patchsae_lib.tokens import Tokens, collect, collect_shards
 from patchsae_lib.world.truth import world_truth
-
-if TYPE_CHECKING:
-    from patchsae_lib.study import Study
 
 COUNTED = 64  # pictures of a task, at most, that latents are counted on before and after
 
@@ -85,12 +81,12 @@ class Split:
     @property
     def is_world(self) -> bool:
         """Whether the pictures are of the embedded world, so that `truth` is known."""
-        return _in_the_world(self.pictures)[0] is not None
+        return in_the_world(self.pictures)[0] is not None
 
     @cached_property
     def truth(self) -> Tensor:
         """What each patch shows, (n, n_patches, n_concepts) bool, of `world.truth.CONCEPTS`."""
-        world, rows = _in_the_world(self.pictures)
+        world, rows = in_the_world(self.pictures)
         if world is None:
             raise ValueError("only pictures of the embedded world have a truth for each patch")
         return world_truth(world, rows, grid=self.clip.grid)
@@ -153,14 +149,20 @@ class Task:
 
     `learnt` are the few-shot training pictures of the base classes, of few-shot seed 0, and
     `counted` those on which latents are counted. `adapted(seed)` is the same task in the model
-    that was adapted with that few-shot seed.
+    that was adapted with that few-shot seed, by the prompts that `learn(seed, control)` returns.
     """
 
-    def __init__(self, study: Study, spec: str, n_test: int) -> None:
-        self.study, self.spec, self.title = study, spec, title_of(spec)
-        self.name = name_of(spec)
-        train, self.clip = study.training_pictures(spec), study.clip
-        test = ReadOnce(study.open_pictures(spec, "test", n_test))
+    def __init__(
+        self,
+        clip: SplitCLIP,
+        spec: str,
+        train: Pictures,
+        test: Pictures,
+        shots: int,
+        learn: Callable[[int, str], Prompts],
+    ) -> None:
+        self.clip, self.title, self.name = clip, title_of(spec), name_of(spec)
+        self._learn, test = learn, ReadOnce(test)
         self.class_names, templates = test.class_names, [template_of(test)]
         n_classes, n_base = len(self.class_names), base_classes(len(self.class_names))
         tested = Split(self.clip, test, labels_of(test), self.class_names, templates)
@@ -169,7 +171,7 @@ class Task:
         most = max(n_classes - n_base, int((tested.labels >= n_base).sum()) // 3)
         self.novel = tested.of_classes(n_base, n_classes, most)
         labels = labels_of(train)
-        chosen = few_shot(labels, n_base, study.profile.prompts.shots, 0)
+        chosen = few_shot(labels, n_base, shots, 0)
         learnt = ReadOnce(Subset(train, chosen.tolist()))
         self.learnt = replace(self.base, pictures=learnt, labels=labels[chosen])
         self.adapted = lru_cache(maxsize=None)(self._adapted)
@@ -186,8 +188,7 @@ class Task:
         names, n_base = self.class_names, len(self.base.class_names)
         if control == "swapped":  # each base class answers to the name of the next one
             names = (*names[1:n_base], names[0], *names[n_base:])
-        prompts = self.study.prompts(self.spec, seed, control)
-        return AdaptedTask(self, adapt(self.clip, prompts, names))
+        return AdaptedTask(self, adapt(self.clip, self._learn(seed, control), names))
 
 
 class AdaptedTask:
@@ -199,26 +200,3 @@ class AdaptedTask:
         self.base = task.base.seen_by(clip, clip.text[:n_base])
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
         self.counted = task.counted.seen_by(clip, clip.text[:n_base])
-
-
-def name_of(spec: str) -> str:
-    """Return the name of the pictures of a spec, as in file names."""
-    return Path(spec.partition(":")[2] or spec).name
-
-
-def title_of(spec: str) -> str:
-    """Return what a reader calls the pictures of a spec.
-
-    >>> title_of("world:land"), title_of("folder:/my/photos")
-    ('Land cover from above', 'photos')
-    """
-    kind, _, name = spec.partition(":")
-    return TASKS[name].title if kind == "world" and name else name_of(spec)
-
-
-def _in_the_world(pictures: Pictures) -> tuple[World | None, Sequence[int]]:
-    """Return the embedded world, if the pictures are from there, and their numbers in it."""
-    rows: Sequence[int] = range(len(pictures))
-    while isinstance(pictures, Subset):
-        rows, pictures = [pictures.rows[i] for i in rows], pictures.pictures
-    return world_of(pictures), rows

@@ -12,7 +12,6 @@ folder, with the hashes of all that decides them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache, partial
@@ -43,10 +42,10 @@ from patchsae_lib.pictures import (
     template_of,
     world_of,
 )
+from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
-from patchsae_lib.splits import Split, Task, name_of
-from patchsae_lib.tokens import read_pictures
+from patchsae_lib.splits import Split, Task
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
@@ -272,8 +271,11 @@ class Study:
         error: bool = False,
     ) -> Masked:
         """`mask_latents` of a split's pictures, by the study's autoencoder or another."""
-        models, pictures = (split.clip, sae or self.sae), (split.tokens, split.labels, split.head)
-        return mask_latents(*models, *pictures, rankings, ks, classes=classes, error=error)
+        clip, sae, head = split.clip, sae or self.sae, split.head
+        tokens, labels = split.tokens, split.labels
+        return mask_latents(
+            clip, sae, tokens, labels, head, rankings, ks, classes=classes, error=error
+        )
 
     def fitted(self, n_tokens: int = 0) -> Profile:
         """Return the profile with no more training steps than `n_tokens` (by default those of the
@@ -286,8 +288,13 @@ class Study:
     def tasks(self) -> dict[str, Task]:
         """The tasks that CLIP is adapted to, by title."""
         n = min(self.n_task, self.profile.pictures.n_test or self.n_task)
-        tasks = [Task(self, spec, n) for spec in self.task_specs]
-        return {task.title: task for task in tasks}
+        tasks = {}
+        for spec in self.task_specs:
+            train, test = self.training_pictures(spec), self.open_pictures(spec, "test", n)
+            shots, learn = self.profile.prompts.shots, partial(self.prompts, spec)
+            task = Task(self.clip, spec, train, test, shots, learn)
+            tasks[task.title] = task
+        return tasks
 
     @property
     def task_specs(self) -> tuple[str, ...]:
@@ -379,17 +386,6 @@ class Study:
     def claim(self) -> Callable[..., None]:
         """Record a claim: `artefacts.record_claim` in this run's folder."""
         return partial(artefacts.record_claim, self.folder)
-
-
-def pictures_identity(pictures: Pictures, spec: str, split: str) -> dict[str, Any]:
-    """Return what tells pictures apart: their spec, number and classes, and a hash of the first
-    and the last one, since a folder's order changes with its content."""
-    kind, _, name = spec.partition(":")
-    spec = f"folder:{Path(name).expanduser().resolve()}" if kind == "folder" else spec
-    _, images = read_pictures(pictures, [0, len(pictures) - 1], [])
-    digest = hashlib.sha256(repr(pictures.class_names).encode())
-    digest.update(images.numpy().tobytes())
-    return {"spec": spec, "split": split, "n": len(pictures), "hash": digest.hexdigest()[:16]}
 
 
 def shipped_identity(profile: Profile, clip_hash: str, clip: SplitCLIP) -> dict[str, Any]:

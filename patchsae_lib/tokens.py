@@ -40,6 +40,7 @@ from patchsae_lib.artefacts import atomic_path, config_hash, difference, plain, 
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.distributed import from_first, my_part, rank, wait_for_all, world_size
 from patchsae_lib.pictures import Pictures
+from patchsae_lib.pictures.naming import read_pictures, require_readable
 from patchsae_lib.profiles import TrainConfig
 from patchsae_lib.sae import require_tokens
 
@@ -48,7 +49,6 @@ ABOUT = "cache.json"
 BATCH = 32  # pictures that pass through CLIP together
 SHARD = 1024  # pictures of a file: 310 MB of ViT-B/16
 BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
-MAX_UNREADABLE = 0.01  # a larger share of the pictures is an error
 HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABLE decides
 
 
@@ -170,38 +170,6 @@ def _tokens_of(clip: SplitCLIP, images: Tensor, indices: Sequence[int]) -> Tenso
     z = clip.tokens(clip.preprocess(images)).to("cpu", torch.bfloat16)
     require_tokens(z, f"pictures {indices[0]} … {indices[-1]}")
     return z
-
-
-def read_pictures(
-    pictures: Pictures, indices: Sequence[int], skipped: list[int]
-) -> tuple[list[int], Tensor]:
-    """Read those of `pictures[indices]` that can be read: their indices, and uint8 (b, 3, h, w).
-
-    The indices of the others, which raise `OSError`, are added to `skipped`.
-    """
-    try:
-        return list(indices), pictures.batch(list(indices))
-    except OSError:
-        pass
-    readable, images = [], []
-    for i in indices:
-        try:
-            images.append(pictures.batch([i]))
-            readable.append(i)
-        except OSError:
-            skipped.append(i)
-    return readable, torch.cat(images) if images else torch.empty(0)
-
-
-def require_readable(
-    skipped: Sequence[int], n_pictures: int, advice: str = "", allowed: float = MAX_UNREADABLE
-) -> None:
-    """Raise `ValueError` if a larger share of the pictures than `allowed` could not be read."""
-    if len(skipped) > allowed * n_pictures:
-        raise ValueError(
-            f"{len(skipped)} of {n_pictures} pictures cannot be read, more than {allowed:.0%}; "
-            f"the first is number {skipped[0]}. {advice}".strip()
-        )
 
 
 def collect_shards(

@@ -916,7 +916,7 @@ from IPython.display import HTML, display
 from patchsae_lib import figures
 from patchsae_lib.interop import load_clip
 from patchsae_lib.interop import load_sae
-from patchsae_lib.explorer import Explorer, Lens
+from patchsae_lib.explorer import Explorer, Lens, explorer_link
 from patchsae_lib.explorer.bundle import read_shard
 from patchsae_lib.latents import LatentTable
 from patchsae_lib.profiles import load_profile
@@ -934,7 +934,7 @@ lens = Lens(sae, models, pictures, torch.tensor([0, 1]))
 explorer = Explorer(run / "explorer", {{task["name"]: lens}}, latent=3, task=task["name"])
 patches = []
 explorer.observe(lambda change: patches.append(change["new"]), ["patch"])
-display(HTML(figures.explorer_link("see nine", latent=9)))
+display(HTML(explorer_link("see nine", latent=9)))
 explorer
 """
 

@@ -215,17 +215,17 @@ class FakeStudy(SimpleNamespace):
 
 
 def test_a_scan_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "KEPT_EVERY", 4)
-    pictures = Dots(14)
+    monkeypatch.setattr(jobs, "KEPT_EVERY", 100)
+    pictures = Dots(300, 50)
     study = FakeStudy(tmp_path, pictures)
     undisturbed = jobs._scan_pictures(study, pictures, tmp_path / "undisturbed")
-    assert undisturbed.images == 14
-    pictures.stop = 9
+    assert (undisturbed.images, undisturbed.skipped) == (299, [50])
+    pictures.stop = 250
     with pytest.raises(Pulled):
         jobs._scan_pictures(study, pictures, tmp_path / "kept")
     pictures.stop, pictures.asked = -1, []
     resumed = jobs._scan_pictures(study, pictures, tmp_path / "kept")
-    assert pictures.asked == list(range(8, 14))  # what the first two of four parts had is kept
+    assert pictures.asked == list(range(200, 300))  # what the first two of three parts had is kept
     same(resumed, undisturbed)
 
 

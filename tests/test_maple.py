@@ -345,15 +345,22 @@ def test_learning_lowers_the_loss_and_nothing_of_clip_changes(small, encoders: s
     adapt(small, prompts, TASKS["land"].novel)
 
 
-def test_the_same_seed_gives_the_same_prompts_and_another_does_not(small) -> None:
+def test_the_same_seed_gives_the_same_prompts_and_another_does_not(small, monkeypatch) -> None:
     world, names = World("land", "train", 64), TASKS["land"].base
     config = replace(SHOT, epochs=1, warmup_lr=1e-3, augment=True)
+    augment, drawn = maple._augment, []
+    monkeypatch.setattr(
+        maple, "_augment", lambda x, seed: (drawn.append(seed), augment(x, seed))[1]
+    )
     runs = [
         train_prompts(small, world, names, replace(config, seed=s), progress=False)[0]
         for s in (0, 0, 1)
     ]
     assert torch.equal(runs[0].text, runs[1].text)
     assert not torch.equal(runs[0].text, runs[2].text)
+    n = len(drawn) // 3
+    assert drawn[:n] == drawn[n : 2 * n]
+    assert len(set(drawn)) == 2 * n > 2  # no two batches are cut alike
 
 
 def test_a_killed_run_ends_where_it_would_have_ended(small, tmp_path, monkeypatch) -> None:

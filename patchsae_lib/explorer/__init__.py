@@ -3,9 +3,10 @@
 from patchsae_lib.explorer.bundle import Latents, Task, describe, write_bundle, write_tasks
 from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
+from patchsae_lib.explorer.strips import Strips, explorer_link, latent_link
 from patchsae_lib.explorer.widget import Explorer
 
 __all__ = [
-    "Explorer", "Latents", "Lens", "Task", "describe", "examples", "nearest", "write_bundle",
-    "write_tasks",
+    "Explorer", "Latents", "Lens", "Strips", "Task", "describe", "examples", "explorer_link",
+    "latent_link", "nearest", "write_bundle", "write_tasks",
 ]  # fmt: skip

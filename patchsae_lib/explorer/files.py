@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.figures import webp_uri
+from patchsae_lib.explorer.strips import webp_uri
 from patchsae_lib.sparse import SparseLatents
 
 SIDE = 112  # pixels; larger pictures are scaled down

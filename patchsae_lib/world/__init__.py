@@ -19,9 +19,11 @@ import torch
 
 from patchsae_lib.world.render import KINDS, Picture, render
 from patchsae_lib.world.scene import CLASSES, GROUP_OF, Scene, caption
-from patchsae_lib.world.tasks import TASKS, Task, all_words
+from patchsae_lib.world.tasks import DOWNSTREAM, TASKS, Task, all_words
 
-__all__ = ["CLASSES", "GROUP_OF", "KINDS", "TASKS", "Picture", "Task", "World", "all_words"]
+__all__ = [
+    "CLASSES", "DOWNSTREAM", "GROUP_OF", "KINDS", "TASKS", "Picture", "Task", "World", "all_words",
+]  # fmt: skip
 
 
 class World:

@@ -165,6 +165,8 @@ TASKS: dict[str, Task] = {
         Task("land", "Land cover from above", "strong", LAND, ("a photo of a {}",), _land),
     )
 }  # fmt: skip
+#: the tasks but those that are like the pictures CLIP and the autoencoder were trained on
+DOWNSTREAM = {name: task for name, task in TASKS.items() if name not in ("world", "styles")}
 
 
 def all_words() -> tuple[str, ...]:
