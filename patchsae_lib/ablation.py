@@ -166,7 +166,12 @@ def mask_latents(
     batches = []
     for z, rows in tqdm(parts, "masks", -(-len(tokens) // BATCH), disable=None):
         split = Decomposition.of(sae, z, None if prompts else clip.n_tokens, error)
-        batches.append(_predictions(clip, split, head, [rank[rows] for rank in ranks], ks))
+        states = z.float(), split.base + split.decoded, split.base
+        predicted = [clip.classify(state, head).argmax(1).cpu() for state in states]
+        for rank in ranks:
+            logits = masked_logits(clip, split, head, rank[rows], ks)
+            predicted.append(torch.stack([x.argmax(-1) for x in logits], 1).cpu())
+        batches.append(predicted)
     original, on, off, *masked = (torch.cat(x, -1) for x in zip(*batches, strict=True))
     predictions = dict(zip(rankings, masked, strict=True))
     return Masked(ks, labels.cpu(), original, on, off, predictions)
@@ -201,7 +206,6 @@ class Decomposition:
     autoencoder does not reconstruct if `error`. After the first `n_tokens` it is the token itself.
     """
 
-    z: Tensor
     latents: SparseLatents
     W_dec: Tensor
     base: Tensor
@@ -216,20 +220,7 @@ class Decomposition:
         base = z - decoded
         if not error:
             base[:, :n_tokens] = sae.b_dec
-        return cls(z, latents, sae.W_dec, base, decoded)
-
-
-def _predictions(
-    clip: SplitCLIP, split: Decomposition, head: Tensor, ranks: Sequence[Tensor], ks: Sequence[int]
-) -> list[Tensor]:
-    """Predict the classes of b pictures: `original`, `all_on` and `all_off` (b,) of `Masked`, then
-    (2, len(ks), b) for each of `ranks` (b, d_sae)."""
-    states = split.z, split.base + split.decoded, split.base
-    predicted = [clip.classify(state, head).argmax(1).cpu() for state in states]
-    for rank in ranks:
-        logits = masked_logits(clip, split, head, rank, ks)
-        predicted.append(torch.stack([x.argmax(-1) for x in logits], 1).cpu())
-    return predicted
+        return cls(latents, sae.W_dec, base, decoded)
 
 
 def masked_logits(

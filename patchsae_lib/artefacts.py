@@ -29,8 +29,8 @@ from patchsae_lib import __version__
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "data"
+ROOT: Path = Path(__file__).resolve().parents[1]
+DATA: Path = ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 
 Reader = Callable[[Path], Any]

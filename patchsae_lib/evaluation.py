@@ -19,24 +19,19 @@ BATCH = 8  # images at a time: the latents of more leave the CPU's cache, and ta
 
 @dataclass(frozen=True)
 class Report:
-    """Held-out measures of an SAE. All but the last five are over the tokens that it reads.
+    """Held-out measures of an SAE: five over the tokens that it reads, five of CLIP with every
+    token replaced by its reconstruction (`..._original`: without)."""
 
-    `mse`: the authors' mean (ẑ − z)² / ‖z‖₂; `explained_variance`: centred, 1 is perfect; `l0`:
-    active latents per token; `l1`: mean ‖f‖₁; `dead`: share of latents that no token activates;
-    `contrastive` (nats) and `accuracy` (0..1): CLIP's with every token replaced by its
-    reconstruction, `..._original` without; `recovered`: accuracy above chance that is kept.
-    """
-
-    mse: float
-    explained_variance: float
-    l0: float
-    l1: float
-    dead: float
-    contrastive: float
+    mse: float  # the authors' mean (ẑ − z)² / ‖z‖₂
+    explained_variance: float  # centred, 1 is perfect
+    l0: float  # active latents per token
+    l1: float  # mean ‖f‖₁
+    dead: float  # share of latents that no token activates
+    contrastive: float  # nats
     contrastive_original: float
-    accuracy: float
+    accuracy: float  # 0..1
     accuracy_original: float
-    recovered: float
+    recovered: float  # accuracy above chance that is kept
 
 
 #: headings of the measures in tables
@@ -49,15 +44,13 @@ TITLES = {
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: float, batch: int = 128) -> float:
-    """CLIP's symmetric cross-entropy (nats) of n unit-norm pairs (n, d_embed), in batches.
-
-    All batches have `batch` pairs, since the loss grows with their number; a remainder is unused.
-    """
+    """CLIP's symmetric cross-entropy (nats) of n unit-norm pairs (n, d_embed), in batches of
+    `batch`: the loss grows with the size of a batch, so a remainder is unused."""
     batch = min(batch, len(image))
+    target = torch.arange(batch, device=image.device)
     losses = []
     for start in range(0, len(image) - batch + 1, batch):
         logits = scale * image[start : start + batch] @ text[start : start + batch].T
-        target = torch.arange(batch, device=logits.device)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         losses.append(float(loss) / 2)
     return sum(losses) / len(losses)
@@ -81,8 +74,8 @@ class HeldOut:
     @torch.no_grad()
     def features(self) -> Tensor:
         """Image features (images, d_embed) of the untouched tokens."""
-        parts = (z.to(self.clip.device, torch.float32) for z in self.tokens.split(BATCH))
-        return torch.cat([self.clip.features(z).cpu() for z in parts])
+        batches = self.tokens.split(BATCH)
+        return torch.cat([self.clip.features(z.float()).cpu() for z in batches])
 
     def quality(self, features: Tensor) -> tuple[float, float]:
         """Contrastive loss (nats) and accuracy (0..1) of image features (images, d_embed)."""
@@ -92,10 +85,8 @@ class HeldOut:
 
 @torch.no_grad()
 def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
-    """Measure `sae` on held-out pictures.
-
-    `cls_only`: replace and measure the CLS token alone, for an SAE trained on nothing else.
-    """
+    """Measure `sae` on held-out pictures; with `cls_only`, replace and measure the CLS token
+    alone, for an SAE trained on nothing else."""
     clip, n_tokens = held_out.clip, 1 if cls_only else held_out.clip.n_tokens
     sums, features = dict[str, Any](), []
     for part in held_out.tokens.split(BATCH):
@@ -105,7 +96,7 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
         features.append(clip.features(torch.cat([z_hat, z[:, n_tokens:]], 1)).cpu())
     loss, kept = held_out.quality(torch.cat(features))
     loss_original, original = held_out.quality(held_out.features)
-    chance, n = 1 / len(held_out.head), sums["n"]
+    chance, n = 1 / len(held_out.head), len(held_out.tokens) * n_tokens
     recovered = (kept - chance) / (original - chance) if original != chance else 0.0
     variance = sums["squares"] - float(sums["z"].pow(2).sum()) / n
     dead = float((sums["active"] == 0).float().mean())
@@ -116,10 +107,9 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
 def _token_sums(sae: SAE, z: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """Reconstruct z (b, tokens, d_vit), and sum over its tokens what a `Report` needs."""
     f = sae.encode(z)
-    z_hat, n, exact = sae.decode(f), z.shape[0] * z.shape[1], z.double()
+    z_hat, exact = sae.decode(f), z.double()
     return z_hat, {
-        "n": n,
-        "mse": float(reconstruction_loss(z, z_hat)) * n,
+        "mse": float(reconstruction_loss(z, z_hat)) * z[..., 0].numel(),
         "error": float((z - z_hat).double().pow(2).sum()),
         "l0": float(f.count_nonzero()),
         "l1": float(f.sum()),

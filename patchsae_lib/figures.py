@@ -98,8 +98,8 @@ def learning_curves(
     runs = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
     table = pd.concat(runs, names=["run"]).reset_index("run").rename(columns=MEASURES)
     table = table.melt(["run", "step"], list(MEASURES.values()), "measure")
-    names: Any = {"x": "step", "y": "value", "by": "run", "panel": "measure"}
-    figure = curves(table, title=title, caption=caption, **names)
+    axes: Any = {"x": "step", "y": "value", "by": "run", "panel": "measure"}
+    figure = curves(table, title=title, caption=caption, **axes)
     figure.update_traces(mode="lines").update_xaxes(dtick=None)
     figure.update_yaxes(matches=None, showticklabels=True, title=None)
     figure.update_yaxes(type="log", row=2).update_yaxes(tickformat=".0%", range=[0, 1], row=1)
@@ -108,8 +108,7 @@ def learning_curves(
 
 def _active(table: pd.DataFrame) -> pd.DataFrame:
     """The latents that are ever active, with logarithms of their frequency and mean activation."""
-    rows = table[table["frequency"] > 0]
-    # float32 is exact enough to draw, and half of what a page has to load
+    rows = table[table["frequency"] > 0]  # in float32: half of what a page has to load
     x, y = (np.log10(rows[name]).astype("float32") for name in ("frequency", "mean"))
     return rows.assign(**{FREQUENCY: x, MEAN: y})
 
@@ -220,8 +219,7 @@ def group_panels(
     """Draw latents before and after adaptation (paper Figs. 6, 20): a panel for each value of
     `panel`, a point a row, which says `hover`, a colour for each value of `by`. `order` lists
     these: two of latents that stay, two of latents that change, drawn last and larger. Both axes
-    are logarithmic; what is 0 lies on the edge.
-    """
+    are logarithmic; what is 0 lies on the edge."""
     levels = table[[x, y]].to_numpy()
     edge, top = 0.7 * levels[levels > 0].min(), 1.4 * levels.max()
     lifted = table[[x, y]].clip(lower=edge).astype("float32")  # half of a page's weight
@@ -258,8 +256,8 @@ def heat_map(
     table: pd.DataFrame, *, title: str, caption: str = "", label: str = "",
     span: tuple[float, float] | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw a table of numbers as colours, which go over `span` (figures to be compared should
-    share it) or over the values."""
+    """Draw a table of numbers as colours, over `span` (one for figures to be compared) or over the
+    values."""
     named = table.rename(index=str, columns=str)
     figure = px.imshow(named, color_continuous_scale=SCALE, aspect="auto", range_color=span)
     figure.update_traces(xgap=1, ygap=1, hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>")

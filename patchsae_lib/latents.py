@@ -32,7 +32,7 @@ from patchsae_lib.tokens import Tokens
 
 BATCH = 64  # pictures that pass through CLIP together
 CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
-DEFAULTS = StatisticsConfig()
+DEFAULTS: StatisticsConfig = StatisticsConfig()
 
 
 @dataclass
@@ -356,7 +356,8 @@ def mean_beyond(shares: Tensor, inside: Tensor, groups: Mapping[str, Tensor]) ->
     size = inside.float().mean(1)
     means = {k: shares.where(x, torch.nan).nanmean(1) - size for k, x in groups.items()}
     of_pairs = pd.DataFrame({k: x.double().view(-1, 2).nanmean(1) for k, x in means.items()})
-    return of_pairs.unstack().rename("beyond").rename_axis(["latents", "pair"])
+    beyond = pd.Series(of_pairs.unstack(), name="beyond")
+    return beyond.rename_axis(["latents", "pair"])
 
 
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from patchsae_lib.artefacts import resume, save_checkpoint, weights_hash
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.pictures import TEMPLATE, Pictures, labels_of
+from patchsae_lib.pictures import TEMPLATE, Pictures, few_shot, labels_of
 from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.training import History, pack, unpack
 
@@ -153,37 +153,6 @@ def _words_before_name(clip: SplitCLIP, template: str) -> int:
 
 
 # --- few-shot training --------------------------------------------------------------------------
-
-
-def base_classes(n_classes: int) -> int:
-    """How many of the classes, from the first, are base classes; the others are novel.
-
-    Half of them, and the one in the middle if their number is odd (as in CoOp).
-
-    >>> base_classes(8), base_classes(35)
-    (4, 18)
-    """
-    if n_classes < 2:
-        raise ValueError(f"base and novel classes need two classes or more, not {n_classes}")
-    return (n_classes + 1) // 2
-
-
-def few_shot(labels: Tensor, n_classes: int, shots: int, seed: int) -> Tensor:
-    """Choose `shots` pictures of each of the first `n_classes` at random.
-
-    Indices (at most n_classes × shots,) into labels (n,), class by class; all pictures of a class
-    with fewer. Raises `ValueError` for one class, and for a class without pictures.
-    """
-    if n_classes < 2:
-        raise ValueError(f"learning to tell classes apart takes two or more, not {n_classes}")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for c in range(n_classes):
-        of_class = (labels == c).nonzero()[:, 0]
-        if not len(of_class):
-            raise ValueError(f"class {c} has no pictures to learn from")
-        chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:shots]])
-    return torch.cat(chosen)
 
 
 class PromptLearner(nn.Module):

@@ -1,8 +1,7 @@
 """What adaptation changes in the latents, and where its gain comes from (paper section 4.2).
 
 Class-level activations of CLIP and of an adapted model are compared on one autoencoder. Then, not
-in the paper, each part of the change is put in and taken out separately, and the gain is shared
-among the parts.
+in the paper, each part of the change is put in separately, and the gain is shared among them.
 """
 
 from __future__ import annotations
@@ -52,17 +51,13 @@ def ranks(levels: Tensor) -> Tensor:
 
 
 def groups(
-    before: Tensor,
-    after: Tensor,
-    by: str = "class rank",
-    config: StatisticsConfig = DEFAULTS,
+    before: Tensor, after: Tensor, by: str = "class rank", config: StatisticsConfig = DEFAULTS
 ) -> Tensor:
     """Assign each latent to one of `GROUPS`, for each class: (classes, d_sae) int64.
 
     "High" is in the top 50 of both models; "high to low" in the top 50 before and not in the top
     100 after; "low to high" the reverse. `before` and `after` (classes, d_sae) are a
     `LatentTable`'s `class_per_image`; a latent that a class does not activate is never high.
-
     The paper does not say what the two bounds are bounds of. There are four readings, `by`:
 
     - `class rank`: a latent's place among those of the class, in each model's own order.
@@ -71,9 +66,8 @@ def groups(
     - `dataset value`: the mean over classes of the 50th and 100th activation in CLIP.
     """
     if before.shape != after.shape:
-        raise ValueError(
-            f"activations of different classes or latents: {before.shape}, {after.shape}"
-        )
+        shapes = f"{tuple(before.shape)}, {tuple(after.shape)}"
+        raise ValueError(f"activations of different classes or latents: {shapes}")
     if by not in READINGS:
         raise ValueError(f"groups by {by!r}: give one of {', '.join(READINGS)}")
     high, low = _high_and_low(before, before, by, config)
@@ -99,10 +93,8 @@ def _high_and_low(
 
 
 def group_sizes(group: Tensor) -> dict[str, float]:
-    """Average number of latents of a class in each of `GROUPS` but the first (paper Table 1).
-
-    `group` (classes, d_sae) is what `groups` returns.
-    """
+    """Average number of latents of a class in each of `GROUPS` but the first (paper Table 1), for
+    what `groups` returns: (classes, d_sae)."""
     return {name: (group == i).sum(1).double().mean().item() for i, name in enumerate(GROUPS) if i}
 
 
@@ -111,9 +103,9 @@ def latents_by_class(
 ) -> pd.DataFrame:
     """Tabulate the latents that a class activates in either model, a row per class and latent.
 
-    Columns: `label` and name of the `class`; `latent`; its class-level activation in `CLIP` and in
-    `MaPLe`, from `before` and `after` (classes, d_sae), and by the larger of them its `rank` in
-    the class, from 0; `group`, as `groups` assigns them.
+    Columns: `label` and name of the `class`; `latent`; its class-level activation, `before` and
+    `after` (classes, d_sae), in `CLIP` and in `MaPLe`; its `rank` in the class, from 0, by the
+    larger of these; its `group`, from `groups`.
     """
     highest = torch.maximum(before, after)
     label, latent = (highest > 0).nonzero().unbind(1)
@@ -126,11 +118,8 @@ def latents_by_class(
 
 
 def overlap(first: Tensor, second: Tensor, k: int = DEFAULTS.top) -> Tensor:
-    """Share of a class's k strongest latents that are the same in two models: (classes,).
-
-    Of class-level activations (classes, d_sae). The k are fewer where fewer are active, and the
-    share is NaN where none is.
-    """
+    """Share of a class's k strongest latents that are the same in two models: (classes,), from
+    class-level activations (classes, d_sae). Inactive latents do not count; NaN if all are."""
     top_first, top_second = ((ranks(x) < k) & (x > 0) for x in (first, second))
     size = torch.maximum(top_first.sum(1), top_second.sum(1))
     return (top_first & top_second).sum(1) / size.where(size > 0, torch.nan)
@@ -143,22 +132,20 @@ def chance_overlap(first: Tensor, second: Tensor, k: int = DEFAULTS.top) -> Tens
     return torch.minimum(*sizes) / ((first > 0) | (second > 0)).any(0).sum()
 
 
-def overlaps(
-    before: Sequence[Tensor], after: Sequence[Tensor], k: int = DEFAULTS.top
-) -> pd.DataFrame:
+def overlaps(before: Sequence[Tensor], after: Sequence[Tensor]) -> pd.DataFrame:
     """Tabulate the `overlap` of CLIP and MaPLe beside its ceiling and chance, a row per class.
 
     `before` and `after` hold class-level activations (classes, d_sae) on two halves of the
     pictures. The ceiling is the overlap of the halves within CLIP: only the pictures differ.
     """
     (first, second), (adapted_first, adapted_second) = before, after
-    same = overlap(first, adapted_first, k) + overlap(second, adapted_second, k)
-    crossed = overlap(first, adapted_second, k) + overlap(second, adapted_first, k)
+    same = overlap(first, adapted_first) + overlap(second, adapted_second)
+    crossed = overlap(first, adapted_second) + overlap(second, adapted_first)
     columns = {
         "CLIP and MaPLe, same pictures": same / 2,
-        "CLIP and CLIP, other pictures": overlap(first, second, k),
+        "CLIP and CLIP, other pictures": overlap(first, second),
         "CLIP and MaPLe, other pictures": crossed / 2,
-        "chance": chance_overlap(first, second, k),
+        "chance": chance_overlap(first, second),
     }
     return pd.DataFrame({name: shares.numpy() for name, shares in columns.items()})
 
@@ -175,10 +162,10 @@ FACTORS = ("class names", "strengths", "new latents", "error", "prompt tokens")
 class Gain:
     """Whether n pictures are classified correctly with each part of the change put in or not.
 
-    `correct` (2, 2, 2, 2, 2, n) bool: whether the class is right without (0) and with (1) each of
-    `FACTORS`; all without is CLIP, all with the adapted model. `only_new` (n,): with the whole
-    change but no latent that was active before. `left_out` and `active` (n,): new latents, and all
-    latents, per token after adaptation; `mass` (n,): the share of the activation in new ones.
+    `correct` (2, 2, 2, 2, 2, n) bool: without (0) and with (1) each of `FACTORS`; all without is
+    CLIP, all with the adapted model. `only_new` (n,): with the whole change but no latent that was
+    active before. `left_out` and `active` (n,): new latents, and all latents, per token after
+    adaptation; `mass` (n,): the share of the activation in new ones.
     """
 
     correct: Tensor
@@ -213,31 +200,23 @@ def shapley(values: Tensor) -> Tensor:
     orders of joining. `values` (2, …, 2, n) are those of coalitions, 1 for players who joined."""
     k, n = values.ndim - 1, values.shape[-1]
     sizes = [sum(joined) for joined in product((0, 1), repeat=k - 1)]  # of coalitions without one
-    orders = [math.factorial(s) * math.factorial(k - 1 - s) / math.factorial(k) for s in sizes]
-    weight = torch.tensor(orders, dtype=values.dtype)[:, None]
+    weight = values.new_tensor([[1 / (k * math.comb(k - 1, size))] for size in sizes])
     marginals = [(values.select(i, 1) - values.select(i, 0)).reshape(-1, n) for i in range(k)]
     return torch.stack([(weight * marginal).sum(0) for marginal in marginals])
 
 
 @torch.no_grad()
 def decompose(
-    adapted: AdaptedCLIP,
-    sae: SAE,
-    before: Tensor | Tokens,
-    after: Tensor | Tokens,
-    labels: Tensor,
-    heads: tuple[Tensor, Tensor],
-    per: str = "token",
-    batch: int = BATCH,
-) -> Gain:
+    adapted: AdaptedCLIP, sae: SAE, before: Tensor | Tokens, after: Tensor | Tokens,
+    labels: Tensor, heads: tuple[Tensor, Tensor], per: str = "token",
+) -> Gain:  # fmt: skip
     """Classify pictures with each part of what adaptation changes put in separately.
 
     `before` (n, 1 + n_patches, d_vit) and `after` (n, 1 + n_patches + n_prompts, d_vit) are tokens
     of the same pictures in CLIP and in `adapted`; `labels` (n,); `heads` the text features
-    (c, d_embed) of either. A latent is old if it was active before: `per` "token", in the same
-    token; "picture", anywhere in the picture.
-
-    With f of before, f′ of after, S the old latents and e what is not reconstructed, a token is
+    (c, d_embed) of either. A latent is old if it was active before, in the same token or, `per`
+    "picture", anywhere in the picture. With f and error e before, f′ and e′ after, and S the old
+    latents, a token is
 
         b_dec + W_dec · (f or f′ on S) + W_dec · (0 or f′ off S) + (e or e′)
 
@@ -252,7 +231,7 @@ def decompose(
             f"CLIP and of this adapted model, which has {n} and {adapted.n_prompts} for prompts"
         )
     batches = []
-    for z0, z1, y in zip(*(x.split(batch) for x in (before, after, labels)), strict=True):
+    for z0, z1, y in zip(*(x.split(BATCH) for x in (before, after, labels)), strict=True):
         z0, z1 = (z.to(sae.W_dec.device, torch.float32) for z in (z0, z1))
         states, counts = _states(sae, z0, z1[:, :n], per)
         batches.append([*_correct(adapted, states, z1[:, n:], y, heads), *counts])
@@ -290,11 +269,7 @@ def _count_and_sum(latents: SparseLatents) -> Tensor:
 
 
 def _correct(
-    adapted: AdaptedCLIP,
-    states: Tensor,
-    prompts: Tensor,
-    labels: Tensor,
-    heads: tuple[Tensor, Tensor],
+    adapted: AdaptedCLIP, states: Tensor, prompts: Tensor, labels: Tensor, heads: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`correct` and `only_new` of a `Gain`, from `_states` and tokens of prompts (b, …)."""
     b, labels = len(labels), labels.to(states.device)
@@ -302,10 +277,9 @@ def _correct(
         adapted.unadapted().features(states[: 8 * b]),
         adapted.features(torch.cat([states, prompts.repeat(9, 1, 1)], 1)),
     )
-    right = [
-        [(x @ head.to(x.device).T).argmax(1).view(-1, b) == labels for x in features]
-        for head in heads
-    ]  # (8 or 9 states, b) for each head and each second half
+    heads = [head.to(labels.device) for head in heads]
+    right = [[(x @ head.T).argmax(1).view(-1, b) == labels for x in features] for head in heads]
+    # of each head and each second half, (8 or 9 states, b)
     correct = torch.stack([torch.stack([x[:8] for x in row], 1) for row in right])
     return correct.view(2, 2, 2, 2, 2, b), right[1][1][8]
 

@@ -255,17 +255,17 @@ def l0(f: Tensor) -> float:
     return f.count_nonzero().item() * f.shape[-1] / f.numel()
 
 
-def require_finite(x: Tensor, what: str) -> None:
+def require_finite(x: Tensor, name: str) -> None:
     """Raise `ValueError` if x holds NaN or infinity, saying how many and where the first is."""
     if torch.isfinite(x.sum()):  # one quick pass
         return
     if len(bad := (~torch.isfinite(x)).nonzero()):  # else only the sum overflowed
         first = tuple(bad[0].tolist())
         is_bad = f"{len(bad)} values are NaN or infinite, the first at {first}"
-        raise ValueError(f"{what} {tuple(x.shape)}: {is_bad}")
+        raise ValueError(f"{name} {tuple(x.shape)}: {is_bad}")
 
 
-def require_tokens(z: Tensor, what: str) -> None:
+def require_tokens(z: Tensor, name: str) -> None:
     """Raise `ValueError` if a token of z (…, d_vit) is not finite, or 0 (eq. 2 divides by ‖z‖)."""
     parts = z.reshape(-1, z.shape[-1]).split(65_536)  # all tokens in float32 may not fit
     norms = torch.cat([part.float().norm(dim=1) for part in parts])
@@ -273,7 +273,7 @@ def require_tokens(z: Tensor, what: str) -> None:
     if bad.any():
         where = " token ".join(map(str, bad.view(z.shape[:-1]).nonzero()[0].tolist()))
         raise ValueError(
-            f"{what}: {int(bad.sum())} of {len(norms)} tokens hold NaN or infinity or are all 0, "
+            f"{name}: {int(bad.sum())} of {len(norms)} tokens hold NaN or infinity or are all 0, "
             f"the first at {'image' if z.ndim == 3 else 'token'} {where}. Collect them again from "
             "sound pictures and weights (above 65504 float16 overflows where bfloat16 does not)"
         )

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import BATCH, HeldOut
-from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt, base_classes, few_shot
+from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
 from patchsae_lib.pictures import (
     Pictures,
     ReadOnce,
     Subset,
+    base_classes,
     captions_of,
+    few_shot,
     labels_of,
     template_of,
 )

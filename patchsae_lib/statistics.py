@@ -45,9 +45,7 @@ def resampled_means(x: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 def bootstrap_mean(values: npt.ArrayLike, *, over: Unit, n: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of values (units,) and its percentile bootstrap interval from n resamples.
-
-    NaN counts as a missing value. Without any value, all three numbers are NaN.
-    """
+    NaN counts as a missing value; without any value, all three numbers are NaN."""
     _checked(over)
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
@@ -77,11 +75,8 @@ def interval_table(
     over: Unit,
     interval: Callable[..., Interval] = bootstrap_mean,
 ) -> pd.DataFrame:
-    """Return the `interval` of the column `value` for each group of rows with equal `by`.
-
-    One row per group, in order of first appearance: the columns `by`, the mean under the name
-    `value`, and the ends of its interval, `low` and `high`.
-    """
+    """Return the `interval` of the column `value` for each group of rows with equal `by`: a row
+    each, in order of first appearance, of `by`, `value` (the mean), `low` and `high`."""
     keys = [by] if isinstance(by, str) else list(by)
     groups = table.groupby(keys, sort=False, observed=True)[value]
     rows = [(*key, *interval(group, over=over)) for key, group in groups]
@@ -91,10 +86,8 @@ def interval_table(
 def rank_correlation(
     x: npt.ArrayLike, y: npt.ArrayLike, *, over: Unit, n: int = 200, seed: int = 0
 ) -> Interval:
-    """Return Spearman's correlation of x and y (units,) and its percentile bootstrap interval.
-
-    Resamples in which x or y is constant have no correlation and are left out.
-    """
+    """Return Spearman's correlation of x and y (units,) and its percentile bootstrap interval,
+    without the resamples in which x or y is constant, which have no correlation."""
     _checked(over)
     a, b = np.asarray(x), np.asarray(y)
     picks = np.random.default_rng(seed).integers(len(a), size=(n, len(a)))
@@ -105,9 +98,7 @@ def rank_correlation(
 
 
 def discoveries(z_scores: Tensor, rate: float = 0.05) -> Tensor:
-    """Return which z-scores (d,) are significant, one-sided, at a false discovery `rate`: bool.
-
-    The procedure is Benjamini and Hochberg's (1995). NaN counts as p = 1.
-    """
+    """Return which z-scores (d,) are significant, one-sided, at a false discovery `rate`: bool, by
+    the procedure of Benjamini and Hochberg (1995). NaN counts as p = 1."""
     p = stats.norm.sf(z_scores.nan_to_num(-torch.inf).numpy())
     return torch.from_numpy(stats.false_discovery_control(p) <= rate)

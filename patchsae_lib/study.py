@@ -31,12 +31,14 @@ from patchsae_lib.distributed import best_device
 from patchsae_lib.interop import load_clip, load_prompts, load_sae, save_prompts, save_sae
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
-from patchsae_lib.maple import Prompts, base_classes, few_shot, run_of, train_prompts
+from patchsae_lib.maple import Prompts, run_of, train_prompts
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import (
     TEMPLATE,
     Pictures,
     Subset,
+    base_classes,
+    few_shot,
     labels_of,
     open_pictures,
     template_of,

@@ -21,13 +21,13 @@ from patchsae_lib.statistics import interval_table
 from patchsae_lib.world.truth import CONCEPTS, KINDS, Concept
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of patches on which a unit fires
+MINIMUM = Profile.min_patches  # positives of a concept that is scored, in either half
 CHUNK = 1024  # rows at a time
+RIDGE = 1e-2  # of a linear probe, relative to the mean variance of a dimension
 
 #: tokens (…, d_vit) → values (…, n) of n units, each of which may stand for a concept
 Units = Callable[[Tensor], Tensor]
-
-
-# --- scores ------------------------------------------------------------------------------------
+Scored = tuple[Tensor, Tensor]  # scores (n, c) of n patches for c concepts, truth (n, c) bool
 
 
 def thresholds(units: Tensor) -> Tensor:
@@ -62,10 +62,8 @@ def best_threshold(score: Tensor, truth: Tensor) -> float:
 
 
 def rank_scores(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Average precision and AUROC, (c,) each in 0..1, of scores (n, c) for truth (n, c) bool.
-
-    NaN where a column has no positives (AUROC: or no negatives).
-    """
+    """Average precision and AUROC, (c,) each in 0..1, of scores (n, c) for truth (n, c) bool; NaN
+    where a column has no positives (AUROC: or no negatives)."""
     columns = list(zip(truth.T.numpy(), scores.double().T.numpy(), strict=True))
     precision = [average_precision_score(t, x) if t.any() else np.nan for t, x in columns]
     auroc = [roc_auc_score(t, x) if t.any() and not t.all() else np.nan for t, x in columns]
@@ -73,17 +71,13 @@ def rank_scores(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def concept_scores(
-    choose: tuple[Tensor, Tensor],
-    score: tuple[Tensor, Tensor],
-    concepts: Sequence[Concept] = CONCEPTS,
-    minimum: int = Profile.min_patches,
+    choose: Scored, score: Scored, concepts: Sequence[Concept] = CONCEPTS, minimum: int = MINIMUM
 ) -> pd.DataFrame:
     """Score how well one number per concept finds it in patches.
 
-    `choose` and `score` are (scores (n, c), truth (n, c) bool) of different pictures: thresholds
-    come from the first, measures from the second. One row per concept with at least `minimum`
-    positives in both: `kind`, `concept`, `n` (positives), and 0..1 `iou`, `f1` (at the threshold
-    with the best IoU), `ap` (average precision) and `auroc`.
+    Thresholds come from `choose`, measures from `score`, which is of other pictures. One row per
+    concept with at least `minimum` positives in both: `kind`, `concept`, `n` (positives), and 0..1
+    `iou`, `f1` (at the threshold with the best IoU), `ap` (average precision) and `auroc`.
     """
     (scores_a, truth_a), (scores, truth) = choose, score
     precision, auroc = rank_scores(scores, truth)
@@ -115,22 +109,18 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
 # --- units, and what limits them ---------------------------------------------------------------
 
 
-def baselines(z: Tensor, n: int, seed: int = 0) -> dict[str, Units]:
-    """Fit the units that latents are compared with, to tokens z (…, d_vit).
-
-    Raw neurons, principal and independent components (of these at most 256), each with both signs,
-    and `n` random directions from the mean token.
-    """
+def baselines(z: Tensor, n: int) -> dict[str, Units]:
+    """Fit the units that latents are compared with, to tokens z (…, d_vit): raw neurons, principal
+    and independent components (of these at most 256), each with both signs, and `n` random
+    directions from the mean token."""
     flat = z.reshape(-1, z.shape[-1])
     mean = flat.mean(0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     directions = torch.randn(z.shape[-1], n, generator=generator)
     sample = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
     principal = torch.from_numpy(PCA().fit(sample).components_.T)
     # on the world's tokens it converges within 121 rounds
-    ica = FastICA(
-        min(256, *sample.shape), whiten="unit-variance", random_state=seed, max_iter=125, tol=0.01
-    )
+    ica = FastICA(min(256, *sample.shape), random_state=0, max_iter=125, tol=0.01)
     independent = torch.from_numpy(ica.fit(sample).components_.T.astype(np.float32))
     return {
         "raw neurons (±)": _signed,
@@ -150,13 +140,9 @@ def latents_of(sae: SAE) -> Units:
 
 
 def compare_units(
-    sets: Mapping[str, Units | Tensor],
-    z: Tensor,
-    truth: Tensor,
-    concepts: Sequence[Concept] = CONCEPTS,
-    minimum: int = Profile.min_patches,
+    sets: Mapping[str, Units | Tensor], z: Tensor, truth: Tensor, minimum: int = MINIMUM
 ) -> pd.DataFrame:
-    """Score the best unit for each concept, in each set of units, by `concept_scores`.
+    """Score the best unit for each of `CONCEPTS`, in each set of units, by `concept_scores`.
 
     z (images, patches, d_vit) and truth (images, patches, c). A set is a function of tokens, or
     values (images, patches, n). Units are chosen on the first half of the pictures and scored on
@@ -164,7 +150,7 @@ def compare_units(
     """
     truth_a, truth_b = halves(truth)
     kept = enough(truth_a, truth_b, minimum)
-    truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [concepts[i] for i in kept]
+    truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [CONCEPTS[i] for i in kept]
     tables = []
     for name, units in sets.items():
         # one half at a time: values of all units are large
@@ -178,48 +164,36 @@ def compare_units(
 
 
 def mean_scores(scores: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
-    """Average a score over the concepts of each kind, and for each `by`, with its interval.
-
-    The column `concepts` says of how many: "12 classes".
-    """
+    """Average a score over the concepts of each kind, and for each `by`, with its interval. The
+    column `concepts` says of how many: "12 classes"."""
     n_concepts = scores.groupby(["kind", by])["concept"].transform("size").astype(str)
     named = scores.assign(concepts=n_concepts + " " + scores["kind"].map(KINDS))
     return interval_table(named, ["concepts", by], value, over="concepts")
 
 
-def bounds(
-    z: Tensor,
-    truth: Tensor,
-    concepts: Sequence[Concept] = CONCEPTS,
-    minimum: int = Profile.min_patches,
-) -> pd.DataFrame:
-    """Score what bounds units from below and above, like `compare_units` and on its halves.
-
-    Below, a position prior: how often each patch shows the concept. Above, a supervised linear
-    probe: the best that a direction could do.
-    """
+def bounds(z: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
+    """Score what bounds units, like `compare_units` and on its halves: from below a position prior
+    (how often each patch shows the concept), from above a supervised linear probe (the best that a
+    direction could do)."""
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
     middle = len(truth) // 2
     prior = truth[:middle].float().mean(0)  # (patches, c)
     priors = prior.repeat(middle, 1), prior.repeat(len(truth) - middle, 1)
     scores = {"position alone": priors, "linear probe (supervised)": probe(z_a, truth_a, z_a, z_b)}
     tables = [
-        concept_scores((a, truth_a), (b, truth_b), concepts, minimum).assign(units=name, unit=-1)
+        concept_scores((a, truth_a), (b, truth_b), CONCEPTS, minimum).assign(units=name, unit=-1)
         for name, (a, b) in scores.items()
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def probe(z: Tensor, truth: Tensor, *tested: Tensor, ridge: float = 1e-2) -> tuple[Tensor, ...]:
-    """Scores (m, c) of a linear probe for each concept, on each of the `tested` tokens (m, d).
-
-    A ridge regression from tokens z (n, d) to truth (n, c) bool; `ridge` is relative to the mean
-    variance of a dimension.
-    """
+def probe(z: Tensor, truth: Tensor, *tested: Tensor) -> tuple[Tensor, ...]:
+    """Scores (m, c) of a linear probe for each concept, on each of the `tested` tokens (m, d): a
+    ridge regression from tokens z (n, d) to truth (n, c) bool."""
     mean = z.mean(0)
     centred, target = (z - mean).double(), truth.double()
     gram = centred.T @ centred
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
     return tuple((x - mean).double() @ weights for x in tested)
 
@@ -227,13 +201,8 @@ def probe(z: Tensor, truth: Tensor, *tested: Tensor, ridge: float = 1e-2) -> tup
 # --- the concept of a unit ---------------------------------------------------------------------
 
 
-def best_concepts(
-    units: Tensor,
-    truth: Tensor,
-    concepts: Sequence[Concept] = CONCEPTS,
-    minimum: int = Profile.min_patches,
-) -> pd.DataFrame:
-    """Find the concept that each unit stands for, if for any: one row per unit.
+def best_concepts(units: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
+    """Find the one of `CONCEPTS` that each unit stands for, if for any: one row per unit.
 
     Units (images, patches, d) and truth (images, patches, c). The concept and the threshold with
     the highest IoU are chosen on the first half of the pictures; `kind`, `concept`, `iou` (0..1)
@@ -251,7 +220,7 @@ def best_concepts(
     iou = (fires & shown).sum(0) / (fires | shown).sum(0).clamp_min(1)
     shape = len(units) - len(units) // 2, units.shape[1]
     z = beyond_chance(fires.unflatten(0, shape), shown.unflatten(0, shape))
-    kinds, names = zip(*(concepts[kept[i]] for i in concept.tolist()), strict=True)
+    kinds, names = zip(*(CONCEPTS[kept[i]] for i in concept.tolist()), strict=True)
     return pd.DataFrame({"kind": kinds, "concept": names, "iou": iou, "z": z})
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchsae_lib import ablation
 from patchsae_lib.ablation import (
     NEIGHBOURS,
     Decomposition,
@@ -13,14 +14,14 @@ from patchsae_lib.ablation import (
     by_score,
     class_level,
     class_specific,
-    dataset_level,
     drop,
     keep,
     latent_effects,
     mask_latents,
     masked_logits,
     matched,
-    wrong_class,
+    rankings,
+    removal_effects,
 )
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
@@ -97,10 +98,11 @@ def test_every_mask_is_that_of_the_plain_way(clip, setting, error: bool) -> None
                 assert (logits - wanted).abs().max() < 1e-4, (k, mask)
 
 
-def test_all_none_and_what_is_left_over_meet(clip, setting) -> None:
+def test_all_none_and_what_is_left_over_meet(clip, setting, monkeypatch) -> None:
     z, labels, head, sae = setting
-    rankings = {"random": at_random(D), "by class": by_score(torch.rand(N_CLASSES, D))}
-    result = mask_latents(clip, sae, z, labels, head, rankings, (D, 0, 7, 7), batch=4)
+    monkeypatch.setattr(ablation, "BATCH", 4)
+    orders = {"random": at_random(D), "by class": by_score(torch.rand(N_CLASSES, D))}
+    result = mask_latents(clip, sae, z, labels, head, orders, (D, 0, 7, 7))
     assert result.ks == (0, 7, D)
     for predicted in result.predictions.values():
         assert predicted.shape == (2, 3, 6)
@@ -110,9 +112,10 @@ def test_all_none_and_what_is_left_over_meet(clip, setting) -> None:
         assert torch.equal(predicted[1, 2], result.all_off)
     assert len(result.all_off.unique()) == 1  # one answer for all pictures: chance
     assert torch.equal(result.original, clip.classify(z, head).argmax(1))
-    exact = mask_latents(clip, sae, z, labels, head, rankings, (D,), error=True)
+    exact = mask_latents(clip, sae, z, labels, head, orders, (D,), error=True)
     assert torch.equal(exact.all_on, exact.original)
-    one = mask_latents(clip, sae, z, labels, head, rankings, (7,), batch=1)
+    monkeypatch.setattr(ablation, "BATCH", 1)
+    one = mask_latents(clip, sae, z, labels, head, orders, (7,))
     assert torch.equal(one.predictions["by class"][:, 0], result.predictions["by class"][:, 1])
 
 
@@ -126,11 +129,14 @@ def test_a_mask_may_be_that_of_another_class_than_the_true_one(clip, setting) ->
     assert torch.equal(guessed.predictions["r"], rolled.predictions["r"])
 
 
-def test_pictures_are_masked_batch_by_batch_from_tokens_as_they_are_stored(clip, setting) -> None:
+def test_pictures_are_masked_batch_by_batch_from_tokens_as_they_are_stored(
+    clip, setting, monkeypatch
+) -> None:
     z, labels, head, sae = setting
+    monkeypatch.setattr(ablation, "BATCH", 4)
     stored, orders = z.bfloat16(), {"r": at_random(D)}
-    held = mask_latents(clip, sae, Tokens.hold(stored), labels, head, orders, (9,), batch=4)
-    expected = mask_latents(clip, sae, stored.float(), labels, head, orders, (9,), batch=4)
+    held = mask_latents(clip, sae, Tokens.hold(stored), labels, head, orders, (9,))
+    expected = mask_latents(clip, sae, stored.float(), labels, head, orders, (9,))
     assert torch.equal(held.predictions["r"], expected.predictions["r"])
     assert torch.equal(held.original, expected.original)
 
@@ -180,6 +186,17 @@ def test_effects_are_derivatives(clip, setting) -> None:
     assert of_latents[:, (f > 0).sum((0, 1)) == 0].abs().sum() == 0
 
 
+def test_removal_takes_what_is_lost_without_a_latent(clip, setting) -> None:
+    z, labels, head, sae = setting
+    f = sae.encode(z)
+    latents = f.sum(1).topk(2).indices[:, 1]
+    removed = removal_effects(clip, sae, z, labels, head, latents)
+    for i, (label, latent) in enumerate(zip(labels, latents, strict=True)):
+        states = sae.decode(torch.cat([f[i : i + 1], drop(f[i : i + 1], latent[None])]))
+        change = clip.classify(states, head).diff(dim=0).neg()[0]
+        assert removed[i] == pytest.approx(float(change[label] - change.mean()), abs=1e-4)
+
+
 # --- rankings
 
 
@@ -194,10 +211,10 @@ def counted() -> LatentTable:
 def test_rankings_by_hand() -> None:
     table = counted()
     assert class_level(table).tolist() == [[0, 3, 1, 2], [0, 1, 2, 3]]
-    assert dataset_level(table).tolist() == [[0, 1, 3, 2]]
+    assert rankings(table)["dataset-level"].tolist() == [[0, 1, 3, 2]]
     # a cat: 8, 2, 0, 8 a picture; a dog: 3, 3, 1/3, 0; on average 4¼, 2¾, ¼, 2
     assert class_specific(table).tolist() == [[3, 0, 2, 1], [1, 2, 0, 3]]
-    assert wrong_class(class_level(table)).tolist() == [[0, 1, 2, 3], [0, 3, 1, 2]]
+    assert rankings(table)["wrong class"].tolist() == [[0, 1, 2, 3], [0, 3, 1, 2]]
     table.class_images[1] = 0  # then dogs have the dataset's order
     assert class_level(table).tolist() == [[0, 3, 1, 2], [0, 1, 3, 2]]
     assert class_specific(table)[1].tolist() == [0, 1, 3, 2]
@@ -222,8 +239,10 @@ def test_equal_scores_are_in_the_order_of_latents() -> None:
 
 
 def test_the_wrong_class_is_half_the_list_away() -> None:
-    ranking = torch.arange(6)[:, None].expand(-1, 3)
-    assert wrong_class(ranking)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
+    table = LatentTable.empty(6, tuple("abcdef"))
+    table.class_above = 5 * torch.eye(6, dtype=torch.int32)  # each class has a latent of its own
+    table.class_images = torch.ones(6, dtype=torch.long)
+    assert rankings(table)["wrong class"][:, 0].tolist() == [3, 4, 5, 0, 1, 2]
 
 
 def test_random_orders_are_those_of_their_seed() -> None:

@@ -19,10 +19,12 @@ from patchsae_lib.latents import (
     LatentTable,
     clusters,
     image_levels,
+    mean_beyond,
     monosemanticity,
     scan,
     scan_halves,
     scan_tokens,
+    strongest_in_pairs,
 )
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
@@ -313,3 +315,21 @@ def test_image_levels_are_means_over_tokens() -> None:
     sae = SAE(4, 6)
     z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(image_levels(sae, z), sae.encode(z).mean(1), atol=1e-6)
+
+
+def test_the_strongest_latents_of_a_pair_are_shared_or_exclusive() -> None:
+    levels = torch.tensor([[5.0, 4, 1, 0], [0, 5, 1, 4], [1, 2, 0, 0], [1, 2, 0, 0]])
+    strongest, groups = strongest_in_pairs(levels, 2)
+    assert strongest.tolist() == [[0, 1], [1, 3], [1, 0], [1, 0]]
+    shared = [[False, True], [True, False], [True, True], [True, True]]
+    assert groups["shared"].tolist() == shared
+    assert torch.equal(groups["exclusive"], ~groups["shared"])
+
+
+def test_activity_beyond_a_region_is_relative_to_its_size() -> None:
+    shares = torch.tensor([[0.75, 0.25], [0.5, 1.0], [0.5, 0.5], [0.5, 0.5]])
+    inside = torch.tensor([[True, False, False, False], [True, True, False, False]] * 2)
+    first = torch.tensor([[True, False], [True, True], [False, False], [True, False]])
+    beyond = mean_beyond(shares, inside, {"first": first, "none": first & ~first})
+    assert beyond["first"].tolist() == [(0.5 + 0.25) / 2, 0.0]  # of a pair's second image only
+    assert beyond["none"].isna().all()

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from patchsae_lib.localization import latent_masks, overlay, reference_masks
+from patchsae_lib import localization
+from patchsae_lib.explorer.drawings import overlay
+from patchsae_lib.localization import latent_masks, reference_masks
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
@@ -20,24 +22,26 @@ def test_a_mask_is_the_activation_of_each_patch_in_its_place() -> None:
     assert masks.shape == (2, 2, 2, 3)
     assert torch.equal(masks[1, 0].flatten(), z[1, 1:, 2])  # CLS has no place
     assert torch.equal(masks[0, 1, 1], z[0, 4:, 0])
-    square = latent_masks(identity(3), z[:, :6], [0])  # 4 patches and one more token, a prompt
+    square = latent_masks(identity(3), z[:, :6], [0], (2, 2))  # 4 patches and a prompt's token
     assert square.shape == (2, 1, 2, 2)
     with pytest.raises(ValueError, match="6 patches do not fill a grid of 3 × 3"):
         latent_masks(identity(3), z, [0], grid=(3, 3))
 
 
-def test_the_masks_of_all_latents_in_pictures_of_their_own() -> None:
+def test_the_masks_of_all_latents_in_pictures_of_their_own(monkeypatch) -> None:
     g = torch.Generator().manual_seed(0)
     tokens = Tokens.hold(torch.randn(5, 7, 3, generator=g), torch.tensor([8, 2, 4, 6, 0]))
     images = torch.tensor([[4, 8], [4, -1], [-1, -1]])  # of 3 latents
-    masks = reference_masks(identity(3), tokens, images, (2, 3), batch=1)
+    at_once = reference_masks(identity(3), tokens, images, (2, 3))
+    monkeypatch.setattr(localization, "BATCH", 1)
+    masks = reference_masks(identity(3), tokens, images, (2, 3))
     assert masks.shape == (3, 2, 2, 3)
     wanted = latent_masks(identity(3), tokens[[2, 0]], [0], (2, 3))[:, 0]
     assert torch.allclose(masks[0].float(), wanted, atol=1e-3)
     assert torch.equal(masks[1, 0], masks[1, 0].relu())
     assert not masks[1, 1].any()
     assert not masks[2].any()
-    assert torch.equal(masks, reference_masks(identity(3), tokens, images, (2, 3), batch=4))
+    assert torch.equal(masks, at_once)
 
 
 def test_one_scale_for_all_pictures() -> None:

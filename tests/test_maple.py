@@ -20,12 +20,11 @@ from patchsae_lib.maple import (
     PromptLearner,
     Prompts,
     adapt,
-    base_classes,
-    few_shot,
     learning_rate,
     run_of,
     train_prompts,
 )
+from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.sae import SAE, explained_variance
 from patchsae_lib.world import TASKS, World

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchsae_lib import remapping
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.maple import Prompts, adapt
@@ -334,12 +335,13 @@ def test_new_latents_are_counted(changed, per: str) -> None:
 
 
 @torch.no_grad()
-def test_the_gain_is_that_of_batches_of_tokens_as_they_are_stored(changed) -> None:
+def test_the_gain_is_that_of_batches_of_tokens_as_they_are_stored(changed, monkeypatch) -> None:
     _, adapted, sae, before, after, labels, heads = changed
     before, after = before.bfloat16(), after.bfloat16()
     held = Tokens.hold(before), Tokens.hold(after)
-    batched = decompose(adapted, sae, *held, labels, heads, batch=3)
-    at_once = decompose(adapted, sae, before.float(), after.float(), labels, heads, batch=N)
+    at_once = decompose(adapted, sae, before.float(), after.float(), labels, heads)
+    monkeypatch.setattr(remapping, "BATCH", 3)
+    batched = decompose(adapted, sae, *held, labels, heads)
     assert torch.equal(batched.correct, at_once.correct)
     assert torch.equal(batched.only_new, at_once.only_new)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from patchsae_lib import artefacts
 from patchsae_lib import study as study_module
 from patchsae_lib import tokens as tokens_module
+from patchsae_lib.ablation import mask_latents
 from patchsae_lib.artefacts import DATA, ArtefactError, weights_hash
 from patchsae_lib.clip import SplitCLIP, predict
 from patchsae_lib.interop import load_clip, save_prompts, save_sae
@@ -198,6 +199,30 @@ def test_a_table_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert study.table.class_names == LAND
     levels = image_levels(study.sae, study.train.tokens)
     assert torch.allclose(study.table.top_values, levels.topk(2, dim=0).values.T, atol=1e-6)
+
+
+def test_the_references_of_a_latent_are_its_highest_pictures(tmp_path: Path) -> None:
+    study = Study(TINY, sae=sae_file(tmp_path))
+    levels = image_levels(study.sae, study.train.tokens)
+    latent = int((levels > 0).sum(0).argmax())
+    highest = levels[:, latent].topk(2).indices
+    references = study.references(latent)
+    assert torch.equal(references.pictures.batch([0, 1]), study.train.pictures.batch(highest))
+    assert torch.equal(references.tokens[:], study.train.tokens[highest])
+    assert len(study.references(latent, 1)) == 1
+
+
+def test_masks_are_of_the_pictures_of_a_split(tmp_path: Path) -> None:
+    study = Study(TINY, sae=sae_file(tmp_path))
+    split, sae = study.test, random_sae(5)
+    given = split.tokens, split.labels, split.head
+    rankings = {"any": torch.randperm(2 * D_VIT).expand(8, -1)}
+    for autoencoder in (study.sae, sae):
+        masked = study.mask(split, rankings, (1, 4), None if autoencoder is study.sae else sae)
+        expected = mask_latents(study.clip, autoencoder, *given, rankings, (1, 4))
+        assert torch.equal(masked.predictions["any"], expected.predictions["any"])
+        assert torch.equal(masked.all_on, expected.all_on)
+        assert torch.equal(masked.labels, split.labels)
 
 
 def test_a_table_of_other_weights_at_the_same_path_is_not_used(
@@ -476,6 +501,17 @@ def test_predictions_are_the_nearest_texts(split: Split) -> None:
     assert split.correct().tolist() == (logits.argmax(1) == split.labels).double().tolist()
 
 
+def test_another_model_sees_the_same_pictures_with_tokens_of_its_own(split: Split) -> None:
+    other, head = tiny_clip(seed=1), torch.eye(8, 128)
+    z = split.tokens[:]
+    after = split.seen_by(other, head)
+    expected = other.tokens(other.preprocess(split.pictures.batch(range(16))))
+    assert torch.allclose(after.tokens[:].float(), expected, rtol=0.01, atol=0.01)
+    assert after.head is head
+    assert torch.equal(after.labels, split.labels)
+    assert torch.equal(split.tokens[:], z)
+
+
 def test_the_truth_of_a_selection_is_that_of_its_pictures(tmp_path: Path) -> None:
     split = Study(TINY).test
     truth = world_truth(World("land", "test", 8), [6, 1], grid=(4, 4))
@@ -564,6 +600,11 @@ def test_pictures_that_were_not_tried_are_left_out_if_they_cannot_be_read(
     first = study.table.top_images[latent, 0]
     assert first == levels[:, latent].argmax()
     assert study.table.top_labels[latent, 0] == train.pictures.label(int(first))
+    nameless = Flaky(Colours(), 50)
+    nameless.class_names = ()
+    unlabelled = opened(Study(replace(TINY, name="nameless")), nameless, monkeypatch)
+    assert len(unlabelled) == len(unlabelled.tokens) == len(unlabelled.labels) == 109
+    assert torch.equal(unlabelled.tokens[:], train.tokens[:])
     sound = opened(Study(replace(TINY, name="sound")), Colours(), monkeypatch)
     assert isinstance(sound.pictures, Colours)  # nothing to leave out
 

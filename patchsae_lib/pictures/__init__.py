@@ -12,8 +12,9 @@ from patchsae_lib.pictures.images import (
     template_of,
     world_of,
 )
+from patchsae_lib.pictures.shots import base_classes, few_shot
 
 __all__ = [
-    "TEMPLATE", "Pictures", "ReadOnce", "Subset", "captions_of", "labels_of", "open_pictures",
-    "read_image", "square", "template_of", "world_of",
+    "TEMPLATE", "Pictures", "ReadOnce", "Subset", "base_classes", "captions_of", "few_shot",
+    "labels_of", "open_pictures", "read_image", "square", "template_of", "world_of",
 ]  # fmt: skip
