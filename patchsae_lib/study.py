@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import open_clip
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -383,6 +384,10 @@ class Study:
         """
         identity = self.identity(**constants)
         return artefacts.load(self.folder / name, identity, made_by=made_by, read=read)
+
+    def reported(self, name: str) -> pd.DataFrame:
+        """Read a table of the paper's own numbers, `data/paper/<name>.csv`."""
+        return pd.read_csv(DATA / "paper" / f"{name}.csv", comment="#")
 
     @property
     def claim(self) -> Callable[..., None]:
