@@ -29,7 +29,7 @@ from unittest import mock
 from filelock import FileLock, Timeout
 
 from patchsae_lib.artefacts import ROOT, run_dir, short, write_json
-from patchsae_lib.parameters import assignments, check_names, typed
+from patchsae_lib.parameters import assignments, check_names
 from patchsae_lib.profiles import Profile, load_profile
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -267,6 +267,24 @@ def build_pages(executed: Path, staging: Path) -> Path:
         raise NotebookError(f"the pages do not build:\n{complaints(output)}")
     mark(html)
     return html
+
+
+def typed(text: Any, default: Any, name: str) -> Any:
+    """Convert a parameter from the command line to the type of its default.
+
+    Raises `ValueError` for text that is not of that type.
+
+    >>> typed("3", 1, "n"), typed("false", True, "draw"), typed("folder:x", "", "images")
+    (3, False, 'folder:x')
+    """
+    if not isinstance(text, str) or isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+        return type(default)(value) if isinstance(default, (int, float)) else value
+    except (ValueError, SyntaxError, TypeError):
+        kind = type(default).__name__
+        raise ValueError(f"parameter {name}: {text!r} is not of type {kind}") from None
 
 
 def complaints(output: str) -> str:

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.evaluation import BATCH
+from patchsae_lib.intervals import bootstrap_mean
 from patchsae_lib.latents import DEFAULTS, LatentTable
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
-from patchsae_lib.statistics import bootstrap_mean
 from patchsae_lib.tokens import Tokens
 
 NEIGHBOURS = 16  # latents of similar frequency among which `matched` exchanges
@@ -38,9 +38,6 @@ def drop(f: Tensor, latents: Tensor | Sequence[int]) -> Tensor:
     if ((index < 0) | (index >= f.shape[-1])).any():
         raise ValueError(f"latents must be 0 to {f.shape[-1] - 1}, got {index.tolist()}")
     return f.index_fill(-1, index, 0.0)
-
-
-# --- rankings (classes, or 1 for all, d_sae) int64: the latents of each class, first to last ----
 
 
 def by_score(scores: Tensor) -> Tensor:
@@ -93,9 +90,6 @@ def rankings(table: LatentTable) -> dict[str, Tensor]:
         "wrong class": by_class.roll(len(by_class) // 2, 0),
         "random": at_random(len(table.total)),
     }
-
-
-# --- the experiment -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,6 @@ class AnotherRun(ValueError):
     """A checkpoint that is whole, but belongs to another run."""
 
 
-# --- paths --------------------------------------------------------------------------------------
-
-
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends well."""
@@ -77,9 +74,6 @@ def write_json(path: str | Path, obj: object) -> None:
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False, default=float)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-# --- identity -----------------------------------------------------------------------------------
 
 
 def config_hash(config: object) -> str:
@@ -119,9 +113,6 @@ def difference(stored: Any, given: Any, name: str = "") -> str:
         pairs = ((stored.get(key), given.get(key), f"{name}.{key}") for key in keys)
         return "; ".join(difference(*pair) for pair in pairs)
     return f"{name.lstrip('.')}: {stored!r} there, {given!r} here"
-
-
-# --- artefacts ----------------------------------------------------------------------------------
 
 
 def save(path: str | Path, obj: Any, identity: object) -> None:
@@ -213,9 +204,6 @@ def _git_commit() -> str:
         return ""
 
 
-# --- checkpoints --------------------------------------------------------------------------------
-
-
 def save_checkpoint(
     path: str | Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor], **state: Any
 ) -> None:
@@ -272,9 +260,6 @@ def resume(
     except AnotherRun as error:
         set_aside(path, error)
         return None
-
-
-# --- claims -------------------------------------------------------------------------------------
 
 
 def record_claim(

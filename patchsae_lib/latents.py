@@ -89,8 +89,6 @@ class LatentTable:
             tau=config.tau,
         )
 
-    # --- filling ---
-
     @torch.no_grad()
     def add(self, sae: SAE, z: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
         """Count the tokens z (b, tokens, d_vit) of the pictures `indices` (b,), in place.
@@ -151,8 +149,6 @@ class LatentTable:
             merged._rank(table.top_values, table.top_images, table.top_labels)
         merged.skipped = sorted(self.skipped + second.skipped)
         return merged
-
-    # --- reading ---
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -219,8 +215,6 @@ class LatentTable:
         classes = [self.class_names[i] if i >= 0 else "" for i in self.top_labels[:, 0].tolist()]
         return frame.assign(top_image=self.top_images[:, 0].numpy(), top_class=classes)
 
-    # --- keeping ---
-
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; `class_above` as the non-zero entries of its flat form."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name in TENSORS}
@@ -251,9 +245,6 @@ COLUMNS = (
     "n_images", "n_active", "frequency", "mean", "token_frequency", "token_mean", "entropy",
     "label_std", "n_above",
 )  # fmt: skip
-
-
-# --- the pass ----------------------------------------------------------------------------------
 
 
 def scan(

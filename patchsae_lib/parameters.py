@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
 def assignments(code: str) -> dict[str, ast.expr]:
@@ -45,21 +44,3 @@ def injected(cells: Sequence[str]) -> list[str]:
     names = list(assignments(by_papermill[-1]))
     check_names(names, assignments(next(code for code in cells if code)))
     return names
-
-
-def typed(text: Any, default: Any, name: str) -> Any:
-    """Convert a parameter from the command line to the type of its default.
-
-    Raises `ValueError` for text that is not of that type.
-
-    >>> typed("3", 1, "n"), typed("false", True, "draw"), typed("folder:x", "", "images")
-    (3, False, 'folder:x')
-    """
-    if not isinstance(text, str) or isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
-        return type(default)(value) if isinstance(default, (int, float)) else value
-    except (ValueError, SyntaxError, TypeError):
-        kind = type(default).__name__
-        raise ValueError(f"parameter {name}: {text!r} is not of type {kind}") from None

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from patchsae_lib.ablation import by_score
 from patchsae_lib.evaluation import BATCH
+from patchsae_lib.intervals import resampled_means
 from patchsae_lib.latents import DEFAULTS
 from patchsae_lib.maple import AdaptedCLIP
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
-from patchsae_lib.statistics import resampled_means
 from patchsae_lib.tokens import Tokens
 
 GROUPS = ("other", "high", "high to low", "low to high")
@@ -40,9 +40,6 @@ def improvement(zero_shot: float, adapted: float) -> float:
     0.5
     """
     return (adapted - zero_shot) / (1 - zero_shot) if zero_shot < 1 else math.nan
-
-
-# --- which latents a class has, before and after ------------------------------------------------
 
 
 def ranks(levels: Tensor) -> Tensor:

@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- activations: pre-activations (…, d_sae) and k → latents (…, d_sae) ≥ 0 ---------------------
-
-Activation = Callable[[Tensor, int], Tensor]
+Activation = Callable[[Tensor, int], Tensor]  # of pre-activations and k: latents (…, d_sae) ≥ 0
 
 
 def relu(pre: Tensor, k: int = 0) -> Tensor:
@@ -41,13 +39,12 @@ def topk(pre: Tensor, k: int) -> Tensor:
 def batchtopk(pre: Tensor, k: int) -> Tensor:
     """Keep the k · n largest positive pre-activations of all n tokens together.
 
-    Of equal candidates for the last place none is kept. The latents of a token thus depend on its
-    batch: after training, `SAE.activate` uses a learnt threshold instead.
+    Of equal candidates for the last place none is kept. Latents thus depend on the batch: after
+    training, `SAE.activate` uses a learnt threshold instead.
     """
     n_kept = k * (pre.numel() // pre.shape[-1])
     flat = pre.detach().flatten()
-    # Estimate the threshold from a subsample, then search only the values above it.
-    sample = flat[::61]
+    sample = flat[::61]  # estimates the threshold: only the values above it are searched
     low = sample.topk(min(len(sample), 2 * n_kept // 61 + 16)).values[-1].clamp_min(0)
     candidates = flat[flat > low]
     return keep_largest(pre, candidates if len(candidates) > n_kept else flat[flat > 0], n_kept)
@@ -63,8 +60,6 @@ def keep_largest(pre: Tensor, positive: Tensor, n_kept: int) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "topk": topk, "batchtopk": batchtopk}
 
-# --- losses ------------------------------------------------------------------------------------
-
 
 def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
     """mean (ẑ − z)² / ‖z‖₂ over tokens and dimensions of z, ẑ (…, d_vit) (eq. 2, first term).
@@ -76,7 +71,6 @@ def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
 
 def l1_loss(f: Tensor) -> Tensor:
     """mean ‖f‖₁ over the tokens of f (…, d_sae) ≥ 0, without λ (eq. 2, second term)."""
-    # no |f|: latents are never negative, and a pass over f is saved
     return f.sum(dim=-1, dtype=torch.promote_types(f.dtype, torch.float32)).mean()
 
 
@@ -104,13 +98,12 @@ class SAE(nn.Module):
     Parameters `W_enc` (d_vit, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_vit), `b_dec` (d_vit),
     Kaiming-uniform with unit-norm decoder rows as in the authors' code, drawn from `seed` alone.
     BatchTopK learns `threshold` () in training and uses it afterwards. The activation `jumprelu`,
-    with a `threshold` (d_sae) for each latent, is for SAEs that others trained.
+    with a `threshold` (d_sae) for each latent, is for SAEs that others trained. Raises `ValueError`
+    for an unknown activation, and for a k that is not between 1 and d_sae.
 
     >>> sae = SAE(d_vit=8, d_sae=32).eval()
     >>> sae.encode(torch.ones(2, 5, 8)).shape, sae(torch.ones(2, 5, 8)).shape
     (torch.Size([2, 5, 32]), torch.Size([2, 5, 8]))
-
-    Raises `ValueError` for an unknown activation or a k that is not between 1 and d_sae.
     """
 
     threshold: Tensor
@@ -140,9 +133,7 @@ class SAE(nn.Module):
 
     def encoder_bias(self) -> Tensor:
         """b_enc (d_sae), exactly, with b_dec's gradient through the encoder.
-
-        Through z − b_dec a training step would need six matrix products instead of five.
-        """
+        Through z − b_dec a training step would need six matrix products instead of five."""
         return self.b_enc - (self.b_dec - self.b_dec.detach()) @ self.W_enc.detach()
 
     def activate(self, pre: Tensor) -> Tensor:
@@ -155,13 +146,10 @@ class SAE(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """Latents f(z) (…, d_sae) ≥ 0 of residual tokens z (…, d_vit) (eq. 1).
-
-        Raises `ValueError` for another width and for NaN or infinity in z.
-        """
+        Raises `ValueError` for another width and for NaN or infinity in z."""
         if z.shape[-1] != self.d_vit:
-            raise ValueError(
-                f"z {tuple(z.shape)}: this SAE reads tokens (…, {self.d_vit}) of its CLIP"
-            )
+            got = f"z {tuple(z.shape)}"
+            raise ValueError(f"{got}: this SAE reads tokens (…, {self.d_vit}) of its CLIP")
         require_finite(z, "z")
         return self.activate(self.pre_activations(z))
 
@@ -196,8 +184,8 @@ class SAE(nn.Module):
     def fold(self, scale: float) -> SAE:
         """Return an SAE for z, given this one trained on z / scale (`scale`: the mean token norm).
 
-        Latents, and thresholds on them, stay as trained: f(z) = f_trained(z / scale). ẑ is in the
-        units of z, hence decoder rows have norm `scale`.
+        Latents and thresholds stay as trained: f(z) = f_trained(z / scale). ẑ is in the units of
+        z, hence decoder rows have norm `scale`.
         """
         sae = copy.deepcopy(self)
         sae.W_enc.div_(scale)
@@ -235,9 +223,6 @@ def initial_b_dec(z: Tensor, method: str) -> Tensor:
     return z.reshape(-1, z.shape[-1]).mean(dim=0)
 
 
-# --- measures and checks -----------------------------------------------------------------------
-
-
 def explained_variance(z: Tensor, z_hat: Tensor) -> float:
     """1 − Σ ‖z − ẑ‖² / Σ ‖z − z̄‖² over tokens (…, d_vit): 1 is perfect, 0 what their mean z̄ gives.
     Raises `ValueError` when all tokens are equal, and for NaN or infinity."""
@@ -260,9 +245,8 @@ def require_finite(x: Tensor, name: str) -> None:
     if torch.isfinite(x.sum()):  # one quick pass
         return
     if len(bad := (~torch.isfinite(x)).nonzero()):  # else only the sum overflowed
-        first = tuple(bad[0].tolist())
-        is_bad = f"{len(bad)} values are NaN or infinite, the first at {first}"
-        raise ValueError(f"{name} {tuple(x.shape)}: {is_bad}")
+        found = f"{len(bad)} values are NaN or infinite, the first at {tuple(bad[0].tolist())}"
+        raise ValueError(f"{name} {tuple(x.shape)}: {found}")
 
 
 def require_tokens(z: Tensor, name: str) -> None:
@@ -275,5 +259,5 @@ def require_tokens(z: Tensor, name: str) -> None:
         raise ValueError(
             f"{name}: {int(bad.sum())} of {len(norms)} tokens hold NaN or infinity or are all 0, "
             f"the first at {'image' if z.ndim == 3 else 'token'} {where}. Collect them again from "
-            "sound pictures and weights (above 65504 float16 overflows where bfloat16 does not)"
+            "sound pictures and weights (float16 overflows above 65504, bfloat16 does not)"
         )

@@ -98,8 +98,6 @@ class Study:
             f"{clip.n_blocks}: CLS and {rows} × {columns} patches of width {clip.d_vit}"
         )
 
-    # --- models ---
-
     @cached_property
     def clip(self) -> SplitCLIP:
         """The CLIP of the profile."""
@@ -145,8 +143,6 @@ class Study:
             place = study.place(split.pictures, self._spec(name), source)
             study.__dict__[name] = replace(split, clip=study.clip, keep=place)
         return study
-
-    # --- pictures ---
 
     @cached_property
     def train(self) -> Split:
@@ -231,8 +227,6 @@ class Study:
         made_by = {"model": model | hook, "pictures": images}
         return self.folder / "tokens" / config_hash(made_by), made_by
 
-    # --- the autoencoder's statistics ---
-
     @cached_property
     def table(self) -> LatentTable:
         """The table of the training split: read if it is of exactly these models, pictures and
@@ -284,8 +278,6 @@ class Study:
         """Return the profile with no more training steps than `n_tokens` (by default those of the
         training split) allow."""
         return fit_to(self.profile, n_tokens or len(self.train) * self.clip.n_tokens)
-
-    # --- tasks ---
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -353,8 +345,6 @@ class Study:
         save_prompts(folders[0] / name, prompts)
         unfinished.unlink()
         return prompts
-
-    # --- artefacts and claims ---
 
     def identity(self, **constants: Any) -> dict[str, Any]:
         """Return all that decides an artefact of this study: the profile, its training pictures,

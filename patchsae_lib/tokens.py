@@ -146,9 +146,6 @@ class Tokens:
             yield torch.cat(parts).float()
 
 
-# --- collecting --------------------------------------------------------------------------------
-
-
 def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """Collect the residual tokens of all pictures, in memory, in bfloat16.
 
@@ -239,9 +236,6 @@ def _write_about(
     write_json(folder / ABOUT, about | {"class_names": pictures.class_names})
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
 def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) -> Tokens:
     """Open the tokens in a folder, which must be of `made_by` if that is given.
 
@@ -313,9 +307,6 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}
-
-
-# --- batches -----------------------------------------------------------------------------------
 
 
 def token_rows(

@@ -1,11 +1,9 @@
 """Training the sparse autoencoder, so that a killed run goes on where it was (section 3.1).
 
-A run that is resumed from its checkpoint ends bit for bit where it would have ended undisturbed,
-given the same machine and number of threads.
-
-Of several processes (`distributed.processes`) each takes its part of every batch. Gradients,
-measures and which latents fired are added up, so that all processes take the same step; the first
-one writes the checkpoint.
+A run resumed from its checkpoint ends bit for bit where it would have ended undisturbed, given the
+same machine and number of threads. Of several processes (`distributed.processes`) each takes its
+part of every batch; gradients, measures and which latents fired are added up, so that all take the
+same step, and the first one writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 from patchsae_lib import distributed
@@ -43,21 +42,16 @@ History = list[dict[str, float]]
 
 SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
 HISTORY_ROWS = 200  # as many points as a learning curve can show
-# Tokens that pass the autoencoder together. On a CPU the (…, d_sae) tensors then stay in its
-# cache: 1,024 were 1.8 times as fast as 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room
-# for 4,096 at d_sae = 49,152.
+# Tokens that pass the autoencoder together. 1,024 fit a CPU's cache and are 1.8 times as fast as
+# 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room for 4,096 at d_sae = 49,152.
 CHUNK = {"cpu": 1024, "cuda": 4096}
 SPARSE = 0.02  # share of active latents up to which gathering is faster than multiplying
 
 
 class MixedTokens(Protocol):
-    """Residual tokens that can be mixed, as `tokens.Tokens` are."""
+    """Residual tokens, mixed into endless batches z (n, d_vit) float32, as by `tokens.Tokens`."""
 
-    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-        """Yield endless batches z (n, d_vit) float32, of which each process gets its part."""
-
-
-# --- the objective ------------------------------------------------------------------------------
+    mixed: Callable[[TrainConfig, int, int], Iterator[Tensor]]  # of a seed, from a step on
 
 
 class Latents(NamedTuple):
@@ -125,15 +119,12 @@ def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
     return keep_largest(pre, rows_of_all(largest), n_kept)
 
 
-# --- one step after another ---------------------------------------------------------------------
-
-
 class Trainer:
     """An autoencoder in training: weights, Adam's moments, and how long each latent is silent."""
 
     def __init__(self, sae: SAE, sae_config: SAEConfig, train_config: TrainConfig) -> None:
         self.sae, self.sae_config, self.train_config = sae, sae_config, train_config
-        self.adam = torch.optim.Adam(sae.parameters(), lr=train_config.lr, fused=True)
+        self.adam = Adam(sae.parameters(), lr=train_config.lr, fused=True)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)
         self.n_steps, self.scale = 0, 1.0
         self.history: History = []
@@ -141,10 +132,7 @@ class Trainer:
     @torch.no_grad()
     def start(self, sample: Tensor) -> None:
         """Set the input scale and the biases from a sample of tokens z (n, d_vit).
-
-        Deviation: the points of b_dec's geometric median are tokens drawn as in training, where
-        the authors take images and average over token positions.
-        """
+        Deviation: b_dec's median is over tokens; the authors' is over images (`initial_b_dec`)."""
         if self.sae_config.scale_inputs:
             self.scale = float(sample.norm(dim=-1).mean())
         self.sae.b_dec.copy_(initial_b_dec(sample / self.scale, self.sae_config.b_dec_init))
@@ -155,44 +143,38 @@ class Trainer:
 
         As in the authors' code, decoder rows are first set to unit norm, the gradient along them
         is removed, and latents silent for more than `dead_after` steps get ghost gradients.
-
         Raises `FloatingPointError`, before Adam's step, when the loss is NaN or infinite.
         """
-        config, n_steps = self.train_config, self.train_config.steps
-        logged = self.n_steps % max(1, n_steps // HISTORY_ROWS) == 0 or self.n_steps + 1 == n_steps
+        config, step = self.train_config, self.n_steps
+        logged = step % max(1, config.steps // HISTORY_ROWS) == 0 or step + 1 == config.steps
         self.sae.normalise_decoder()
         self.adam.zero_grad()
         row, fired = self._gradients(z, logged)
         if not math.isfinite(row["loss"]):
-            at = f"the loss is {row['loss']} at step {self.n_steps}"
+            at = f"the loss is {row['loss']} at step {step}"
             raise FloatingPointError(f"{at}: lower train.lr ({config.lr}) or set sae.scale_inputs")
         self.sae.remove_parallel_gradient()
-        warmed_up = min(1.0, (self.n_steps + 1) / max(1, config.warmup))
-        self.adam.param_groups[0]["lr"] = config.lr * warmed_up
+        self.adam.param_groups[0]["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
         self.adam.step()
         self.silent += 1
         self.silent[fired] = 0
         if logged:
             row["dead"] = float((self.silent > config.dead_after).float().mean())
-            self.history.append({"step": self.n_steps, **row})
+            self.history.append({"step": step, **row})
         self.n_steps += 1
         return row["loss"]
 
     def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
         """Add up the gradients of z (n, d_vit), chunk by chunk, and over all processes.
-
-        Returns the measures of the whole batch, and which latents fired (d_sae,).
-        """
-        sae, bfloat16 = self.sae, self.train_config.precision == "bfloat16"
+        Returns the measures of the whole batch, and which latents fired (d_sae,)."""
+        sae, l1, bfloat16 = self.sae, self.sae_config.l1, self.train_config.precision == "bfloat16"
         silent = self.silent > self.train_config.dead_after
         dead = silent if self.sae_config.ghost_gradients and bool(silent.any()) else None
         sparse, n_tokens = self._is_sparse(z), int(sum_of_all(torch.tensor(len(z))))
-        # BatchTopK chooses among all tokens of a batch: it cannot see them in chunks.
-        undivided = sparse or sae.activation == "batchtopk"
+        undivided = sparse or sae.activation == "batchtopk"  # which chooses among all tokens
         totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(silent), []
         for chunk in z.split(len(z) if undivided else CHUNK.get(z.device.type, 4096)):
-            setting = self.sae_config.l1, dead, bfloat16, sparse
-            parts, latents, z_hat = objective(sae, chunk, *setting)
+            parts, latents, z_hat = objective(sae, chunk, l1, dead, bfloat16, sparse)
             share = len(chunk) / n_tokens
             (parts["loss"] * share).backward()
             f = latents.f.detach()
@@ -204,9 +186,8 @@ class Trainer:
             if sae.activation == "batchtopk":
                 sae.learn_threshold(rows_of_all(f[f > 0]))
             fired |= latents.fired
-        for parameter in sae.parameters():
-            if parameter.grad is not None:
-                sum_of_all(parameter.grad)
+        for gradient in [p.grad for p in sae.parameters() if p.grad is not None]:
+            sum_of_all(gradient)
         row = dict(zip(totals, sum_of_all(torch.stack([*totals.values()])).tolist(), strict=True))
         if logged and math.isfinite(row["loss"]):
             z_hat = rows_of_all(torch.cat(z_hats))
@@ -219,8 +200,7 @@ class Trainer:
         if self.sae.activation != "relu" or z.device.type != "cpu":
             return False
         share = self.sae.pre_activations(z[:: max(1, len(z) // 64)]).gt(0).float().mean()
-        # the same answer in all processes, which add up the same measures
-        return bool(sum_of_all(share) < SPARSE * distributed.world_size())
+        return bool(sum_of_all(share) < SPARSE * distributed.world_size())  # the same in each
 
     def finish(self) -> SAE:
         """Return the autoencoder for raw residual tokens, frozen and in eval mode."""
@@ -241,7 +221,7 @@ class Trainer:
         self.n_steps, self.scale, self.history = state["step"], state["scale"], state["history"]
 
 
-def pack(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack(model: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:
     """Name the weights of a model, and its optimiser's moments, for a checkpoint."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -250,9 +230,7 @@ def pack(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor
     return tensors
 
 
-def unpack(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
+def unpack(tensors: Mapping[str, Tensor], model: nn.Module, optimiser: Optimizer) -> None:
     """Put what `pack` took back into a model and its optimiser."""
     model.load_state_dict({name: tensors[f"model/{name}"] for name in model.state_dict()})
     for path, tensor in tensors.items():
@@ -260,9 +238,6 @@ def unpack(
             _, name, key = path.split("/")
             parameter = model.get_parameter(name)
             optimiser.state[parameter][key] = tensor.to(parameter.device)
-
-
-# --- a whole training ---------------------------------------------------------------------------
 
 
 def train(
@@ -275,20 +250,18 @@ def train(
 ) -> tuple[SAE, History]:
     """Train an autoencoder on `tokens`, or on batches z (n, d_vit) float32 from a given step on.
 
-    A checkpoint is written every `checkpoint_every` steps and at the end, and the run resumed from
-    it; another run's file is set aside with a warning. The SAE is on `device`, frozen, in eval
-    mode, and works on raw residual tokens (`SAE.fold`).
-    Deviation: its decoder rows are set to unit norm (times the input scale) once more after the
-    last step.
+    The SAE is on `device`, frozen, in eval mode, and works on raw residual tokens (`SAE.fold`). A
+    checkpoint is written every `checkpoint_every` steps and at the end, and the run resumed from
+    it; another run's file is set aside with a warning.
+    Deviation: decoder rows are set to unit norm (times the input scale) again after the last step.
 
-    History, about 200 rows over the run: `step`; of that step's batch, before its update, `loss`
-    and its parts `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a
-    token) and `explained_variance` (centred); `dead`, the share of latents silent for more than
-    `dead_after` steps. With `scale_inputs` all are in units of scaled tokens.
+    History, about 200 rows: `step`; of its batch, before the update, `loss`, its parts
+    `reconstruction`, `l1` (mean ‖f‖₁, without λ) and `ghost`, `l0` (active latents a token) and
+    `explained_variance` (centred); `dead`, the share of latents silent for more than `dead_after`
+    steps. With `scale_inputs` all are in units of scaled tokens.
 
-    Raises `ValueError` for no tokens, for tokens of another width, zero, NaN or infinity, for the
-    end of the batches, and for a file that is no checkpoint; `FloatingPointError` for a loss that
-    is no number.
+    Raises `ValueError` for no tokens, tokens of another width, zero, NaN or infinity, too few
+    batches, and a file that is no checkpoint; `FloatingPointError` for a loss that is no number.
     """
     precision = distributed.resolve_precision(train_config.precision, torch.device(device))
     train_config, seed = replace(train_config, precision=precision), train_config.seed
@@ -327,19 +300,18 @@ def _first_tokens(
 def _checked(batches: Batches, start: int, d_vit: int | None = None) -> Iterator[Tensor]:
     """Yield tokens z (n, d_vit) from step `start` on; `ValueError` for anything else."""
     for step, z in enumerate(batches(start), start):
-        where = f"the batch of step {step}"
+        at = f"the batch of step {step}"
         if z.ndim != 2 or not len(z) or z.shape[1] != (d_vit or z.shape[1]):
-            got = tuple(z.shape)
-            raise ValueError(f"{where}: expected tokens (n, {d_vit or 'd_vit'}), got {got}")
-        require_tokens(z, where)
+            raise ValueError(
+                f"{at}: expected tokens (n, {d_vit or 'd_vit'}), got {tuple(z.shape)}"
+            )
+        require_tokens(z, at)
         yield z
 
 
 def _resume(trainer: Trainer, path: Path | None, run: Mapping[str, Any]) -> None:
     """Restore this run's checkpoint, if there is one; set another run's aside.
-
-    Raises `ValueError` for a broken file, and for one that not all processes see.
-    """
+    Raises `ValueError` for a broken file, and for one that not all processes see."""
     if path and path.exists():
         try:
             trainer.restore(*read_checkpoint(path, run))
@@ -358,13 +330,9 @@ def _take_steps(
     """Take the steps that are left, and write checkpoints."""
     config, is_first = trainer.train_config, distributed.rank() == 0
     source = _checked(batches, trainer.n_steps, trainer.sae.d_vit)
-    with tqdm(
-        total=config.steps * config.batch_tokens,
-        initial=trainer.n_steps * config.batch_tokens,
-        unit=" tokens",
-        unit_scale=True,
-        **({} if progress and is_first else {"disable": True}),  # else TQDM_DISABLE decides
-    ) as bar:
+    done, total = (n * config.batch_tokens for n in (trainer.n_steps, config.steps))
+    hidden = {} if progress and is_first else {"disable": True}  # else TQDM_DISABLE decides
+    with tqdm(initial=done, total=total, unit=" tokens", unit_scale=True, **hidden) as bar:
         for step in range(trainer.n_steps, config.steps):
             if (z := next(source, None)) is None:
                 raise ValueError(f"the data ends at step {step} of {config.steps}")

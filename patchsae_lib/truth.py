@@ -15,9 +15,9 @@ from sklearn.decomposition import PCA, FastICA
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from patchsae_lib.intervals import interval_table
 from patchsae_lib.profiles import Profile
 from patchsae_lib.sae import SAE
-from patchsae_lib.statistics import interval_table
 from patchsae_lib.world.truth import CONCEPTS, KINDS, Concept
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of patches on which a unit fires
@@ -104,9 +104,6 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     middle = len(x) // 2
     return x[:middle].flatten(0, 1), x[middle:].flatten(0, 1)
-
-
-# --- units, and what limits them ---------------------------------------------------------------
 
 
 def baselines(z: Tensor, n: int) -> dict[str, Units]:
@@ -196,9 +193,6 @@ def probe(z: Tensor, truth: Tensor, *tested: Tensor) -> tuple[Tensor, ...]:
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
     return tuple((x - mean).double() @ weights for x in tested)
-
-
-# --- the concept of a unit ---------------------------------------------------------------------
 
 
 def best_concepts(units: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:

@@ -16,9 +16,9 @@ from patchsae_lib import artefacts
 from patchsae_lib.artefacts import DATA, atomic_path
 from patchsae_lib.evaluation import evaluate_sae
 from patchsae_lib.interop import save_sae
+from patchsae_lib.intervals import bootstrap_mean
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
-from patchsae_lib.statistics import bootstrap_mean
 from patchsae_lib.study import Study, shipped_identity
 from patchsae_lib.training import train
 from patchsae_lib.truth import baselines, compare_units

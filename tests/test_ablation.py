@@ -25,9 +25,9 @@ from patchsae_lib.ablation import (
 )
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
+from patchsae_lib.intervals import bootstrap_mean
 from patchsae_lib.latents import LatentTable
 from patchsae_lib.sae import SAE
-from patchsae_lib.statistics import bootstrap_mean
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import TASKS, World
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from patchsae_lib.parameters import assignments, check_names, injected, typed
+from build import typed
+from patchsae_lib.parameters import assignments, check_names, injected
 
 DEFAULTS = "profile = 'world'\nimages: str = ''"
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from patchsae_lib import remapping
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
+from patchsae_lib.intervals import bootstrap_mean
 from patchsae_lib.maple import Prompts, adapt
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.remapping import (
@@ -31,7 +32,6 @@ from patchsae_lib.remapping import (
     share_out,
 )
 from patchsae_lib.sae import SAE
-from patchsae_lib.statistics import bootstrap_mean
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
 

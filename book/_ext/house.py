@@ -19,7 +19,7 @@ LIBRARY = "patchsae_lib"
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Settings, files and the world",
-        ("profiles", "parameters", "artefacts", "statistics", "distributed", "world"),
+        ("profiles", "parameters", "artefacts", "intervals", "distributed", "world"),
     ),
     ("Pictures and models", ("pictures", "clip", "maple", "sae", "sparse", "training")),
     ("Tokens and file formats", ("tokens", "interop")),

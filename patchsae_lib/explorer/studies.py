@@ -16,7 +16,7 @@ from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.latents import image_levels
 from patchsae_lib.localization import reference_masks
-from patchsae_lib.pictures import template_of
+from patchsae_lib.pictures import Subset, template_of
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study
 
@@ -84,16 +84,16 @@ def _adapted(
     before, after = task.base, task.adapted(0).base
     splits = {"CLIP": before, "MaPLe": after}
     models = {name: (split.clip, split.head) for name, split in splits.items()}
-    whole = before.pictures.batch(range(len(before)))
-    lens = Lens(study.sae, models, whole, before.labels)
+    images = before.pictures.batch(range(len(before)))
+    lens = Lens(study.sae, models, images, before.labels)
     own = [levels[f"{title}/{name}"] for name in models]
     ks = [k for k in KS if k < study.sae.d_sae]
-    curves = [
-        _shares(study, split, of, ks) for split, of in zip(splits.values(), own, strict=True)
-    ]
-    rows = range(min(n_shown, len(before)))
-    looks = lens.look(whole[: len(rows)])
-    shown = before.class_names, list(models), before.pictures, rows, looks, own
+    pairs = zip(splits.values(), own, strict=True)
+    curves = [_shares(study, split, of_class, ks) for split, of_class in pairs]
+    chosen = before.pictures
+    assert isinstance(chosen, Subset)  # whose source knows what its pictures truly show
+    looks = lens.look(images[:n_shown])
+    shown = before.class_names, list(models), chosen.pictures, chosen.rows[:n_shown], looks, own
     return Task(task.name, title, *shown, ks, curves), lens
 
 

@@ -1,7 +1,8 @@
 """Pictures: where they come from, and how a file is read. `open_pictures` is the way in."""
 
 from patchsae_lib.pictures.decoding import read_image, square
-from patchsae_lib.pictures.images import (
+from patchsae_lib.pictures.shots import base_classes, few_shot
+from patchsae_lib.pictures.sources import (
     TEMPLATE,
     Pictures,
     ReadOnce,
@@ -12,7 +13,6 @@ from patchsae_lib.pictures.images import (
     template_of,
     world_of,
 )
-from patchsae_lib.pictures.shots import base_classes, few_shot
 
 __all__ = [
     "TEMPLATE", "Pictures", "ReadOnce", "Subset", "base_classes", "captions_of", "few_shot",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision import datasets
 
-from patchsae_lib.pictures.sources import SUFFIXES, TEST_NAMES, Source, readable
+from patchsae_lib.pictures.listing import SUFFIXES, TEST_NAMES, Source, readable
 
 
 def folder(name: str, split: str) -> Source:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from patchsae_lib.pictures.sources import TEST_NAMES, Source
+from patchsae_lib.pictures.listing import TEST_NAMES, Source
 from patchsae_lib.pictures.webdataset import add_file, wds
 
 SHARD = "000000.tar"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae_lib.pictures.images import Pictures, Subset, world_of
+from patchsae_lib.pictures.sources import Pictures, Subset, world_of
 from patchsae_lib.world import TASKS, World
 
 MAX_UNREADABLE = 0.01  # a larger share of the pictures is an error

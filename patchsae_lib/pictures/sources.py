@@ -1,37 +1,257 @@
-"""A source of pictures: which there are and what their classes are, before one of them is read.
+"""Pictures of any kind with random access: `open_pictures` is the way in.
 
-One module for each kind lists what is there: `folders`, `torchvision_sets`, `webdataset`,
-`huggingface`. Class names and their order are those of the paper's data loaders (CoOp's and
-MaPLe's), so that base and novel classes are the same.
+- `world`, `world:TASK`: the embedded world, rendered.
+- `folder:PATH`: a folder with one sub-folder per class, or with pictures that have no class; or
+  with `train` and `test` (or `val`) folders of that kind.
+- `torchvision:NAME`: a torchvision data set already on disk in `$TORCHVISION_DATA` (by default
+  `./pictures`); nothing is downloaded.
+- `hf:NAME` or `hf:NAME:CONFIG`: a data set of the Hugging Face Hub, streamed once and kept.
+- `wds:PATTERN`: webdataset shards on disk, e.g. `wds:/data/{split}-{000..099}.tar`.
+
+Where a source has no test split, a fixed fifth of its pictures is held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import random
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+from typing import Protocol
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
+import torch
+from tqdm import tqdm
 
-from patchsae_lib.pictures.decoding import Item
+from patchsae_lib.pictures.decoding import Item, read_image, square
+from patchsae_lib.pictures.folders import folder
+from patchsae_lib.pictures.huggingface import hf
+from patchsae_lib.pictures.listing import Source
+from patchsae_lib.pictures.torchvision_sets import torchvision
+from patchsae_lib.pictures.webdataset import wds
+from patchsae_lib.world import World
 
-TEST_NAMES = ("test", "val", "validation", "valid")  # of a test split, the best first
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".jfif")
+TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
+N_WORLD = 6000  # pictures of the world if no number is given
+SOURCES = {"folder": folder, "torchvision": torchvision, "wds": wds}
 
 
-@dataclass(frozen=True)
-class Source:
-    """Pictures that can be read in any order: `item(i)` is the i-th, `labels[i]` its class.
+class Pictures(Protocol):
+    """Pictures with random access; without classes, `class_names` is empty."""
 
-    A picture without a class has label −1. `divided`: these are the pictures of the split asked
-    for; otherwise they are all there are, and a test split is still to be held out.
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def label(self, index: int) -> int:
+        """Return the class of a picture, an index into `class_names`; −1: none."""
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return pictures as (len(indices), 3, h, w) uint8."""
+
+
+def open_pictures(
+    spec: str, split: str = "train", n: int = 0, size: int = 224, check: bool = True
+) -> Pictures:
+    """Open the `train` or `test` split of the pictures that `spec` names (see the module).
+
+    `n` is the largest number of pictures (0: all; of the world, 6,000). Files become squares of
+    `size` pixels. Each is tried first, quickly, and left out with a warning if it cannot be read;
+    with `check=False` it is kept, and `batch` raises `OSError` for it. Raises `ValueError` for an
+    unknown spec or split, `ImportError` for a missing package, and `FileNotFoundError` if there
+    are no pictures.
+    """
+    kind, name = _parse(spec, split, n)
+    if kind == "world":
+        return World(name or "world", split, n or N_WORLD)
+    source = hf(name, split, n) if kind == "hf" else SOURCES[kind](name, split)
+    try:
+        pictures = Files(source, "" if source.divided else split, n, size, check)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from None
+    if skipped := pictures.skipped:
+        reasons = "; ".join(skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
+        warnings.warn(f"{spec}: {len(skipped)} pictures left out: {reasons}", stacklevel=2)
+    return pictures
+
+
+def _parse(spec: str, split: str, n: int) -> tuple[str, str]:
+    """Return the kind and the name in a spec, if such pictures can be opened."""
+    kind, _, name = spec.partition(":")
+    if kind not in ("world", "hf", *SOURCES):
+        raise ValueError(
+            f"pictures {spec!r} are unknown: give world, world:TASK, folder:PATH, "
+            "torchvision:NAME, hf:NAME or wds:PATTERN"
+        )
+    if n < 0:
+        raise ValueError(f"{n} pictures of {spec}: give how many, or 0 for all")
+    if kind != "world" and split not in ("train", "test"):
+        raise ValueError(f"no split {split!r} of {spec}: give train or test")
+    return kind, name
+
+
+class Files:
+    """Pictures of a source in a fixed random order, as squares of `size` pixels.
+
+    `part` is "test" (a fixed fifth of them), "train" (the rest), or "" for all; `n` the largest
+    number of pictures (0: all). Those that cannot be read are left out, and `skipped` says why;
+    with `check=False` they are kept, and reading one is an `OSError`.
     """
 
-    item: Callable[[int], Item]
-    labels: Sequence[int]
-    class_names: tuple[str, ...]
-    divided: bool
+    def __init__(self, source: Source, part: str, n: int, size: int, check: bool = True) -> None:
+        self.source, self.size, self.class_names = source, size, source.class_names
+        order = _part_of(_shuffled(len(source.labels)), part)
+        self.skipped: list[str] = []
+        self.order = list(islice(self._readable(order) if check else order, n or None))
+        if not self.order:
+            raise ValueError(f"no picture can be read, of {len(order)}: {self.skipped[0]}")
+
+    def _readable(self, order: Sequence[int]) -> Iterable[int]:
+        """Yield the pictures that can be read; note in `skipped` why the others cannot."""
+        with ThreadPoolExecutor() as pool, tqdm(desc="pictures", delay=3, leave=False) as bar:
+            for start in range(0, len(order), 64):
+                chunk = order[start : start + 64]
+                for i, fault in zip(chunk, pool.map(self._fault, chunk), strict=True):
+                    bar.update()
+                    if fault:
+                        self.skipped.append(fault)
+                    else:
+                        yield i
+
+    def _fault(self, i: int) -> str:
+        try:
+            item = self.source.item(i)
+            if isinstance(item, str) and os.path.isfile(item):
+                return _fault_of_file(item, os.stat(item).st_mtime_ns)
+        except OSError as error:
+            return str(error)
+        return _fault_of(item)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def label(self, index: int) -> int:
+        """Return the class of a picture, an index into `class_names`; −1: none."""
+        return self.source.labels[self.order[index]]
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return the middle squares of pictures, (len(indices), 3, size, size) uint8."""
+        items = (self.source.item(self.order[int(i)]) for i in indices)
+        return torch.stack([square(read_image(item), self.size) for item in items])
 
 
-def readable(names: Sequence[str]) -> tuple[str, ...]:
-    """Write class names as in a sentence: spaces for underscores."""
-    return tuple(name.replace("_", " ") for name in names)
+def _shuffled(n: int) -> list[int]:
+    rng = random.Random(0)  # random() keeps its numbers for ever, shuffle() need not
+    keys = [rng.random() for _ in range(n)]
+    return sorted(range(n), key=keys.__getitem__)
+
+
+def _part_of(order: list[int], part: str) -> list[int]:
+    """Return the fixed fifth that is the test split, the rest of the pictures, or all ("")."""
+    n_test = max(1, len(order) // 5)
+    rows = {"": order, "test": order[:n_test], "train": order[n_test:]}[part]
+    if not rows:
+        raise ValueError(f"too few pictures to hold some out: {len(order)}")
+    return rows
+
+
+def _fault_of(item: Item) -> str:
+    """Return why an image cannot be read, or nothing."""
+    try:
+        read_image(item, fast=True)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+@cache  # a notebook opens the same pictures several times
+def _fault_of_file(path: str, _changed: int) -> str:
+    return _fault_of(path)
+
+
+# --- views -------------------------------------------------------------------------------------
+
+
+class ReadOnce:
+    """Pictures that stay in memory once they are read."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures, self.class_names = pictures, pictures.class_names
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def label(self, index: int) -> int:
+        """Return the class of a picture, an index into `class_names`; −1: none."""
+        return self.pictures.label(index)
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return pictures as (len(indices), 3, h, w) uint8."""
+        missing = [i for i in dict.fromkeys(indices) if i not in self._kept]
+        if missing:
+            self._kept |= zip(missing, self.pictures.batch(missing), strict=True)
+        return torch.stack([self._kept[i] for i in indices])
+
+
+class Subset:
+    """Chosen rows of pictures, in order, with their own classes unless others are given.
+
+    `rows` are indices into `pictures` (None: all). `labels[i]` is the class of the i-th chosen
+    picture, an index into `class_names`; −1: none. Raises `ValueError` if their numbers differ.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        rows: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.pictures = pictures
+        self.rows = range(len(pictures)) if rows is None else rows
+        self.labels = [pictures.label(row) for row in self.rows] if labels is None else labels
+        self.class_names = pictures.class_names if class_names is None else tuple(class_names)
+        if len(self.labels) != len(self.rows):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.rows)} pictures")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def label(self, index: int) -> int:
+        """Return the class of a picture, an index into `class_names`; −1: none."""
+        return self.labels[index]
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Return pictures as (len(indices), 3, h, w) uint8."""
+        return self.pictures.batch([self.rows[i] for i in indices])
+
+
+# --- what pictures are of ----------------------------------------------------------------------
+
+
+def labels_of(pictures: Pictures) -> torch.Tensor:
+    """Return the class of every picture, (pictures,) int64; −1: none."""
+    return torch.tensor([pictures.label(i) for i in range(len(pictures))])
+
+
+def world_of(pictures: Pictures) -> World | None:
+    """Return the embedded world if these are its pictures, read once or not; None for a subset."""
+    pictures = pictures.pictures if isinstance(pictures, ReadOnce) else pictures
+    return pictures if isinstance(pictures, World) else None
+
+
+def captions_of(pictures: Pictures) -> list[str]:
+    """Return a text for every picture: its caption, else the name of its class, else "picture"."""
+    if world := world_of(pictures):
+        return [world.caption(i) for i in range(len(world))]
+    names = *pictures.class_names, "picture"  # label −1 is the last of them
+    return [TEMPLATE.format(names[pictures.label(i)]) for i in range(len(pictures))]
+
+
+def template_of(pictures: Pictures) -> str:
+    """Return a prompt with {} for the class name: that of the world's task, else MaPLe's."""
+    world = world_of(pictures)
+    return world.task.templates[0] if world else TEMPLATE

@@ -12,7 +12,7 @@ import open_clip
 from torchvision import datasets
 
 from patchsae_lib.pictures.decoding import Item
-from patchsae_lib.pictures.sources import Source, readable
+from patchsae_lib.pictures.listing import Source, readable
 
 # CoOp's names where they are not torchvision's own.
 EUROSAT = {

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from patchsae_lib.pictures.decoding import Item
-from patchsae_lib.pictures.sources import SUFFIXES, TEST_NAMES, Source, readable
+from patchsae_lib.pictures.listing import SUFFIXES, TEST_NAMES, Source, readable
 
-MANY = 10  # shards: from so many on a progress bar is shown
+SHOW_BAR_FROM = 10  # shards: from so many on a progress bar is shown
 
 
 class Place(NamedTuple):
@@ -36,7 +36,7 @@ def wds(pattern: str, split: str) -> Source:
     else numbers. A picture without `.cls` has label −1.
     """
     paths, divided = _shards(pattern, split)
-    hide_bar = None if len(paths) >= MANY else True  # None: hide it outside a terminal
+    hide_bar = None if len(paths) >= SHOW_BAR_FROM else True  # None: hide it outside a terminal
     bar = tqdm(paths, desc="shards", unit=" files", disable=hide_bar)
     places = [place for path in bar for place in _index(path)]
     if not places:

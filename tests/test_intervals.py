@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from patchsae_lib import statistics
-from patchsae_lib.statistics import (
+from patchsae_lib import intervals
+from patchsae_lib.intervals import (
     bootstrap_mean,
     discoveries,
     interval_table,
@@ -46,7 +46,7 @@ def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch) -> N
     at_once = resampled_means(x, 100, seed=3)
     picks = np.random.default_rng(3).integers(41, size=(100, 41))
     assert np.allclose(at_once, [row[picks].mean(1) for row in x], rtol=1e-12)
-    monkeypatch.setattr(statistics, "RESAMPLES_AT_ONCE", 1000)
+    monkeypatch.setattr(intervals, "RESAMPLES_AT_ONCE", 1000)
     assert np.array_equal(at_once, resampled_means(x, 100, seed=3))
 
 
