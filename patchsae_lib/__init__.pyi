@@ -22,3 +22,4 @@ from patchsae_lib.training import train as train
 from patchsae_lib.world import World as World
 
 __version__: str
+EXPORTS: dict[str, tuple[str, ...]]

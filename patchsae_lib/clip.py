@@ -225,13 +225,6 @@ def _checked_tower(model: Any, block: int) -> Any:
     return visual
 
 
-@torch.no_grad()
-def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int = 64) -> Tensor:
-    """Compute logits (n, c), on the CPU, of uint8 pictures (n, 3, h, w)."""
-    z = (clip.tokens(clip.preprocess(part)) for part in pictures.split(batch))
-    return torch.cat([clip.classify(part, text_features).cpu() for part in z])
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of rows of (n, c) whose largest logit is at the label (n,), 0 to 1."""
     return (logits.argmax(dim=-1) == labels).float().mean().item()

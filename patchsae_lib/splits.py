@@ -18,17 +18,10 @@ from torch import Tensor
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import BATCH, HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
-from patchsae_lib.pictures import (
-    Pictures,
-    ReadOnce,
-    Subset,
-    base_classes,
-    captions_of,
-    few_shot,
-    labels_of,
-    template_of,
-)
+from patchsae_lib.pictures import Pictures, ReadOnce, Subset
 from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable, title_of
+from patchsae_lib.pictures.shots import base_classes, few_shot
+from patchsae_lib.pictures.sources import captions_of, labels_of, template_of
 from patchsae_lib.tokens import Tokens, collect, collect_shards
 from patchsae_lib.world.truth import world_truth
 

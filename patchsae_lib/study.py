@@ -34,18 +34,10 @@ from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
 from patchsae_lib.maple import Prompts, run_of, train_prompts
 from patchsae_lib.parameters import injected
-from patchsae_lib.pictures import (
-    TEMPLATE,
-    Pictures,
-    Subset,
-    base_classes,
-    few_shot,
-    labels_of,
-    open_pictures,
-    template_of,
-    world_of,
-)
+from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
+from patchsae_lib.pictures.shots import base_classes, few_shot
+from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of, world_of
 from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task

@@ -32,7 +32,7 @@ from patchsae_lib.artefacts import (
     weights_hash,
     write_json,
 )
-from patchsae_lib.clip import SplitCLIP, accuracy, predict
+from patchsae_lib.clip import SplitCLIP, accuracy
 from patchsae_lib.distributed import best_device
 from patchsae_lib.interop.openclip import (
     WordTokenizer,
@@ -198,6 +198,13 @@ class StyleWorld(World):
     def scene(self, index: int) -> Scene:
         """Return the scene of `objects` at an index, in this style."""
         return replace(super().scene(index), style=self.style)
+
+
+@torch.no_grad()
+def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int = 64) -> Tensor:
+    """Compute logits (n, c), on the CPU, of uint8 pictures (n, 3, h, w)."""
+    z = (clip.tokens(clip.preprocess(part)) for part in pictures.split(batch))
+    return torch.cat([clip.classify(part, text_features).cpu() for part in z])
 
 
 def zero_shot(clip: SplitCLIP, world: World) -> float:

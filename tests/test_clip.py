@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, accuracy, predict
+from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, accuracy
 from patchsae_lib.interop import openclip
 from patchsae_lib.interop.openclip import (
     CONFIG_FILE,
@@ -29,6 +29,7 @@ from patchsae_lib.interop.openclip import (
     small_clip_config,
 )
 from patchsae_lib.profiles import ModelConfig
+from recipes.small_clip import predict
 
 WORDS = [
     "a",

@@ -16,7 +16,7 @@ from patchsae_lib import study as study_module
 from patchsae_lib import tokens as tokens_module
 from patchsae_lib.ablation import mask_latents
 from patchsae_lib.artefacts import DATA, ArtefactError, weights_hash
-from patchsae_lib.clip import SplitCLIP, predict
+from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.interop import load_clip, save_prompts, save_sae
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.latents import LatentTable, image_levels
@@ -36,6 +36,7 @@ from patchsae_lib.splits import Split
 from patchsae_lib.study import Study, shipped_identity
 from patchsae_lib.world import CLASSES, TASKS, World, all_words
 from patchsae_lib.world.truth import world_truth
+from recipes.small_clip import predict
 
 LAND = TASKS["land"].classes
 TINY = Profile(
