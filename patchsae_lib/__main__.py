@@ -6,22 +6,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
-
-class Command(NamedTuple):
-    """A function that takes the command's arguments; its module is imported when it is called."""
-
-    module: str
-    function: str
-    purpose: str
-
-
+# module, function and purpose of each; the module is imported when the command is given
 COMMANDS = {
-    "train": Command("jobs", "train", "train an autoencoder, also under torchrun"),
-    "scan": Command("jobs", "scan", "count what activates every latent, also under torchrun"),
-    "convert": Command("interop.convert", "main", "convert an autoencoder to another format"),
-    "push": Command("interop.convert", "push", "upload an autoencoder to the Hugging Face Hub"),
+    "train": ("jobs", "train", "train an autoencoder, also under torchrun"),
+    "scan": ("jobs", "scan", "count what activates every latent, also under torchrun"),
+    "convert": ("interop.convert", "main", "convert an autoencoder to another format"),
+    "push": ("interop.convert", "push", "upload an autoencoder to the Hugging Face Hub"),
 }
 
 
@@ -29,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 1, and one line on stderr, if it fails."""
     parser = argparse.ArgumentParser(prog="python -m patchsae_lib", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, command in COMMANDS.items():
-        subparsers.add_parser(name, help=command.purpose, add_help=False)
+    for name, (*_, purpose) in COMMANDS.items():
+        subparsers.add_parser(name, help=purpose, add_help=False)
     given, arguments = parser.parse_known_args(argv)
     module, function, _ = COMMANDS[given.command]
     try:

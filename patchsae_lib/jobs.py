@@ -4,10 +4,9 @@
     torchrun --nproc-per-node=gpu -m patchsae_lib train --profile clip -p images folder:/my/photos
     torchrun --nproc-per-node=gpu -m patchsae_lib scan --profile clip -p images folder:/my/photos
 
-They leave `sae.safetensors` and `latents.safetensors` in `runs/<profile>/`, as notebooks 1 and 2
-do. Started again after a kill, `train` goes on where it was, also with another number of
-processes; so does `scan` of pictures with the same number, while of shards it starts again. All
-nodes must see that folder, and the pictures.
+They leave `sae.safetensors` and `latents.safetensors` in `runs/<profile>/`, which all nodes must
+see, as notebooks 1 and 2 do. Started again after a kill, `train` goes on where it was, and so does
+`scan` of pictures with the same number of processes.
 """
 
 from __future__ import annotations

@@ -354,13 +354,10 @@ def mean_beyond(shares: Tensor, inside: Tensor, groups: Mapping[str, Tensor]) ->
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Compute how alike the images are that activate a latent: (d,) in −1..1 (Pach et al. 2025).
 
-    It is the mean cosine of all pairs of images, weighted by a_i a_j; with ê of unit length, its
-    sums are
-
-        Σ_{i<j} a_i a_j ê_i·ê_j = (‖Σ a_i ê_i‖² − Σ a_i²) / 2,   likewise for the weights,
-
-    so that one pass is enough. `pairs` yields image-level activations a (b, d) ≥ 0 and embeddings
-    e (b, e) of images. NaN for a latent that fewer than two images activate.
+    The mean cosine of all pairs of images, weighted by a_i a_j, in one pass, since with unit ê
+    Σ_{i<j} a_i a_j ê_i·ê_j = (‖Σ a_i ê_i‖² − Σ a_i²) / 2, and likewise for the weights. `pairs`
+    yields image-level activations a (b, d) ≥ 0 and embeddings (b, d_embed) of images. NaN for a
+    latent that fewer than two images activate.
     """
     sums: list[Tensor] = []
     for a, e in pairs:

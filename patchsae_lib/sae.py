@@ -98,8 +98,8 @@ class SAE(nn.Module):
     Parameters `W_enc` (d_vit, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_vit), `b_dec` (d_vit),
     Kaiming-uniform with unit-norm decoder rows as in the authors' code, drawn from `seed` alone.
     BatchTopK learns `threshold` () in training and uses it afterwards. The activation `jumprelu`,
-    with a `threshold` (d_sae) for each latent, is for SAEs that others trained. Raises `ValueError`
-    for an unknown activation, and for a k that is not between 1 and d_sae.
+    with a `threshold` (d_sae) for each latent, is for SAEs that others trained. Raises
+    `ValueError` for an unknown activation, and for a k that is not between 1 and d_sae.
 
     >>> sae = SAE(d_vit=8, d_sae=32).eval()
     >>> sae.encode(torch.ones(2, 5, 8)).shape, sae(torch.ones(2, 5, 8)).shape

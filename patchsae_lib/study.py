@@ -1,13 +1,11 @@
 """`Study`: a profile's models, pictures, tokens and artefacts, for a notebook or a script.
 
-    study = Study("world")
     study.clip, study.sae                   # SplitCLIP, SAE, on the device
     study.train, study.test                 # Split: pictures, labels, class_names, head, tokens
     study.table                             # LatentTable of the training split
     study.tasks["Flower species"].base      # a Split; .adapted(seed).base: in the adapted model
 
-Each is made when it is first asked for, and only once. Tokens and tables are kept in the run's
-folder, with the hashes of all that decides them.
+Each is made when it is first asked for. Tokens and tables are kept, with all that decides them.
 """
 
 from __future__ import annotations

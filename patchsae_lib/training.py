@@ -51,7 +51,7 @@ SPARSE = 0.02  # share of active latents up to which gathering is faster than mu
 class MixedTokens(Protocol):
     """Residual tokens, mixed into endless batches z (n, d_vit) float32, as by `tokens.Tokens`."""
 
-    mixed: Callable[[TrainConfig, int, int], Iterator[Tensor]]  # of a seed, from a step on
+    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...
 
 
 class Latents(NamedTuple):
