@@ -135,7 +135,7 @@ class Masked:
 def mask_latents(
     clip: SplitCLIP, sae: SAE, tokens: Tensor | Tokens, labels: Tensor, head: Tensor,
     rankings: Mapping[str, Tensor], ks: Sequence[int] = DEFAULTS.ks, *,
-    classes: Tensor | None = None, error: bool = False, prompts: bool = False,
+    classes: Tensor | None = None, error: bool = False, prompts: bool = False
 ) -> Masked:  # fmt: skip
     """Classify pictures from masked latents, on and off, for each ranking and each k.
 

@@ -3,8 +3,7 @@
 An artefact is one file in `runs/<profile>/` (tensors as safetensors, a table as parquet, anything
 else as JSON) with a sidecar `<file>.meta.json` that holds its identity: the hashes of the weights
 it was computed with, the pictures, the profile, and every constant that decides its content.
-`load` refuses a file of another identity, and one that was cut short or changed. A checkpoint
-holds what a training needs to go on after a kill.
+`load` refuses a file of another identity, and one that was cut short or changed.
 """
 
 from __future__ import annotations

@@ -33,12 +33,10 @@ class SplitCLIP(nn.Module):
     model as it is; `load_clip` puts it in eval mode and freezes it.
 
     Attributes: `grid` (rows, columns of patches), `n_tokens` (1 + n_patches), `d_vit`, `d_embed`,
-    `n_blocks`, `block` (from 0, even if given from the end), `logit_scale`, and `n_prompts`: how
-    many tokens an adapted model (`maple.adapt`) has after its patches, here 0. `first` are copies
-    of the blocks up to the hook in bfloat16, which compute tokens when no gradient is needed.
-
-    Raises `TypeError` if the image tower is not open_clip's ViT, and `ValueError` if it does not
-    pool its tokens or does not have this block.
+    `n_blocks`, `block` (from 0), `logit_scale`, and `n_prompts`: how many tokens an adapted model
+    has after its patches, here 0. `first` are copies of the blocks up to the hook in bfloat16,
+    which compute tokens when no gradient is needed. Raises `TypeError` if the image tower is not
+    open_clip's ViT, and `ValueError` if it does not pool its tokens or has no such block.
     """
 
     mean: Tensor
@@ -85,10 +83,9 @@ class SplitCLIP(nn.Module):
     def preprocess(self, pictures: Tensor) -> Tensor:
         """Resize, crop and normalise uint8 pictures (b, 3, h, w) of any size: float images.
 
-        As open_clip's transform does with PIL images: the shorter side is resized (antialiased,
-        bicubic unless the weights say otherwise), the centre cropped, each channel normalised.
-        Within 2 of 255 levels of that transform, except at sharp edges next to black or white:
-        there bicubic overshoots, and Pillow and torch (CPU, GPU) clip at different moments.
+        Within 2 of 255 levels of open_clip's transform of PIL images (antialiased, bicubic unless
+        the weights say otherwise), except at sharp edges next to black or white: there bicubic
+        overshoots, and Pillow and torch (CPU, GPU) clip at different moments.
         """
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(

@@ -18,9 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# How long a process waits for the slowest one before it takes it for lost. One that ends is
-# noticed at once.
-PATIENCE = timedelta(hours=3)
+PATIENCE = timedelta(hours=3)  # for the slowest process; one that ends is noticed at once
 
 
 def best_device() -> torch.device:
@@ -107,9 +105,8 @@ def first_alone() -> Iterator[None]:
 def processes() -> Iterator[torch.device]:
     """Join the processes that `torchrun` has started, if it has; gives the device of this one.
 
-    A GPU each and nccl between them, or the CPU and gloo. Raises `ValueError` for more processes
-    than GPUs on a machine, and `ConnectionError` when another process ends before its time, or
-    this one is told to (SIGTERM).
+    Raises `ValueError` for more processes than GPUs on a machine, and `ConnectionError` when
+    another process ends before its time, or this one is told to (SIGTERM).
     """
     local, on_gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
     if on_gpu and local >= torch.cuda.device_count():

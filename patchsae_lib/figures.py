@@ -186,7 +186,7 @@ def print_scatter(table: pd.DataFrame, *, colour: str, label: str) -> Any:
 
 def curves(
     table: pd.DataFrame, *, x: str, y: str, by: str, title: str, caption: str = "",
-    panel: str | None = None, log_x: bool = False, lines: Mapping[str, float] | None = None,
+    panel: str | None = None, log_x: bool = False, lines: Mapping[str, float] | None = None
 ) -> Figure:  # fmt: skip
     """Draw a measure over `x`: a line for each value of `by`, a panel for each of `panel`, and
     dotted `lines` (name → value) across every panel."""
@@ -214,7 +214,7 @@ def curves(
 
 def group_panels(
     table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, order: Sequence[str],
-    title: str, caption: str = "",
+    title: str, caption: str = ""
 ) -> Figure:  # fmt: skip
     """Draw latents before and after adaptation (paper Figs. 6, 20): a panel for each value of
     `panel`, a point a row, which says `hover`, a colour for each value of `by`. `order` lists
@@ -254,7 +254,7 @@ def stacked(table: pd.DataFrame, *, title: str, caption: str = "", label: str = 
 
 def heat_map(
     table: pd.DataFrame, *, title: str, caption: str = "", label: str = "",
-    span: tuple[float, float] | None = None,
+    span: tuple[float, float] | None = None
 ) -> Figure:  # fmt: skip
     """Draw a table of numbers as colours, over `span` (one for figures to be compared) or over the
     values."""

@@ -103,11 +103,8 @@ class AdaptedCLIP(SplitCLIP):
 
 
 def adapt(clip: SplitCLIP, prompts: Prompts, class_names: Sequence[str]) -> AdaptedCLIP:
-    """Return `clip` with `prompts`, and with the head of any classes as its `text`.
-
-    Weights are shared with `clip`, which stays as it is. Raises `ValueError` for prompts of
-    another width, deeper than an encoder, or longer than the template's words.
-    """
+    """Return `clip`, which stays as it is, with `prompts`, and with the head of any classes as
+    `text`. Raises `ValueError` for prompts that do not fit."""
     adapted = AdaptedCLIP(clip, prompts)
     adapted.text = adapted.text_features(_spoken(class_names), [prompts.template])
     return adapted.eval()
@@ -152,14 +149,9 @@ def _words_before_name(clip: SplitCLIP, template: str) -> int:
     return int(ids.argmax()) - 1  # between the start and the end, which has the highest id
 
 
-# --- few-shot training --------------------------------------------------------------------------
-
-
 class PromptLearner(nn.Module):
-    """The parameters of `Prompts`: `text` or `visual`; for both encoders `text`, `weight`, `bias`.
-
-    Then visual = text W + b, with a map (d_text → d_vit) for each depth.
-    """
+    """The parameters of `Prompts`: `text`, or `visual`; or for both encoders `text`, and `weight`
+    and `bias` of visual = text W + b, a map (d_text → d_vit) for each depth."""
 
     def __init__(self, clip: SplitCLIP, config: PromptsConfig, template: str) -> None:
         super().__init__()
@@ -242,10 +234,7 @@ def train_prompts(
 def _epoch(
     clip: SplitCLIP, learner: PromptLearner, sgd: SGD, data: Data, epoch: int, progress: bool
 ) -> dict[str, float]:
-    """Pass once over the pictures, but for those left over after whole batches.
-
-    Returns a row of the history.
-    """
+    """Pass once over the whole batches of pictures; a row of the history."""
     (images, labels, ids), config = data, learner.config
     sgd.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
     seed, batch = config.seed * 100_003 + epoch, min(config.batch, len(labels))

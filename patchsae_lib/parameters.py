@@ -34,9 +34,6 @@ def injected(cells: Sequence[str]) -> list[str]:
 
     `cells` is the code run so far (IPython's `In`); the first non-empty one holds the defaults.
     Raises `ValueError` for a parameter that the notebook does not have.
-
-    >>> injected(["", "n = 1", "# Parameters\\nn = 2"])
-    ['n']
     """
     by_papermill = [code for code in cells if code.startswith("# Parameters\n")]
     if not by_papermill:

@@ -22,12 +22,11 @@ PRECISIONS = ("float32", "bfloat16", "auto")
 class ModelConfig:
     """The CLIP under study.
 
-    `name` is `small` (the CLIP in `data/`) or any open_clip ViT. `pretrained` is an open_clip tag,
-    the path of a safetensors file (its pictures are normalised by open_clip's defaults), or `none`
-    for random weights, the same every time.
+    `pretrained` is an open_clip tag, the path of a safetensors file (its pictures are normalised
+    by open_clip's defaults), or `none` for random weights, the same every time.
     """
 
-    name: str = "ViT-B-16-quickgelu"
+    name: str = "ViT-B-16-quickgelu"  #: any open_clip ViT, or `small`: the CLIP in `data/`
     pretrained: str = "openai"
     weights: str = ""  #: a local copy of a tag's file
     block: int = -2  #: the residual stream is read after this block
@@ -69,11 +68,7 @@ class SAEConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the autoencoder is trained (section 3.1).
-
-    `precision` is that of the matrix products: bfloat16 doubles the speed on hardware that
-    supports it and is very slow elsewhere, so `auto` asks the hardware.
-    """
+    """How the autoencoder is trained (section 3.1)."""
 
     tokens: str = "all"  #: all or cls
     cls_share: float = -1.0  #: of CLS tokens in a batch; negative: as in the data
@@ -83,7 +78,7 @@ class TrainConfig:
     lr: float = 4e-4
     warmup: int = 500
     dead_after: int = 64  #: steps without activation
-    precision: str = "float32"  #: float32, bfloat16 or auto
+    precision: str = "float32"  #: of products; bfloat16 needs hardware, for which auto looks
     seed: int = 0
     checkpoint_every: int = 1_000
 

@@ -147,8 +147,6 @@ def overlaps(before: Sequence[Tensor], after: Sequence[Tensor]) -> pd.DataFrame:
     return pd.DataFrame({name: shares.numpy() for name, shares in columns.items()})
 
 
-# --- where the gain comes from ------------------------------------------------------------------
-
 #: what adaptation changes: the text features of the classes; the activations of latents that were
 #: active before; latents that were not; what the autoencoder does not reconstruct; and the tokens
 #: of the prompts, which the second half of CLIP reads
@@ -205,7 +203,7 @@ def shapley(values: Tensor) -> Tensor:
 @torch.no_grad()
 def decompose(
     adapted: AdaptedCLIP, sae: SAE, before: Tensor | Tokens, after: Tensor | Tokens,
-    labels: Tensor, heads: tuple[Tensor, Tensor], per: str = "token",
+    labels: Tensor, heads: tuple[Tensor, Tensor], per: str = "token"
 ) -> Gain:  # fmt: skip
     """Classify pictures with each part of what adaptation changes put in separately.
 

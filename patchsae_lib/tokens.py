@@ -310,11 +310,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def token_rows(
-    sizes: Sequence[int],
-    n_tokens: int,
-    config: TrainConfig,
-    seed: int,
-    start_step: int,
+    sizes: Sequence[int], n_tokens: int, config: TrainConfig, seed: int, start_step: int
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the sorted numbers of the tokens of each batch of `Tokens.mixed`, endlessly.
 

@@ -1,9 +1,8 @@
 """Training the sparse autoencoder, so that a killed run goes on where it was (section 3.1).
 
 A run resumed from its checkpoint ends bit for bit where it would have ended undisturbed, given the
-same machine and number of threads. Of several processes (`distributed.processes`) each takes its
-part of every batch; gradients, measures and which latents fired are added up, so that all take the
-same step, and the first one writes the checkpoint.
+same machine and number of threads. Of several processes each takes its part of every batch, and
+they add up gradients and measures, so that all take the same step; the first writes checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ SPARSE = 0.02  # share of active latents up to which gathering is faster than mu
 class MixedTokens(Protocol):
     """Residual tokens, mixed into endless batches z (n, d_vit) float32, as by `tokens.Tokens`."""
 
-    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...
+    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Yield batches of a seed, from number `start_step` on."""
 
 
 class Latents(NamedTuple):
