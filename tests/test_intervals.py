@@ -90,3 +90,10 @@ def test_discoveries_are_corrected_for_their_number() -> None:
     assert discoveries(torch.full((100,), 1.7)).all()  # all of them are
     assert not discoveries(torch.full((100,), 1.6)).any()  # p = 0.055
     assert not discoveries(torch.tensor([1.7] + [0.0] * 99)).any()  # one of 100 is no wonder
+
+
+def test_a_mean_of_0_is_0() -> None:
+    """Thirds leave 1e-17, which would put a gain's interval above 0 by rounding."""
+    means = resampled_means(np.array([[0.1, 0.2, -0.3]]), 500, seed=0)
+    assert (means == 0).any()
+    assert not ((means != 0) & (np.abs(means) < 1e-12)).any()
