@@ -50,7 +50,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         config, checkpoint = study.fitted(n_tokens), study.folder / "training-shards.safetensors"
         sae, history = training.train(tokens, config.sae, config.train, checkpoint, device)
         if rank() == 0:
-            path, last = study.keep("sae.safetensors", sae), history[-1]
+            study.keep("sae.safetensors", sae)
+            path, last = study.folder / "sae.safetensors", history[-1]
             print(
                 f"{config.train.steps:,} steps: explained variance "
                 f"{last['explained_variance']:.3f}, L0 {last['l0']:.1f}, {last['dead']:.1%} of "
@@ -92,13 +93,13 @@ def _leave_out_skipped(table: LatentTable) -> None:
 
 def _keep(study: Study, table: LatentTable, key: str) -> None:
     """Keep the table of all processes in place of theirs."""
-    path = study.keep("latents.safetensors", table)
+    study.keep("latents.safetensors", table)
     for old in study.folder.glob(f".latents-{key}-*"):
         old.unlink()
     n_active = int((table.n_images > 0).sum())
     print(
         f"{table.images:,} pictures, {len(table.skipped)} unreadable; {n_active:,} of "
-        f"{study.sae.d_sae:,} latents active: {short(path)}"
+        f"{study.sae.d_sae:,} latents active: {short(study.folder / 'latents.safetensors')}"
     )
 
 

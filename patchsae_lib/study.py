@@ -337,23 +337,24 @@ class Study:
         return prompts
 
     def identity(self, **constants: Any) -> dict[str, Any]:
-        """Return all that decides an artefact of this study: the profile, its training pictures,
-        the hashes of CLIP and the autoencoder (`sae=None`: of none), and constants."""
+        """Return all that decides an artefact: the profile, its training pictures, the hashes of
+        CLIP and the autoencoder (`sae=None`: of none), constants, or the tasks' (`tasks=True`)."""
+        if constants.pop("tasks", False):
+            constants |= {"n_task": self.n_task, "shots": self.profile.prompts.shots}
+            constants["prompts"] = self.prompts_file
         spec = self._spec("train")
         images = pictures_identity(self.training_pictures(spec), spec, "train")
         sae = self.sae_hash if self.which_sae and "sae" not in constants else None
         models = {"clip": self.clip_hash, "sae": sae}
         return {"profile": asdict(self.loaded), "pictures": images, **models, **constants}
 
-    def keep(self, name: str, obj: Any, **constants: Any) -> Path:
+    def keep(self, name: str, obj: Any, **constants: Any) -> None:
         """Write an artefact into the run's folder, with its identity beside it."""
-        path = self.folder / name
         if isinstance(obj, SAE):
             constants = {"sae": None, **constants}
             about = {"profile": self.profile.name, "clip": self.clip_hash}
             obj = SimpleNamespace(save=partial(save_sae, sae=obj, config=about))
-        artefacts.save(path, obj, self.identity(**constants))
-        return path
+        artefacts.save(self.folder / name, obj, self.identity(**constants))
 
     def kept(
         self, name: str, made_by: str, read: artefacts.Reader | None = None, **constants: Any
