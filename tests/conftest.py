@@ -24,6 +24,11 @@ FLAGS = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """Put the tests of the book first: one process builds it while the others run the rest."""
+    items.sort(key=lambda item: "build" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
     """The build folder of a book made with the profile smoke, its run beside it: once for all the
