@@ -31,7 +31,10 @@ def check(page, width: int) -> None:
 @pytest.mark.parametrize("scheme", ["file", "http"])
 def test_every_page_is_whole_wide_and_narrow_light_and_dark(build, server, page, scheme):
     base = f"file://{build}/html" if scheme == "file" else server
-    for name in names(build):
+    # from a disk only what loads data of its own can differ: the notebooks and the explorer
+    chosen = [n for n in names(build) if scheme == "http" or "notebooks" in n or "explorer" in n]
+    assert len(chosen) > 7
+    for name in chosen:
         page.emulate_media(color_scheme="light")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(f"{base}/{name}")
