@@ -10,7 +10,6 @@ Builds in one folder run one after the other. A build deletes only folders that 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import os
@@ -29,7 +28,7 @@ from unittest import mock
 from filelock import FileLock, Timeout
 
 from patchsae_lib.artefacts import ROOT, run_dir, short, write_json
-from patchsae_lib.parameters import assignments, check_names
+from patchsae_lib.parameters import assignments, check_names, profile_parser
 from patchsae_lib.profiles import Profile, load_profile
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -56,16 +55,7 @@ class NotebookError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the book and return the exit status: 1, and the reason on stderr, if that fails."""
-    parser = argparse.ArgumentParser(
-        prog="book/build.py", description="Run the notebooks and build the book."
-    )
-    parser.add_argument(
-        "--profile", default="world", help="smoke, world, trial, clip, paper or a .toml"
-    )
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
-        help="a parameter of the notebooks, e.g. -p images folder:/my/photos",
-    )  # fmt: skip
+    parser = profile_parser("book/build.py", "Run the notebooks and build the book.")
     given = parser.parse_args(argv)
     try:
         index = make_book(given.profile, dict(given.parameters))

@@ -124,7 +124,7 @@ def save(path: str | Path, obj: Any, identity: object) -> None:
     path = Path(path)
     with atomic_path(path) as temporary:
         _write(temporary, obj, path.suffix)
-        digest = _sha256(temporary)
+        digest = sha256(temporary)
     meta = {"config": plain(identity), "config_hash": config_hash(identity), "sha256": digest}
     write_json(_sidecar(path), meta | {"versions": _versions(), "git_commit": _git_commit()})
 
@@ -144,7 +144,7 @@ def load(path: str | Path, identity: object, *, made_by: str, read: Reader | Non
         digest, made_with = meta["sha256"], meta["config_hash"]
     except (OSError, ValueError, KeyError):
         raise ArtefactError(f"{name} has no readable sidecar: {again}") from None
-    if _sha256(path) != digest:
+    if sha256(path) != digest:
         raise ArtefactError(f"{name} is not the file its sidecar describes: {again}")
     if made_with != config_hash(identity):
         differ = difference(meta["config"], plain(identity))
@@ -184,8 +184,9 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hex digits."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

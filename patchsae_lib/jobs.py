@@ -24,7 +24,7 @@ from patchsae_lib.artefacts import config_hash, short
 from patchsae_lib.distributed import first_alone, my_part, processes, rank, wait_for_all
 from patchsae_lib.distributed import world_size as n_processes
 from patchsae_lib.latents import LatentTable
-from patchsae_lib.parameters import check_names
+from patchsae_lib.parameters import check_names, profile_parser
 from patchsae_lib.pictures import Pictures
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.study import CHECKED, Study
@@ -35,7 +35,7 @@ KEPT_EVERY = 16_384  # pictures of a process after which its table is kept
 
 def train(argv: Sequence[str] | None = None) -> None:
     """Run `python -m patchsae_lib train`."""
-    parser = _parser("train", "Train the autoencoder of a profile, from shards of tokens.")
+    parser = profile_parser("python -m patchsae_lib train", "Train an autoencoder on shards.")
     parser.add_argument(
         "--tokens", type=Path, metavar="FOLDER",
         help="shards that are there already; without, runs/<profile>/tokens/ gets them",
@@ -61,7 +61,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 def scan(argv: Sequence[str] | None = None) -> None:
     """Run `python -m patchsae_lib scan`."""
-    parser = _parser("scan", "Count what every latent is active on, from shards if there are any.")
+    parser = profile_parser("python -m patchsae_lib scan", "Count what activates every latent.")
     parser.add_argument(
         "--sae", default="live", metavar="FILE",
         help="a file, or shipped; without, what train or notebook 1 has written",
@@ -103,22 +103,9 @@ def _keep(study: Study, table: LatentTable, key: str) -> None:
     )
 
 
-def _parser(command: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m patchsae_lib {command}", description=about)
-    parser.add_argument(
-        "--profile", default="world", help="smoke, world, trial, clip, paper or a .toml"
-    )
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
-        help="other pictures than the profile's: -p images folder:/my/photos",
-    )  # fmt: skip
-    return parser
-
-
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(argv)
-    given.parameters = dict(given.parameters)
-    check_names(given.parameters, ["images"])
+    check_names(dict(given.parameters), ["images"])
     load_profile(given.profile)  # an unknown one ends here, before processes are joined
     return given
 
@@ -127,7 +114,7 @@ def _study(given: argparse.Namespace, device: torch.device) -> Study:
     """Open the study of this process; process 0 downloads first what has to be downloaded."""
     sae = getattr(given, "sae", "")
     with first_alone():
-        study = Study(given.profile, **given.parameters, sae=sae, device=device)
+        study = Study(given.profile, **dict(given.parameters), sae=sae, device=device)
         study.training_pictures(study.profile.pictures.spec)  # which loads CLIP, too
     return study
 

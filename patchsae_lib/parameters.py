@@ -1,7 +1,8 @@
-"""The parameters of a notebook: their names, their defaults, and what papermill injects."""
+"""The parameters of notebooks and commands: names, defaults, and what papermill injects."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 from collections.abc import Iterable, Sequence
 
@@ -41,3 +42,15 @@ def injected(cells: Sequence[str]) -> list[str]:
     names = list(assignments(by_papermill[-1]))
     check_names(names, assignments(next(code for code in cells if code)))
     return names
+
+
+def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:
+    """Make the parser of a command that takes `--profile` and, as often as wanted, `-p NAME VALUE`
+    (`parameters`: a list of pairs)."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("--profile", default="world", help="the name of one, or a .toml of yours")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+        help="a parameter, e.g. -p images folder:/my/photos",
+    )  # fmt: skip
+    return parser

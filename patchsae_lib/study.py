@@ -258,11 +258,8 @@ class Study:
         error: bool = False,
     ) -> Masked:
         """`mask_latents` of a split's pictures, by the study's autoencoder or another."""
-        clip, sae, head = split.clip, sae or self.sae, split.head
-        tokens, labels = split.tokens, split.labels
-        return mask_latents(
-            clip, sae, tokens, labels, head, rankings, ks, classes=classes, error=error
-        )
+        read = split.clip, sae or self.sae, split.tokens, split.labels, split.head
+        return mask_latents(*read, rankings, ks, classes=classes, error=error)
 
     def fitted(self, n_tokens: int = 0) -> Profile:
         """Return the profile with no more training steps than `n_tokens` (by default those of the
@@ -278,6 +275,8 @@ class Study:
             train, test = self.training_pictures(spec), self.open_pictures(spec, "test", n)
             shots, learn = self.profile.prompts.shots, partial(self.prompts, spec)
             task = Task(self.clip, spec, train, test, shots, learn)
+            if task.title in tasks:
+                raise ValueError(f"two tasks would be called {task.title!r}, the second is {spec}")
             tasks[task.title] = task
         return tasks
 
@@ -341,7 +340,7 @@ class Study:
         CLIP and the autoencoder (`sae=None`: of none), constants, or the tasks' (`tasks=True`)."""
         if constants.pop("tasks", False):
             constants |= {"n_task": self.n_task, "shots": self.profile.prompts.shots}
-            constants["prompts"] = self.prompts_file
+            constants["prompts"] = self.prompts_file and artefacts.sha256(self.prompts_file)
         spec = self._spec("train")
         images = pictures_identity(self.training_pictures(spec), spec, "train")
         sae = self.sae_hash if self.which_sae and "sae" not in constants else None

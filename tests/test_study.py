@@ -317,6 +317,23 @@ def test_constants_are_part_of_the_identity() -> None:
         study.kept("none.json", "5_maple")
 
 
+def test_what_is_measured_of_tasks_is_of_their_pictures_shots_and_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.safetensors"
+    file.write_bytes(b"some")
+    study = Study(TINY, sae="", prompts=str(file))
+    study.keep("levels.json", [1], tasks=True)
+    assert study.kept("levels.json", "5_maple", tasks=True) == [1]
+    assert Study(TINY, sae="", prompts=str(file)).kept("levels.json", "5_maple", tasks=True) == [1]
+    options = {"n_task": dict(n_task=6), "shots": dict(shots=3), "prompts": dict(prompts="")}
+    for name, option in options.items():
+        other = Study(TINY, **{"sae": "", "prompts": str(file), **option})
+        with pytest.raises(ArtefactError, match=name):
+            other.kept("levels.json", "5_maple", tasks=True)
+    file.write_bytes(b"others")
+    with pytest.raises(ArtefactError, match="prompts"):
+        study.kept("levels.json", "5_maple", tasks=True)
+
+
 def test_autoencoders_are_kept_by_number_and_replaced_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -643,6 +660,11 @@ def test_a_task_has_base_and_novel_pictures_in_clip_and_adapted() -> None:
     assert torch.equal(adapted.novel.head, adapted.clip.text[4:])
     head = study.clip.text_features(LAND[:4], [TASKS["land"].templates[0]])
     assert torch.allclose(task.base.head, head, atol=1e-6)
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"called 'Land cover from above'"):
+        _ = Study(replace(TINY, tasks=("world:land", "world:land"))).tasks
 
 
 def test_latents_are_counted_on_as_many_pictures_of_each_class(
