@@ -183,7 +183,7 @@ def _check_rankings(
     if not ks or min(ks) < 0 or max(ks) > d_sae:
         raise ValueError(f"k must be 0 to d_sae = {d_sae}, got {list(ks)}")
     for name, order in rankings.items():
-        if order.shape[1] != d_sae or len(order) not in (1, n_classes):
+        if order.shape not in ((1, d_sae), (n_classes, d_sae)):
             raise ValueError(
                 f"ranking {name!r} {tuple(order.shape)} is of another SAE or of other classes: "
                 f"({n_classes} or 1, {d_sae}) expected"

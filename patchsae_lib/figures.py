@@ -1,13 +1,12 @@
 """Figures in one colour language: plotly express to read in the book, seaborn for print.
 
 Teal is what we measured, orange what it is compared with, grey what the paper reports. Every
-figure has a title, a caption (what to look for) and a description made from its data. Where a
-table has columns `low` and `high`, they are drawn as the interval of what it measures.
+figure has a title and a description made from its data. Where a table has columns `low` and
+`high`, they are drawn as the interval of what it measures.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ MEASURES = {  # key of a training history → title of its panel
     "reconstruction": "Reconstruction loss", "l0": "Active latents per token (L0)",
     "explained_variance": "Explained variance", "dead": "Dead latents",
 }  # fmt: skip
+HEADING = 28  # pixels of a title, which the book sets as text above the figure
 AXIS = {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False, "ticks": "outside"}
 templates["patchsae"] = {"layout": {
     "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": INK},
@@ -40,31 +40,23 @@ templates["patchsae"] = {"layout": {
     "margin": {"l": 56, "r": 16, "b": 48}, "xaxis": AXIS, "yaxis": AXIS,
     "legend": {"orientation": "h", "yanchor": "bottom", "x": 0, "traceorder": "normal"},
     "title": {"x": 0, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top"},
-    "title_font_size": 15, "title_pad_t": 8, "title_subtitle_font_size": 12,
+    "title_font_size": 15, "title_pad_t": 8,
     "annotationdefaults": {"font": {"size": 15}},  # titles of panels
 }}  # fmt: skip
 
 
-def finish(
-    figure: Figure, title: str, caption: str, alt: str, height: int, **layout: object
-) -> Figure:
-    """Give a figure our look, its words, and `height` pixels below them.
-
-    `alt` continues the title for readers who cannot see the figure. The caption is the subtitle
-    in JupyterLab; the book sets it below.
-    """
-    caption = " ".join(caption.split())
-    lines = textwrap.wrap(caption, 100)
-    heading = 28 + 17 * len(lines)  # what the book takes off again
+def finish(figure: Figure, title: str, alt: str, height: int, **layout: object) -> Figure:
+    """Give a figure our look, a title, and `height` pixels below it. For readers who cannot see
+    the figure, `alt` continues the title."""
     panel_title = 32 / (height - 80) if figure.layout.annotations else 0
     figure.for_each_annotation(lambda note: note.update(text=note.text.removeprefix("panel=")))
     return figure.update_layout(
         template="plotly+patchsae",
-        title={"text": title, "subtitle_text": "<br>".join(lines)},
+        title_text=title,
         legend={"title_text": "", "y": 1 + panel_title},
-        margin_t=32 + heading,
-        height=height + heading,
-        meta={"alt": f"{title}. {alt}.", "caption": caption, "heading": heading},
+        margin_t=32 + HEADING,
+        height=height + HEADING,
+        meta={"alt": f"{title}. {alt}.", "heading": HEADING},
         **layout,
     )
 
@@ -92,14 +84,14 @@ def _panels(table: pd.DataFrame, panel: str) -> tuple[dict[str, Any], int]:
 
 
 def learning_curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str, caption: str = ""
+    histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str
 ) -> Figure:
     """Draw training histories: a panel a measure, a line a run (name → history)."""
     runs = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
     table = pd.concat(runs, names=["run"]).reset_index("run").rename(columns=MEASURES)
     table = table.melt(["run", "step"], list(MEASURES.values()), "measure")
     axes: Any = {"x": "step", "y": "value", "by": "run", "panel": "measure"}
-    figure = curves(table, title=title, caption=caption, **axes)
+    figure = curves(table, title=title, **axes)
     figure.update_traces(mode="lines").update_xaxes(dtick=None)
     figure.update_yaxes(matches=None, showticklabels=True, title=None)
     figure.update_yaxes(type="log", row=2).update_yaxes(tickformat=".0%", range=[0, 1], row=1)
@@ -119,7 +111,7 @@ def _medians(rows: pd.DataFrame) -> str:
     return f"{len(rows):,} latents, median {medians}"
 
 
-def scatter_panels(table: pd.DataFrame, *, panel: str, title: str, caption: str = "") -> Figure:
+def scatter_panels(table: pd.DataFrame, *, panel: str, title: str) -> Figure:
     """Draw latents by log10 frequency and log10 mean activation (paper Figs. 3, 8).
 
     `table` has a row a latent: its number as index, `frequency`, `mean` and its `panel`.
@@ -131,12 +123,10 @@ def scatter_panels(table: pd.DataFrame, *, panel: str, title: str, caption: str 
     )  # fmt: skip
     figure.update_traces(marker_size=4, hovertemplate=f"latent %{{hovertext}}{PLACE}")
     alt = "; ".join(f"{name}: {_medians(part)}" for name, part in rows.groupby(panel, sort=False))
-    return finish(figure, title, caption, alt, 400, showlegend=False)
+    return finish(figure, title, alt, 400, showlegend=False)
 
 
-def latent_scatter(
-    table: pd.DataFrame, *, colour: str, label: str, title: str, caption: str = ""
-) -> Figure:
+def latent_scatter(table: pd.DataFrame, *, colour: str, label: str, title: str) -> Figure:
     """Draw latents by frequency and mean activation, with the histogram of each (paper Fig. 3).
 
     `table` has a row a latent: its number as index, `frequency`, `mean`, the column `colour`
@@ -161,8 +151,8 @@ def latent_scatter(
         figure.update_xaxes(domain=across, col=i).update_yaxes(domain=along, row=i)
     plain = ({"showgrid": False, "ticks": ""}, {"showticklabels": False})
     figure.update_xaxes(*plain).update_yaxes(*plain)
-    alt = f"{_medians(rows)}; {label} from {low:.2g} to {high:.2g}"
-    return finish(figure, title, caption, alt, 560, bargap=0)
+    alt = f"{_medians(rows)}; {label}, 1st to 99th percentile {low:.2g} to {high:.2g}"
+    return finish(figure, title, alt, 560, bargap=0)
 
 
 def print_scatter(table: pd.DataFrame, *, colour: str, label: str) -> Any:
@@ -185,7 +175,7 @@ def print_scatter(table: pd.DataFrame, *, colour: str, label: str) -> Any:
 
 
 def curves(
-    table: pd.DataFrame, *, x: str, y: str, by: str, title: str, caption: str = "",
+    table: pd.DataFrame, *, x: str, y: str, by: str, title: str,
     panel: str | None = None, log_x: bool = False, lines: Mapping[str, float] | None = None
 ) -> Figure:  # fmt: skip
     """Draw a measure over `x`: a line for each value of `by`, a panel for each of `panel`, and
@@ -209,12 +199,11 @@ def curves(
     parts: Any = table.sort_values(x, kind="stable").set_index(x).groupby(keys, sort=False)[y]
     alt = "; ".join(f"{', '.join(i)}: {listed(part.iloc[ends].items())}" for i, part in parts)
     layout = {"height": 60 + 260 * rows} if panel else {"height": 420, "yaxis_title": None}
-    return finish(figure, title, caption, f"{y} over {x}: {alt}", **layout)
+    return finish(figure, title, f"{y} over {x}: {alt}", **layout)
 
 
 def group_panels(
-    table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, order: Sequence[str],
-    title: str, caption: str = ""
+    table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, order: Sequence[str], title: str
 ) -> Figure:  # fmt: skip
     """Draw latents before and after adaptation (paper Figs. 6, 20): a panel for each value of
     `panel`, a point a row, which says `hover`, a colour for each value of `by`. `order` lists
@@ -238,10 +227,10 @@ def group_panels(
     parts = table.groupby(panel, sort=False)[by]
     alt = "; ".join(f"{key}: {listed((i, sum(part == i)) for i in order)}" for key, part in parts)
     height = 100 + (280 if rows > 1 else 420) * rows
-    return finish(figure, title, caption, alt, height, legend_itemsizing="constant")
+    return finish(figure, title, alt, height, legend_itemsizing="constant")
 
 
-def stacked(table: pd.DataFrame, *, title: str, caption: str = "", label: str = "") -> Figure:
+def stacked(table: pd.DataFrame, *, title: str, label: str = "") -> Figure:
     """Draw what a sum is made of: a bar for each row, a colour for each column."""
     named = table.rename(index=str)
     figure = px.bar(named, orientation="h", color_discrete_sequence=COLOURS)
@@ -249,12 +238,11 @@ def stacked(table: pd.DataFrame, *, title: str, caption: str = "", label: str = 
     figure.update_yaxes(autorange="reversed", title=None)
     figure.update_xaxes(title_text=label, zeroline=True, zerolinecolor=GREY)
     alt = "; ".join(f"{name}: {listed(row.items())}" for name, row in named.iterrows())
-    return finish(figure, title, caption, alt, 130 + 30 * len(table), bargap=0.3)
+    return finish(figure, title, alt, 130 + 30 * len(table), bargap=0.3)
 
 
 def heat_map(
-    table: pd.DataFrame, *, title: str, caption: str = "", label: str = "",
-    span: tuple[float, float] | None = None
+    table: pd.DataFrame, *, title: str, label: str = "", span: tuple[float, float] | None = None
 ) -> Figure:  # fmt: skip
     """Draw a table of numbers as colours, over `span` (one for figures to be compared) or over the
     values."""
@@ -266,12 +254,10 @@ def heat_map(
     bar = {"title": {"text": label, "side": "right"}, "thickness": 10, "outlinewidth": 0}
     axis = {"type": "category", "showgrid": False}
     layout = {"xaxis": axis, "yaxis": axis, "coloraxis_colorbar": bar}
-    return finish(figure, title, caption, alt, 130 + 20 * len(table), **layout)
+    return finish(figure, title, alt, 130 + 20 * len(table), **layout)
 
 
-def paired_bars(
-    table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, title: str, caption: str = ""
-) -> Figure:
+def paired_bars(table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, title: str) -> Figure:
     """Draw values side by side: `x` in groups of `panel`, a bar for each value of `by`."""
     figure = px.bar(table, x=x, y=y, color=by, barmode="group", color_discrete_sequence=COLOURS)
     for name, rows in table.groupby(by, sort=False):
@@ -279,12 +265,10 @@ def paired_bars(
     figure.update_traces(hovertemplate=f"{x} %{{x}}: %{{y:.4f}}{NAME}").update_xaxes(title=None)
     groups = table.groupby(panel, sort=False)[x].unique().items()
     alt = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in groups)
-    return finish(figure, title, caption, f"{x}, {alt}", 420, bargap=0.3)
+    return finish(figure, title, f"{x}, {alt}", 420, bargap=0.3)
 
 
-def dots(
-    table: pd.DataFrame, *, x: str, y: str, title: str, caption: str = "", by: str | None = None
-) -> Figure:
+def dots(table: pd.DataFrame, *, x: str, y: str, title: str, by: str | None = None) -> Figure:
     """Draw a measure with its interval: a row for each value of `y`, a colour for each of `by`,
     the first of which is what the figure is about."""
     table = table.astype({name: str for name in (y, by) if name}).reset_index(drop=True)
@@ -297,4 +281,4 @@ def dots(
     parts = table.groupby(by, sort=False) if by else [(x, table)]
     alt = "; ".join(f"{name}: {listed(rows.set_index(y)[x].items())}" for name, rows in parts)
     height = 110 + (17 if by else 42) * len(table)
-    return finish(figure, title, caption, alt, height, scattermode="group", scattergap=0.2)
+    return finish(figure, title, alt, height, scattermode="group", scattergap=0.2)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache, partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from patchsae_lib.artefacts import DATA, ArtefactError, config_hash, run_dir, we
 from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, Template
 from patchsae_lib.distributed import best_device
 from patchsae_lib.interop import load_clip, load_prompts, load_sae, save_prompts, save_sae
+from patchsae_lib.interop.hub import local_path
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
 from patchsae_lib.maple import Prompts, run_of, train_prompts
@@ -55,7 +57,7 @@ class Study:
     pictures of a class (0: the profile's), `prompts` a file of them instead of those that are
     trained, and `n_task` the largest number of test pictures.
 
-    Raises `ValueError` for an unknown profile, pictures or notebook parameter.
+    Raises `ValueError` for an unknown profile or notebook parameter.
     """
 
     def __init__(
@@ -142,8 +144,11 @@ class Study:
     @cached_property
     def test(self) -> Split:
         """The held-out pictures; those without classes get the classes of `train`."""
-        spec, n = self._spec("test"), self.profile.pictures.n_test
-        return self.open(spec, "test", n, among=self.train.class_names)
+        spec, n, names = self._spec("test"), self.profile.pictures.n_test, self.train.class_names
+        test = self.open(spec, "test", n, among=names)
+        if test.class_names != names:
+            raise ValueError(f"the classes of {spec} are not those of {self._spec('train')}")
+        return test
 
     @cached_property
     def scored(self) -> Split:
@@ -221,16 +226,19 @@ class Study:
     def table(self) -> LatentTable:
         """The table of the training split: read if it is of exactly these models, pictures and
         constants, else counted and kept."""
+        sae = self.sae  # if there is none, tokens are not collected first
         try:
             return self.kept("latents.safetensors", "2_statistics", read=LatentTable.load)
         except ArtefactError:
             counted = self.train.tokens, self.train.labels, self.train.class_names
-            table = scan_tokens(self.sae, *counted, self.profile.statistics)
+            table = scan_tokens(sae, *counted, self.profile.statistics)
             self.keep("latents.safetensors", table)
             return table
 
     def references(self, latent: int, n: int = 8) -> Split:
-        """The reference images of a latent, the n first at most."""
+        """The reference images of a latent, the n first at most; `IndexError` without it."""
+        if latent not in range(self.table.size[0]):
+            raise IndexError(f"latent {latent}: there are 0 to {self.table.size[0] - 1}")
         images = self.table.top_images[latent]
         return self.train.select(self.train.tokens.row_of(images[images >= 0][:n]))
 
@@ -269,10 +277,9 @@ class Study:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The tasks that CLIP is adapted to, by title."""
-        n = min(self.n_task, self.profile.pictures.n_test or self.n_task)
         tasks = {}
         for spec in self.task_specs:
-            train, test = self.training_pictures(spec), self.open_pictures(spec, "test", n)
+            train, test = self.training_pictures(spec), self._tested_pictures(spec)
             shots, learn = self.profile.prompts.shots, partial(self.prompts, spec)
             task = Task(self.clip, spec, train, test, shots, learn)
             if task.title in tasks:
@@ -294,6 +301,10 @@ class Study:
         """Open all training pictures of a task; of the profile's own, as many as it says."""
         pictures = self.profile.pictures
         return self.open_pictures(spec, "train", pictures.n_train if spec == pictures.spec else 0)
+
+    def _tested_pictures(self, spec: str) -> Pictures:
+        limits = self.n_task, self.profile.pictures.n_test  # 0: none
+        return self.open_pictures(spec, "test", min(filter(None, limits), default=0))
 
     def prompts(
         self,
@@ -336,16 +347,18 @@ class Study:
         return prompts
 
     def identity(self, **constants: Any) -> dict[str, Any]:
-        """Return all that decides an artefact: the profile, its training pictures, the hashes of
-        CLIP and the autoencoder (`sae=None`: of none), constants, or the tasks' (`tasks=True`)."""
+        """Return all that decides an artefact: the profile, CLIP and the training pictures, the
+        hash of the autoencoder (`sae=None`: of none), constants, and the tasks (`tasks=True`)."""
         if constants.pop("tasks", False):
-            constants |= {"n_task": self.n_task, "shots": self.profile.prompts.shots}
-            constants["prompts"] = self.prompts_file and artefacts.sha256(self.prompts_file)
+            opened = {"train": self.training_pictures, "test": self._tested_pictures}
+            for spec, split in product(self.task_specs, opened):
+                constants[f"{spec} {split}"] = pictures_identity(opened[split](spec), spec, split)
+            file = self.prompts_file and artefacts.sha256(local_path(self.prompts_file))
+            constants |= {"prompts": file, "shots": self.profile.prompts.shots}
         spec = self._spec("train")
-        images = pictures_identity(self.training_pictures(spec), spec, "train")
+        _, made_by = self.place(self.training_pictures(spec), spec, "train")
         sae = self.sae_hash if self.which_sae and "sae" not in constants else None
-        models = {"clip": self.clip_hash, "sae": sae}
-        return {"profile": asdict(self.loaded), "pictures": images, **models, **constants}
+        return {"profile": asdict(self.loaded), **made_by, "sae": sae, **constants}
 
     def keep(self, name: str, obj: Any, **constants: Any) -> None:
         """Write an artefact into the run's folder, with its identity beside it."""

@@ -115,7 +115,9 @@ class Tokens:
         return (torch.arange(len(self)) if self.rows is None else self.rows)[rows]
 
     def row_of(self, pictures: Tensor) -> Tensor:
-        """Return the rows (n,) of pictures (n,), all of which must be among `indices`."""
+        """Return the rows (n,) of pictures (n,); `ValueError` if one is not among `indices`."""
+        if not torch.isin(pictures, self.indices).all():
+            raise ValueError("some of these pictures have no tokens here: they are of other ones")
         table = torch.full((int(self.indices.max()) + 1,), -1)
         table[self.indices] = torch.arange(len(self))
         return table[pictures]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.decomposition import PCA, FastICA
+from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -187,12 +188,9 @@ def bounds(z: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
 def probe(z: Tensor, truth: Tensor, *tested: Tensor) -> tuple[Tensor, ...]:
     """Scores (m, c) of a linear probe for each concept, on each of the `tested` tokens (m, d): a
     ridge regression from tokens z (n, d) to truth (n, c) bool."""
-    mean = z.mean(0)
-    centred, target = (z - mean).double(), truth.double()
-    gram = centred.T @ centred
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, centred.T @ (target - target.mean(0)))
-    return tuple((x - mean).double() @ weights for x in tested)
+    penalty = RIDGE * len(z) * float(z.double().var(0, correction=0).mean())
+    ridge = Ridge(penalty).fit(z.double().numpy(), truth.double().numpy())
+    return tuple(torch.from_numpy(ridge.predict(x.double().numpy())) for x in tested)
 
 
 def best_concepts(units: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:

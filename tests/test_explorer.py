@@ -923,7 +923,7 @@ from patchsae_lib.profiles import load_profile
 
 run = Path({run!r})
 frame = LatentTable.load(run / "latents.safetensors").frame().assign(hover="")
-titles = dict(label="entropy", title="Latents", caption="What to look for.")
+titles = dict(label="entropy", title="Latents")
 figures.latent_scatter(frame, colour="entropy", **titles).show()
 clip, sae = load_clip(load_profile("smoke").model), load_sae(run / "sae.safetensors")
 task = read_shard(run / "explorer" / "index.js")["tasks"][1]

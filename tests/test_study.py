@@ -211,6 +211,9 @@ def test_the_references_of_a_latent_are_its_highest_pictures(tmp_path: Path) -> 
     assert torch.equal(references.pictures.batch([0, 1]), study.train.pictures.batch(highest))
     assert torch.equal(references.tokens[:], study.train.tokens[highest])
     assert len(study.references(latent, 1)) == 1
+    for latent in (-1, 2 * D_VIT):
+        with pytest.raises(IndexError, match=f"latent {latent}: there are 0 to {2 * D_VIT - 1}"):
+            study.references(latent)
 
 
 def test_masks_are_of_the_pictures_of_a_split(tmp_path: Path) -> None:
@@ -269,6 +272,12 @@ def another_first_picture(_patch: pytest.MonkeyPatch, folder: Path, sae: str) ->
     return Study(TINY, images=f"folder:{folder}", sae=sae)
 
 
+def another_picture_in_between(_patch: pytest.MonkeyPatch, folder: Path, sae: str) -> Study:
+    pictures = Study(TINY, images=f"folder:{folder}").train.pictures
+    Image.new("RGB", (112, 112), "red").save(pictures.source.item(pictures.order[2]))
+    return Study(TINY, images=f"folder:{folder}", sae=sae)
+
+
 def renamed_class(_patch: pytest.MonkeyPatch, folder: Path, sae: str) -> Study:
     (folder / "a").rename(folder / "aa")
     return Study(TINY, images=f"folder:{folder}", sae=sae)
@@ -280,11 +289,12 @@ Change = Callable[[pytest.MonkeyPatch, Path, str], Study]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed_clip, r"\(clip: '\w{16}' there, '\w{16}' here\)"),
+        (changed_clip, r"\(model.weights: '\w{16}' there, '\w{16}' here\)"),
         (changed_tau, r"\(profile.statistics.tau: 0.2 there, 0.3 here\)"),
         (changed_spec, r"pictures.spec: 'folder:\S+/photos' there, 'folder:\S+/more' here"),
         (one_more_picture, r"pictures.n: 5 there, 6 here"),
         (another_first_picture, r"\(pictures.hash: '\w{16}' there, '\w{16}' here\)"),
+        (another_picture_in_between, r"\(pictures.hash: '\w{16}' there, '\w{16}' here\)"),
         (renamed_class, r"\(pictures.hash: '\w{16}' there, '\w{16}' here\)"),
     ],
 )
@@ -318,20 +328,52 @@ def test_constants_are_part_of_the_identity() -> None:
 
 
 def test_what_is_measured_of_tasks_is_of_their_pictures_shots_and_prompts(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.safetensors"
+    file, photos = tmp_path / "prompts.safetensors", tmp_path / "photos"
     file.write_bytes(b"some")
-    study = Study(TINY, sae="", prompts=str(file))
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        save_pictures(photos / name, 2)
+    profile = replace(TINY, tasks=(f"folder:{photos}",))
+    given = {"sae": "", "prompts": str(file)}
+    study = Study(profile, **given)
     study.keep("levels.json", [1], tasks=True)
-    assert study.kept("levels.json", "5_maple", tasks=True) == [1]
-    assert Study(TINY, sae="", prompts=str(file)).kept("levels.json", "5_maple", tasks=True) == [1]
-    options = {"n_task": dict(n_task=6), "shots": dict(shots=3), "prompts": dict(prompts="")}
+    assert Study(profile, **given).kept("levels.json", "5_maple", tasks=True) == [1]
+    options = {r"test\.n": dict(n_task=3), "shots": dict(shots=3), "prompts": dict(prompts="")}
     for name, option in options.items():
-        other = Study(TINY, **{"sae": "", "prompts": str(file), **option})
         with pytest.raises(ArtefactError, match=name):
-            other.kept("levels.json", "5_maple", tasks=True)
+            Study(profile, **{**given, **option}).kept("levels.json", "5_maple", tasks=True)
     file.write_bytes(b"others")
     with pytest.raises(ArtefactError, match="prompts"):
         study.kept("levels.json", "5_maple", tasks=True)
+    file.write_bytes(b"some")
+    Image.new("RGB", (8, 8)).save(photos / "test" / "a" / "0.png")
+    with pytest.raises(ArtefactError, match=r"test\.hash"):
+        Study(profile, **given).kept("levels.json", "5_maple", tasks=True)
+
+
+def test_an_artefact_of_another_precision_is_not_used() -> None:
+    study = Study(TINY, sae="")
+    study.keep("curve.json", [1])
+    study.clip.first = torch.nn.Identity()
+    with pytest.raises(ArtefactError, match=r"precision: 'float32' there, 'bfloat16' here"):
+        study.kept("curve.json", "2_statistics")
+
+
+def test_without_an_autoencoder_no_tokens_are_collected_for_a_table() -> None:
+    study = Study(TINY, sae="live")
+    with pytest.raises(ArtefactError, match=r"sae.safetensors is not there: run 1_training first"):
+        _ = study.table
+    assert not (study.folder / "tokens").exists()
+
+
+def test_held_out_pictures_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for i, name in enumerate("abcd"):
+        save_pictures(tmp_path / ("seen" if i < 2 else "other") / name, 3)
+    spec, other = f"folder:{tmp_path / 'seen'}", f"folder:{tmp_path / 'other'}"
+    study = Study(replace(TINY, pictures=PicturesConfig(spec, test=other)))
+    with pytest.raises(
+        ValueError, match=r"the classes of folder:.*other are not those of folder:"
+    ):
+        _ = study.test
 
 
 def test_autoencoders_are_kept_by_number_and_replaced_together(
@@ -347,7 +389,7 @@ def test_autoencoders_are_kept_by_number_and_replaced_together(
     assert list(study.autoencoders("seed")) == [1]
     assert list(study.autoencoders("block")) == [5]
     monkeypatch.setattr(study_module, "load_clip", lambda c, _: tiny_clip(c.block, seed=1))
-    with pytest.raises(ArtefactError, match=r"\(clip: .*\): run 1_training again"):
+    with pytest.raises(ArtefactError, match=r"\(model.weights: .*\): run 1_training again"):
         Study(TINY, sae="live").autoencoders("seed")
 
 
@@ -388,7 +430,7 @@ def test_the_shipped_autoencoder_is_for_its_clip_whatever_the_profile_is_called(
     assert Study(TINY).sae_hash == weights_hash(random_sae(3))
     monkeypatch.setattr(study_module, "load_clip", lambda c, _: tiny_clip(c.block, seed=1))
     assert Study(TINY).shipped is None
-    with pytest.raises(ArtefactError, match=r"clip: .*run 1_training again"):
+    with pytest.raises(ArtefactError, match=r"model.weights: .*run 1_training again"):
         _ = Study(TINY).sae
 
 

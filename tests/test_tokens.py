@@ -168,6 +168,8 @@ def test_a_row_is_found_by_its_picture() -> None:
     assert tokens.row_of(torch.tensor([9, 9, 0, 7])).tolist() == [2, 2, 3, 0]
     chosen = tokens.select([3, 1])
     assert chosen.row_of(torch.tensor([2, 0])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="no tokens here"):
+        chosen.row_of(torch.tensor([7]))
 
 
 def test_what_cannot_be_held_is_refused() -> None:

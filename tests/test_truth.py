@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from patchsae_lib.truth import (
@@ -269,7 +268,8 @@ def test_the_probe_is_a_ridge_regression_in_units_of_the_variance() -> None:
     g = torch.Generator().manual_seed(0)
     z, truth = torch.randn(300, 6, generator=g) * torch.arange(1, 7), torch.rand(300, 2) < 0.3
     (scores,) = probe(z, truth, z)
-    alpha = RIDGE * 300 * z.double().var(0, correction=0).mean()
-    ridge = Ridge(float(alpha)).fit(z.double().numpy(), truth.double().numpy())
-    wanted = torch.from_numpy(ridge.predict(z.double().numpy())) - truth.double().mean(0)
+    x, y = z.double() - z.double().mean(0), truth.double()
+    gram = x.T @ x
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(6)
+    wanted = x @ torch.linalg.solve(gram, x.T @ (y - y.mean(0))) + y.mean(0)
     assert torch.allclose(scores, wanted, atol=1e-6)

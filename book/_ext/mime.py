@@ -76,11 +76,11 @@ def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:
 
 
 def figure_html(figure: Mapping[str, Any], label: str) -> str:
-    """The HTML of a figure: its title and its caption as text (which wraps, as plotly's would
-    not), its room, and its data as JSON.
+    """The HTML of a figure: its title as text (which wraps, as plotly's would not), its room, and
+    its data as JSON.
 
-    `layout.meta` may have, from `figures.finish`, the `caption`, and as `heading` the pixels that
-    title and caption take above the figure elsewhere.
+    `layout.meta` may have, from `figures.finish`, as `heading` the pixels that the title takes
+    above the figure elsewhere.
     """
     layout, meta = dict(figure.get("layout", {})), _meta(figure)
     layout.pop("title", None)
@@ -95,14 +95,12 @@ def figure_html(figure: Mapping[str, Any], label: str) -> str:
         room += f";min-width:{min(640, round(240 / panel_share(layout)))}px"
     title = re.sub(r"&lt;(/?(?:b|i|sub|sup|br) ?/?)&gt;", r"<\1>", html.escape(_title(figure)))
     above = f'<div class="plotly-title" aria-hidden="true">{title}</div>' if title else ""
-    caption = html.escape(meta.get("caption", ""))
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
     drawn_figure = {"data": figure.get("data", []), "layout": layout}
     data = json.dumps(drawn_figure, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<figure class="plotly-figure" aria-label="{html.escape(label)}">{above}'
         f'<script type="application/json">{data}</script>'
-        f'<div class="plotly-canvas" style="{room}"></div>{below}</figure>\n'
+        f'<div class="plotly-canvas" style="{room}"></div></figure>\n'
     )
 
 

@@ -26,7 +26,6 @@ class Strips:
     """
 
     rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
-    caption: str = ""
 
     def _repr_html_(self) -> str:
         strips = []
@@ -36,9 +35,7 @@ class Strips:
             head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
             style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
             strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')
-        words = " ".join(html.escape(self.caption).split())
-        below = [f"<figcaption>{words}</figcaption>"] if words else []
-        return "\n".join(["<figure style='margin:0'>", *strips, *below, "</figure>"])
+        return "\n".join(["<figure style='margin:0'>", *strips, "</figure>"])
 
 
 def explorer_link(text: str, **state: object) -> str:

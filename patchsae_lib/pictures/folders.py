@@ -29,7 +29,7 @@ def folder(name: str, split: str) -> Source:
         raise FileNotFoundError(
             f"folder:{name} wants pictures, or one sub-folder of them a class: {error}"
         ) from error
-    return Source(paths.__getitem__, labels, readable(names), divided)
+    return Source(paths.__getitem__, labels, readable(names), divided, paths)
 
 
 def _divide(root: Path, split: str) -> tuple[Path, list[str], bool]:

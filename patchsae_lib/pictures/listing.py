@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -23,13 +24,15 @@ class Source:
     """Pictures that can be read in any order: `item(i)` is the i-th, `labels[i]` its class.
 
     A picture without a class has label −1. `divided`: these are the pictures of the split asked
-    for; otherwise they are all there are, and a test split is still to be held out.
+    for; otherwise they are all there are, and a test split is still to be held out. `files` are
+    those that hold the pictures, as far as they are known.
     """
 
     item: Callable[[int], Item]
     labels: Sequence[int]
     class_names: tuple[str, ...]
     divided: bool
+    files: Sequence[str | Path] = ()
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae_lib.pictures.sources import Pictures, Subset, world_of
+from patchsae_lib.pictures.sources import Files, Pictures, unwrapped
 from patchsae_lib.world import TASKS, World
 
 MAX_UNREADABLE = 0.01  # a larger share of the pictures is an error
@@ -33,19 +33,20 @@ def title_of(spec: str) -> str:
 
 def in_the_world(pictures: Pictures) -> tuple[World | None, Sequence[int]]:
     """Return the embedded world, if the pictures are from there, and their numbers in it."""
-    rows: Sequence[int] = range(len(pictures))
-    while isinstance(pictures, Subset):
-        rows, pictures = [pictures.rows[i] for i in rows], pictures.pictures
-    return world_of(pictures), rows
+    below, rows = unwrapped(pictures)
+    return (below if isinstance(below, World) else None), rows
 
 
 def pictures_identity(pictures: Pictures, spec: str, split: str) -> dict[str, Any]:
-    """Return what tells pictures apart: their spec, number and classes, and a hash of the first
-    and the last one, since a folder's order changes with its content."""
+    """Return what tells pictures apart: their spec and number, and a hash of their classes, the
+    sizes of all files, and the first and the last picture. (Another picture in between whose file
+    has the same size is not noticed, and of torchvision's sets the files are not known.)"""
     kind, _, name = spec.partition(":")
     spec = f"folder:{Path(name).expanduser().resolve()}" if kind == "folder" else spec
     _, images = read_pictures(pictures, [0, len(pictures) - 1], [])
     digest = hashlib.sha256(repr(pictures.class_names).encode())
+    if isinstance(below := unwrapped(pictures)[0], Files):
+        digest.update(below.listing.encode())
     digest.update(images.numpy().tobytes())
     return {"spec": spec, "split": split, "n": len(pictures), "hash": digest.hexdigest()[:16]}
 

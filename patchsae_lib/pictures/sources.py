@@ -18,7 +18,7 @@ import random
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from typing import Protocol
 
@@ -128,6 +128,13 @@ class Files:
         except OSError as error:
             return str(error)
         return _fault_of(item)
+
+    @cached_property
+    def listing(self) -> str:
+        """The labels in order, and the sizes of the files: they tell pictures from others, on
+        every machine that has a copy."""
+        sizes = [os.path.getsize(x) if os.path.isfile(x) else -1 for x in self.source.files]
+        return repr(([self.label(i) for i in range(len(self))], sizes))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -243,10 +250,20 @@ def world_of(pictures: Pictures) -> World | None:
     return pictures if isinstance(pictures, World) else None
 
 
+def unwrapped(pictures: Pictures) -> tuple[Pictures, Sequence[int]]:
+    """Return the pictures below all views of them, and the numbers that these have there."""
+    rows: Sequence[int] = range(len(pictures))
+    while isinstance(pictures, Subset | ReadOnce):
+        rows = [pictures.rows[i] for i in rows] if isinstance(pictures, Subset) else rows
+        pictures = pictures.pictures
+    return pictures, rows
+
+
 def captions_of(pictures: Pictures) -> list[str]:
     """Return a text for every picture: its caption, else the name of its class, else "picture"."""
-    if world := world_of(pictures):
-        return [world.caption(i) for i in range(len(world))]
+    below, rows = unwrapped(pictures)
+    if isinstance(below, World):
+        return [below.caption(i) for i in rows]
     names = *pictures.class_names, "picture"  # label −1 is the last of them
     return [TEMPLATE.format(names[pictures.label(i)]) for i in range(len(pictures))]
 

@@ -146,7 +146,7 @@ def _ucf101(root: Path, split: str) -> Source:
     samples = [s for s in data.samples if not videos or Path(s[0]).stem in videos]
     labels = [names.index(data.classes[label]) for _, label in samples]
     paths = [path for path, _ in samples]
-    return Source(paths.__getitem__, labels, readable(names), bool(videos))
+    return Source(paths.__getitem__, labels, readable(names), bool(videos), paths)
 
 
 def _ucf101_frames(root: Path) -> Path:

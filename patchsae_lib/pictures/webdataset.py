@@ -46,7 +46,8 @@ def wds(pattern: str, split: str) -> Source:
         return _read(places[i])
 
     labels = [place.label for place in places]
-    return Source(item, labels, _class_names(paths[0].parent, max(labels) + 1), divided)
+    names = _class_names(paths[0].parent, max(labels) + 1)
+    return Source(item, labels, names, divided, paths)
 
 
 def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
