@@ -20,6 +20,8 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from test_localization import identity
+from test_study import LAND
 
 from patchsae_lib.ablation import mask_latents
 from patchsae_lib.explorer import (
@@ -28,10 +30,12 @@ from patchsae_lib.explorer import (
     Lens,
     Task,
     describe,
+    studies,
     write_bundle,
     write_tasks,
 )
 from patchsae_lib.explorer.bundle import PER_FILE, PER_SHARD, UNFINISHED
+from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
 from patchsae_lib.explorer.studies import write_latents
 from patchsae_lib.explorer.widget import EXPLORER
@@ -982,7 +986,6 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     page.locator(".patchsae-explorer[data-ready]").wait_for(timeout=60_000)
     assert chosen(page) == "Latent 3"
     plot = page.locator(".js-plotly-plot")
-    assert "What to look for." in plot.text_content()
     plot.scroll_into_view_if_needed()
     plot.click(position={"x": 5, "y": 5})  # no latent there
     spot = page.evaluate(SPOT, 0)
@@ -1030,3 +1033,28 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     switch.get_by_text("With 1 latent off they are taken for").wait_for()
     assert "%" in switch.inner_text()
     assert [t for t in page.trouble if "explorer" in t] == []
+
+
+def test_the_latents_of_a_bundle_are_those_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "write_bundle", lambda *given: given)
+    sae = identity(4)
+    sae.W_dec.copy_(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 2, 0, 1, 2])
+    z = torch.full((12, 7, 4), -1.0)
+    z[torch.arange(12), 1, torch.arange(12) % 4] = torch.arange(1.0, 13)
+    split = Split(SimpleNamespace(grid=(2, 3)), World("land", "train", 12), labels, LAND, ())
+    split.tokens = Tokens.hold(z)
+    table = scan_tokens(sae, split.tokens, labels, LAND)
+    study = SimpleNamespace(sae=sae, train=split, table=table, folder=Path("run"))
+    folder, pictures, latents, _ = write_latents(study, pd.DataFrame())
+    assert (folder, pictures) == (Path("run/explorer"), split.pictures)
+    assert all(map(torch.equal, (latents.near, latents.cosine), nearest(sae.W_dec)))
+    assert torch.equal(latents.levels, table.class_per_image)
+    assert latents.levels.max() < table.class_above.max()  # per picture of a class
+    assert latents.examples["highest"][:, :3].T.tolist() == [
+        [8, 9, 10, 11],
+        [4, 5, 6, 7],
+        [0, 1, 2, 3],
+    ]
+    assert (latents.absent % 4 != torch.arange(4)[:, None]).all()  # a latent is in every fourth
+    assert labels[latents.absent[:, 0]].tolist() == labels[[8, 9, 10, 11]].tolist()

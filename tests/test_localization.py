@@ -3,7 +3,7 @@ import torch
 
 from patchsae_lib import localization
 from patchsae_lib.explorer.drawings import overlay
-from patchsae_lib.localization import latent_masks, reference_masks
+from patchsae_lib.localization import latent_masks, reference_masks, share_inside
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
@@ -65,3 +65,23 @@ def test_where_nothing_is_active_a_picture_is_grey() -> None:
 def test_a_picture_of_floats_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, h, w\) uint8, got torch.float32"):
         overlay(PICTURE.float(), torch.ones(2, 2), 1.0)
+
+
+def test_the_share_of_activity_inside_a_region() -> None:
+    z = torch.zeros(2, 6, 3)  # CLS, four patches, and a prompt's token
+    z[:, [0, 5]] = 100.0
+    z[0, 1:5, 0], z[0, 1:5, 1] = torch.tensor([3.0, 0, 0, 1]), torch.tensor([0.0, 2, 0, 0])
+    z[1, 1:5, 2] = torch.tensor([1.0, 1, 2, 4])
+    inside = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
+    shares = share_inside(identity(3), z, torch.tensor([[0, 1], [2, 0]]), inside)
+    assert shares.tolist() == [[3 / 4, 0], [4 / 8, 0]]  # the last one is silent
+
+
+def test_the_first_picture_may_be_a_reference_and_masks_are_of_their_latents() -> None:
+    z = torch.arange(2 * 7 * 3).reshape(2, 7, 3).float()
+    images = torch.tensor([[1, -1], [0, 1], [-1, 0]])
+    masks = reference_masks(identity(3), Tokens.hold(z), images, (2, 3)).float()
+    for latent, at, picture in ((0, 0, 1), (1, 0, 0), (1, 1, 1), (2, 1, 0)):
+        wanted = latent_masks(identity(3), z[[picture]], [latent], (2, 3))[0, 0]
+        assert torch.equal(masks[latent, at], wanted)
+    assert not masks[0, 1].any()

@@ -3,12 +3,14 @@
 import copy
 import math
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_localization import identity
 
 from patchsae_lib import remapping
 from patchsae_lib.artefacts import DATA
@@ -21,11 +23,16 @@ from patchsae_lib.remapping import (
     GROUPS,
     READINGS,
     Gain,
+    _correct,
+    _states,
     chance_overlap,
     decompose,
+    group_sizes,
     groups,
     improvement,
+    latents_by_class,
     overlap,
+    overlaps,
     probe,
     ranks,
     shapley,
@@ -381,3 +388,107 @@ def test_a_probe_tells_apart_what_latents_tell_apart() -> None:
     assert noise < 0.5
     x[:, :4] /= 1000  # weak latents count as much
     assert probe(x[:60], labels[:60], x[60:], labels[60:]).mean() > 0.95
+
+
+def test_sizes_of_groups_are_means_over_classes() -> None:
+    group = torch.tensor([[1, 2, 2, 0, 0], [3, 0, 2, 0, 0]])
+    assert group_sizes(group) == {"high": 0.5, "high to low": 1.5, "low to high": 0.5}
+
+
+def test_the_latents_of_a_class_are_those_that_either_model_activates() -> None:
+    before = torch.tensor([[3.0, 0, 1, 0], [0, 2, 0, 0]])
+    after = torch.tensor([[0.0, 4, 2, 0], [0, 0, 0, 5]])
+    group = torch.tensor([[2, 3, 1, 0], [0, 2, 0, 3]])
+    table = latents_by_class(before, after, group, ("cat", "dog"))
+    assert table.to_dict("split")["columns"] == [
+        *("label", "class", "latent", "CLIP", "MaPLe", "rank", "group")
+    ]
+    assert table.to_numpy().tolist() == [
+        [0, "cat", 0, 3, 0, 1, "high to low"],
+        [0, "cat", 1, 0, 4, 0, "low to high"],
+        [0, "cat", 2, 1, 2, 2, "high"],
+        [1, "dog", 1, 2, 0, 1, "high to low"],
+        [1, "dog", 3, 0, 5, 0, "low to high"],
+    ]
+
+
+def active(*latents: int) -> torch.Tensor:
+    return torch.zeros(1, 8).index_fill_(1, torch.tensor(latents), 1.0)
+
+
+def test_overlaps_on_the_same_and_on_other_pictures() -> None:
+    before = active(0, 1, 2, 3), active(0, 1, 4, 5)
+    after = active(0, 1, 2, 6), active(0, 4, 6, 7)
+    assert overlaps(before, after).to_dict("records") == [
+        {
+            "CLIP and MaPLe, same pictures": pytest.approx((3 / 4 + 2 / 4) / 2),
+            "CLIP and CLIP, other pictures": pytest.approx(2 / 4),
+            "CLIP and MaPLe, other pictures": pytest.approx((1 / 4 + 2 / 4) / 2),
+            "chance": pytest.approx(4 / 6),  # of the six that CLIP activates
+        }
+    ]
+
+
+def test_an_overlap_of_unequal_sets_is_a_share_of_the_larger() -> None:
+    many, one = torch.tensor([[4.0, 3, 2, 1, 0]]), torch.tensor([[1.0, 0, 0, 0, 0]])
+    for pair_of in ((many, one), (one, many)):
+        assert overlap(*pair_of, 3).tolist() == pytest.approx([1 / 3])
+        assert chance_overlap(*pair_of, 3).tolist() == [1 / 4]  # 3 × 1/4 expected, of 3
+
+
+def test_a_factor_has_the_gain_of_its_own_axis() -> None:
+    names = ("class names", "strengths", "new latents", "error", "prompt tokens")
+    for axis, name in enumerate(names):
+        cube = torch.zeros(2, 2, 2, 2, 2, 9, dtype=torch.bool)
+        cube.select(axis, 1).fill_(True)  # right as soon as this one has changed
+        points = share_out(Gain(cube, *torch.zeros(4, 9)).shares())["points"]
+        assert points[points > 0.5].index.tolist() == [name, "all"]
+
+
+def test_every_state_has_its_name() -> None:
+    none = torch.zeros(1)
+    for name, at in {
+        "CLIP": (0, 0, 0, 0, 0),
+        "adapted text only": (1, 0, 0, 0, 0),
+        "adapted pictures only": (0, 1, 1, 1, 1),
+        "adapted": (1, 1, 1, 1, 1),
+        "old latents, new strengths": (1, 1, 0, 1, 1),
+        "old latents, old strengths": (1, 0, 0, 1, 1),
+        "new latents alone": None,
+    }.items():
+        cube = torch.zeros(2, 2, 2, 2, 2, 1, dtype=torch.bool)
+        if at:
+            cube[at] = True
+        named = Gain(cube, torch.tensor([at is None]), none, none, none).named()
+        assert named.columns[named.iloc[0] == 1].tolist() == [name]
+
+
+def test_right_answers_are_placed_by_head_state_and_second_half() -> None:
+    bits = torch.tensor([0, 1, 1, 0, 1, 1, 0, 1, 0])  # which of two classes a state shows
+    states = torch.eye(2)[bits][:, None]  # (9 states of one picture, one token, 2)
+    plain = SimpleNamespace(features=lambda z: z[:, 0])
+    adapted = SimpleNamespace(features=lambda z: z[:, 0].flip(1), unadapted=lambda: plain)
+    heads = torch.eye(2), torch.eye(2).flip(0)
+    prompts = torch.zeros(1, 1, 2)
+    correct, only_new = _correct(adapted, states, prompts, torch.tensor([0]), heads)
+    for head, strength, new, error, prompted in product((0, 1), repeat=5):
+        turned = (int(bits[4 * strength + 2 * new + error]) + head + prompted) % 2
+        assert bool(correct[head, strength, new, error, prompted]) == (turned == 0)
+    assert only_new.tolist() == [True]  # the adapted half and head turn twice
+
+
+def test_pictures_without_latents_have_no_share_in_new_ones() -> None:
+    sae = identity(2)
+    z = torch.tensor([[[-1.0, -1]], [[-1.0, 3]]])
+    _, (n_new, n_active, mass) = _states(sae, z.new_zeros(2, 1, 2), z, "token")
+    assert [x.tolist() for x in (n_new, n_active, mass)] == [[0, 1], [0, 1], [0, 1]]
+
+
+def test_a_gain_is_shared_out_by_its_means_and_only_above_0() -> None:
+    shares = torch.zeros(5, 400, dtype=torch.double)
+    shares[0, :2] = 1  # none of the two in some resamples
+    table = share_out(shares)
+    assert table.loc["all", "low"] == 0
+    assert table[["share", "share_low", "share_high"]].isna().all(axis=None)
+    shares[0, :97], shares[1, 97:128] = 1, 1
+    assert share_out(shares).loc["class names", "share"] == pytest.approx(97 / 128, abs=1e-12)

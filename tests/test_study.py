@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,13 +15,16 @@ from torch import Tensor
 from patchsae_lib import artefacts
 from patchsae_lib import study as study_module
 from patchsae_lib import tokens as tokens_module
-from patchsae_lib.ablation import mask_latents
+from patchsae_lib.ablation import by_score, mask_latents
 from patchsae_lib.artefacts import DATA, ArtefactError, weights_hash
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.explorer.files import read_shard
+from patchsae_lib.explorer.studies import write_latents, write_study
 from patchsae_lib.interop import load_clip, save_prompts, save_sae
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.latents import LatentTable, image_levels
 from patchsae_lib.maple import adapt
+from patchsae_lib.pictures import few_shot, labels_of
 from patchsae_lib.profiles import (
     ModelConfig,
     PicturesConfig,
@@ -35,6 +39,8 @@ from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study, shipped_identity
 from patchsae_lib.world import CLASSES, TASKS, World, all_words
+from patchsae_lib.world.pairs import pairs
+from patchsae_lib.world.tasks import STYLE_TEMPLATES
 from patchsae_lib.world.truth import world_truth
 from recipes.small_clip import predict
 
@@ -769,3 +775,181 @@ def test_prompts_of_other_pictures_with_the_same_names_are_not_used(tmp_path: Pa
         learnt.append(study.prompts(study.task_specs[0]))
     assert learnt[0].config == learnt[1].config  # but for the pixels, all is the same
     assert not torch.equal(learnt[0].visual, learnt[1].visual)
+
+
+def test_pictures_of_any_origin_are_seen(place: Path) -> None:
+    study, scenes = Study(TINY), pairs("style", [0, 1])
+    split = study.see(scenes)
+    assert split.labels.tolist() == [0, 0, 1, 1]
+    assert split.class_names == scenes.class_names
+    assert torch.equal(split.head, study.clip.text_features(CLASSES, scenes.task.templates))
+    z = study.clip.tokens(study.clip.preprocess(scenes.batch(range(4))))
+    assert torch.allclose(split.tokens[:].float(), z, rtol=0.01, atol=0.01)
+    assert not list(place.glob("tokens/*"))  # they stay in memory
+    for name in ("world", "styles"):
+        assert study.see(World(name, "test", 1)).templates is STYLE_TEMPLATES
+
+
+def test_the_papers_numbers_are_read_without_their_comments(tmp_path: Path) -> None:
+    (tmp_path / "data" / "paper").mkdir(parents=True)
+    (tmp_path / "data" / "paper" / "t.csv").write_text("# Where from\nlayer,mse\n11,0.5\n")
+    assert Study(TINY).reported("t").to_dict("list") == {"layer": [11], "mse": [0.5]}
+
+
+def test_an_identity_has_the_shots_of_the_profile_and_no_predicted_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Study(TINY, sae="", shots=3).identity() == Study(TINY, sae="").identity()
+    save_pictures(tmp_path / "flat", 6)
+    monkeypatch.setattr(SplitCLIP, "tokens", None)  # to predict labels would fail
+    images = Study(TINY, images=f"folder:{tmp_path / 'flat'}", sae="").identity()["pictures"]
+    assert images["n"] == 5
+
+
+def test_the_truth_of_chosen_pictures_is_not_that_of_the_first(tmp_path: Path) -> None:
+    objects = replace(TINY.pictures, spec="world:objects")
+    split = Study(replace(TINY, pictures=objects)).test
+    truth = world_truth(World("objects", "test", 8), [6, 1], grid=(4, 4))
+    assert truth[0].any()
+    assert not torch.equal(truth[0], truth[1])  # not vacuous
+    assert torch.equal(split.select([6, 1]).truth, truth)
+
+
+def test_a_third_of_the_novel_pictures_is_tested_on() -> None:
+    study = Study(replace(TINY, pictures=replace(TINY.pictures, n_test=44)))
+    (task,) = study.tasks.values()
+    assert len(task.base) == 24
+    assert len(task.novel) == 6  # of 20
+
+
+def test_a_task_learns_from_the_pictures_of_seed_0_and_adapts_with_any() -> None:
+    study = Study(TINY, shots=1)
+    (task,) = study.tasks.values()
+    train = World("land", "train", 16)
+    rows = [few_shot(labels_of(train), 4, 1, seed).tolist() for seed in (0, 1)]
+    assert rows[0] != rows[1]  # not vacuous
+    assert torch.equal(task.learnt.pictures.batch(range(4)), train.batch(rows[0]))
+    prompts = study.prompts("world:land", 1)
+    assert prompts.config["pictures"] == rows[1]
+    text = task.adapted(1).clip.text
+    assert torch.equal(text, adapt(study.clip, prompts, LAND).text)
+    assert not torch.equal(text, task.adapted(0).clip.text)
+
+
+def test_each_split_of_an_adapted_task_has_the_texts_of_its_classes() -> None:
+    (task,) = Study(TINY).tasks.values()
+    after = task.adapted(0)
+    assert torch.equal(after.base.head, after.clip.text[:4])
+    assert torch.equal(after.novel.head, after.clip.text[4:])
+    assert torch.equal(after.counted.head, after.clip.text[:4])
+
+
+def test_latents_are_counted_on_two_pictures_of_a_class_at_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("patchsae_lib.splits.COUNTED", 4)
+    (task,) = Study(TINY).tasks.values()
+    assert task.counted.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_prompts_of_data_are_used_and_those_of_the_run_before_them(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Study(TINY).prompts("world:land", control="picture")
+    made = Study(TINY).prompts("world:land")
+    names = {path.name for path in (place / "prompts").iterdir()}
+    assert names == {"land-0.safetensors", "land-picture-0.safetensors"}
+    monkeypatch.setattr(study_module, "train_prompts", None)  # training would fail
+    given = tmp_path / "data" / "prompts" / "land-0.safetensors"
+    given.parent.mkdir(parents=True)
+    save_prompts(given, replace(made, text=made.text + 1))
+    assert torch.equal(Study(TINY).prompts("world:land").text, made.text)
+    (place / "prompts" / "land-0.safetensors").unlink()
+    assert torch.equal(Study(TINY).prompts("world:land").text, made.text + 1)
+
+
+def test_references_are_the_first_pictures_of_a_latent() -> None:
+    study = Study(TINY)
+    study.__dict__["table"] = SimpleNamespace(
+        size=(2, 2), top_images=torch.tensor([[0, 7], [5, -1]])
+    )
+    for latent, n, rows in ((0, 8, [0, 7]), (0, 1, [0]), (1, 8, [5])):
+        references = study.references(latent, n)
+        assert len(references) == len(rows)
+        assert torch.equal(references.tokens[:], study.train.tokens[rows])
+
+
+def test_masks_may_be_of_other_classes_and_with_the_error(tmp_path: Path) -> None:
+    study = Study(TINY, sae=sae_file(tmp_path))
+    split = study.test
+    given = split.clip, study.sae, split.tokens, split.labels, split.head
+    rankings = {"any": torch.stack([torch.randperm(48) for _ in range(8)])}
+    plain = mask_latents(*given, rankings, (1, 4))
+    for options in ({"classes": split.labels.flip(0)}, {"error": True}):
+        masked, wanted = (
+            study.mask(split, rankings, (1, 4), **options),
+            mask_latents(*given, rankings, (1, 4), **options),
+        )
+        assert torch.equal(masked.predictions["any"], wanted.predictions["any"])
+        assert not torch.equal(wanted.predictions["any"], plain.predictions["any"])  # not vacuous
+
+
+@pytest.mark.parametrize(("d_sae", "n", "expected"), [(48, 30, 70), (2**21, 500, 20)])
+def test_scored_pictures_are_never_too_few(d_sae: int, n: int, expected: int) -> None:
+    study = Study("clip")
+    clip, sae = SimpleNamespace(n_tokens=197), SimpleNamespace(d_sae=d_sae)
+    study.__dict__ |= {"clip": clip, "sae": sae, "train": range(n), "open": lambda *given: given}
+    assert study.scored == ("world", "test", expected)
+
+
+def test_pictures_come_from_the_spec_that_a_profile_gives_them() -> None:
+    study = Study(replace(TINY, pictures=replace(TINY.pictures, n_train=12)))
+    assert study.train.class_names == study.test.class_names == LAND
+    assert len(study.training_pictures("world:land")) == 12
+    assert len(study.training_pictures("world:flowers")) > 12  # all of another task's
+
+
+def test_pictures_of_one_class_are_no_task(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "one" / "cat", 5)
+    study = Study(TINY, images=f"folder:{tmp_path / 'one'}")
+    assert study.task_specs == ("world:flowers", "world:land")
+
+
+def test_prompts_may_be_kept_in_a_folder_of_their_own(place: Path, tmp_path: Path) -> None:
+    Study(TINY).prompts("world:land", folders=[tmp_path / "mine"])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["land-0.safetensors"]
+    assert not (place / "prompts").exists()
+
+
+def test_a_study_writes_its_tasks_as_both_models_see_them(tmp_path: Path) -> None:
+    study = Study(TINY, sae=sae_file(tmp_path))
+    write_latents(study, pd.DataFrame({"frequency": study.table.frequency.numpy()}))
+    (title,) = study.tasks
+    before, after = study.tasks[title].base, study.tasks[title].adapted(0).base
+    own = torch.rand(2, 4, study.sae.d_sae, generator=torch.Generator().manual_seed(0))
+    levels = {f"{title}/CLIP": own[0], f"{title}/MaPLe": own[1]}
+    tasks, lenses = write_study(study, levels, n_shown=3)
+    trained, adapted = tasks
+    assert list(lenses) == [trained.name, adapted.name] == ["world", "land"]
+    assert (trained.title, adapted.title) == ("The kind it was trained on", title)
+    assert (trained.class_names, adapted.class_names) == (LAND, LAND[:4])
+    assert (trained.models, adapted.models) == (["CLIP"], ["CLIP", "MaPLe"])
+    assert (list(trained.rows), list(adapted.rows)) == (list(range(24)), [0, 1, 2])
+    assert torch.equal(trained.levels[0], study.table.class_per_image)
+    assert all(map(torch.equal, adapted.levels, own))
+    assert adapted.ks == [1, 5, 10]  # of 48 latents
+    for split, ranked, curves in zip((before, after), own, adapted.curves, strict=True):
+        given = split.clip, study.sae, split.tokens, split.labels, split.head
+        masked = mask_latents(*given, {"own": by_score(ranked)}, adapted.ks)
+        assert torch.equal(curves, masked.shares("own", 4))
+    for i, split in enumerate((before, after)):
+        z = split.clip.tokens(split.clip.preprocess(before.pictures.batch([2])))
+        said = split.clip.classify(z, split.head).softmax(1)[0]
+        assert adapted.looks[2]["said"][i] == pytest.approx(said.tolist(), abs=1e-5)
+    lens = lenses["land"]
+    assert torch.equal(lens.pictures, before.pictures.batch(range(4)))
+    assert torch.equal(lens.labels, before.labels)
+    index = read_shard(study.folder / "explorer" / "index.js")
+    assert [task["name"] for task in index["tasks"]] == ["world", "land"]

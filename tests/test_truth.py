@@ -1,11 +1,13 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from test_localization import identity
 
 from patchsae_lib.truth import (
     RIDGE,
@@ -17,7 +19,11 @@ from patchsae_lib.truth import (
     bounds,
     compare_units,
     concept_scores,
+    enough,
+    halves,
     iou_tables,
+    latents_of,
+    mean_scores,
     probe,
     rank_scores,
     thresholds,
@@ -25,8 +31,8 @@ from patchsae_lib.truth import (
 from patchsae_lib.world import CLASSES, World
 from patchsae_lib.world.canvas import Region
 from patchsae_lib.world.render import Picture, _variant
-from patchsae_lib.world.truth import CONCEPTS, patch_truth, world_truth
-from patchsae_lib.world.vocabulary import PARTS
+from patchsae_lib.world.truth import CONCEPTS, exchange, on_object, patch_truth, world_truth
+from patchsae_lib.world.vocabulary import PARTS, TEXTURES
 
 
 def picture(ids: np.ndarray) -> Picture:
@@ -273,3 +279,122 @@ def test_the_probe_is_a_ridge_regression_in_units_of_the_variance() -> None:
     gram += RIDGE * gram.diagonal().mean() * torch.eye(6)
     wanted = x @ torch.linalg.solve(gram, x.T @ (y - y.mean(0))) + y.mean(0)
     assert torch.allclose(scores, wanted, atol=1e-6)
+
+
+def test_only_classes_are_objects() -> None:
+    kinds = [kind for kind, _ in CONCEPTS]
+    shown = torch.zeros(1, len(kinds), len(CONCEPTS), dtype=torch.bool)
+    shown[0, torch.arange(len(kinds)), torch.arange(len(kinds))] = True  # a concept a patch
+    assert on_object(shown).tolist() == [[kind == "class" for kind in kinds]]
+
+
+def test_concepts_are_exchanged_among_their_kind() -> None:
+    rng, kinds = np.random.default_rng(0), [kind for kind, _ in CONCEPTS]
+    given = [1, 1, *range(len(CONCEPTS))][::-1]
+    dealt = exchange(given, rng)
+    assert sorted(dealt) == sorted(given)
+    assert [kinds[i] for i in dealt] == [kinds[i] for i in given]
+    assert sum(a != b for a, b in zip(given, dealt, strict=True)) > len(given) / 2
+
+
+def test_a_plain_texture_is_no_concept() -> None:
+    textures = [name for kind, name in CONCEPTS if kind == "texture"]
+    assert sorted(["plain", *textures]) == sorted(TEXTURES)
+    assert "plain" not in textures
+
+
+def test_latents_are_units() -> None:
+    z = torch.tensor([[[1.0, -2, 3]]])
+    assert latents_of(identity(3))(z).tolist() == [[[1, 0, 3]]]
+
+
+def test_scores_are_averaged_over_the_concepts_of_a_kind() -> None:
+    rows = [
+        ("class", "cat", "neurons", 0.5), ("class", "dog", "neurons", 0.25),
+        ("part", "ear", "neurons", 1.0), ("class", "cat", "latents", 0.0),
+    ]  # fmt: skip
+    scores = pd.DataFrame(rows, columns=["kind", "concept", "units", "iou"])
+    means = mean_scores(scores, "units", "iou")
+    assert means[["concepts", "units", "iou"]].to_numpy().tolist() == [
+        ["2 classes", "neurons", 0.375],
+        ["1 parts", "neurons", 1.0],
+        ["1 classes", "latents", 0.0],
+    ]
+
+
+def test_thresholds_round_and_let_one_row_through_at_least() -> None:
+    fired = (torch.arange(30.0)[:, None] > thresholds(torch.arange(30.0)[:, None])[:, None]).sum(1)
+    # of 30 rows 0.06, 0.15, 0.3, 0.6, 1.5, 3 and 6
+    assert fired[:, 0].tolist() == [1, 1, 1, 1, 2, 3, 6]
+
+
+def test_scores_are_ranked_to_the_last_digit() -> None:
+    scores = torch.tensor([[1 + 1e-12], [1.0]], dtype=torch.double)
+    precision, auroc = rank_scores(scores, torch.tensor([[True], [False]]))
+    assert (float(precision), float(auroc)) == (1, 1)
+
+
+def test_the_threshold_is_that_of_the_half_it_was_chosen_on() -> None:
+    truth = torch.arange(8)[:, None] < 2
+    chosen = truth * 2.0, truth  # over 1
+    row = concept_scores(chosen, (1.5 + truth.float(), truth), [CAT], minimum=1).iloc[0]
+    assert row["iou"] == 2 / 8  # all are over 1
+
+
+def test_both_halves_have_enough_of_a_concept() -> None:
+    few, many = torch.arange(4)[:, None] < torch.tensor([[[1, 3, 3]], [[3, 1, 3]]])
+    assert enough(few, many, 2) == [2]
+
+
+def test_an_odd_number_of_pictures_has_halves() -> None:
+    assert [x.tolist() for x in halves(torch.arange(5)[:, None])] == [[0, 1], [2, 3, 4]]
+    z = torch.randn(5, 200, 4, generator=torch.Generator().manual_seed(0))
+    truth = torch.zeros(5, 200, len(CONCEPTS), dtype=torch.bool)
+    truth[:, :30, 2] = True
+    prior = bounds(z, truth).set_index("units").loc["position alone"]
+    assert (prior["n"], prior["iou"]) == (90, 1)
+    table = best_concepts(truth[..., 2:3].float(), truth)
+    assert (table["concept"][0], table["iou"][0]) == (CONCEPTS[2][1], 1)
+
+
+def test_principal_components_are_uncorrelated_and_the_widest_first() -> None:
+    g = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=g)).Q
+    z = torch.rand(4, 500, 3, generator=g) * torch.tensor([1.0, 9, 3]) @ turned
+    found = baselines(z, 1)["principal components (±)"](z)
+    covariance = found[..., :3].flatten(0, 1).T.cov()
+    assert torch.allclose(covariance.diagonal(), torch.tensor([81.0, 9, 1]) / 12, rtol=0.1)
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
+    assert torch.equal(found[..., 3:], -found[..., :3])
+
+
+def test_the_best_unit_is_the_best_at_one_threshold() -> None:
+    truth = torch.zeros(2, 1000, len(CONCEPTS), dtype=torch.bool)
+    truth[:, :100, 2] = True
+    falling = torch.arange(1000, 0, -1.0)
+    falling[90:100] = 0  # better at the other thresholds, and best nowhere
+    units = torch.stack([truth[0, :, 2].float(), falling], 1).expand(2, -1, -1)
+    row = compare_units({"given": units}, torch.empty(2, 1000, 0), truth).iloc[0]
+    assert (row["unit"], row["iou"]) == (0, 1)
+
+
+def test_the_probe_learns_from_the_first_half_only() -> None:
+    z = torch.randn(8, 200, 4, generator=torch.Generator().manual_seed(0))
+    truth = torch.zeros(8, 200, len(CONCEPTS), dtype=torch.bool)
+    truth[:4, :, 2], truth[4:, :, 2] = z[:4, :, 3] < -1, z[4:, :, 1] < -1
+    row = bounds(z, truth).set_index("units").loc["linear probe (supervised)"]
+    assert abs(row["auroc"] - 0.5) < 0.1
+
+
+def test_a_probe_scores_a_token_whatever_is_tested_beside_it() -> None:
+    g = torch.Generator().manual_seed(0)
+    z, truth = torch.randn(50, 3, generator=g), torch.rand(50, 2, generator=g) < 0.3
+    all_of_them, one = probe(z, truth, z, z[:1])
+    assert torch.allclose(one, all_of_them[:1])
+
+
+def test_a_patch_may_be_a_pixel_and_pictures_keep_their_order() -> None:
+    ids = np.array([[0, 1, 0], [1, 1, 2]], np.uint8)
+    assert patch_truth(picture(ids), (CAT,), (2, 3))[:, 0].tolist() == [0, 1, 0, 1, 1, 0]
+    world = World("objects", "test", 20)
+    assert torch.equal(world_truth(world, [17, 3]), world_truth(world, [3, 17]).flip(0))
