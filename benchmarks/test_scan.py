@@ -37,6 +37,7 @@ def plain(clip, sae, images, labels):
     """Return the class-level activation, for a comparison."""
     counts = torch.zeros(len(CLASSES), sae.d_sae)
     frequency, total = torch.zeros(sae.d_sae), torch.zeros(sae.d_sae)
+    cuts = sae.cuts(TAU)
     for rows in torch.arange(len(images)).split(16):
         z = clip.tokens(images[rows])
         clip.features(z)  # a hook reads z while all of CLIP runs
@@ -44,7 +45,7 @@ def plain(clip, sae, images, labels):
         for latents, label in zip(f, labels[rows], strict=True):
             frequency += (latents > 0).any(0)
             total += latents.mean(0)
-            counts[label] += (latents > TAU).sum(0)
+            counts[label] += (latents > cuts).sum(0)
     return counts
 
 

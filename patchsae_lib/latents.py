@@ -41,7 +41,7 @@ class LatentTable:
 
     - `n_images`, `n_active` (d,): images and tokens where a latent is active (f > 0).
     - `total` (d,) float64: the sum of its activations.
-    - `n_above` (d,): tokens where f > `tau`, its dataset-level activation; `class_above`
+    - `n_above` (d,): tokens where f ‖W_dec‖₂ > `tau`, its dataset-level activation; `class_above`
       (classes, d): the same by class, its class-level activation (eqs. 4-5).
     - `top_values`, `top_images`, `top_labels` (d, k): its reference images, those with the highest
       image-level activation, the mean over tokens; of equals the lower index first. Where fewer
@@ -102,7 +102,8 @@ class LatentTable:
             raise ValueError(f"label {largest}: the table knows {n_classes} classes")
         parts = z.split(max(1, CHUNK // t))
         encoded = (sae.encode(part.to(sae.W_enc.device).float()) for part in parts)
-        columns = zip(*(image_counts(f, self.tau) for f in encoded), strict=True)
+        cuts = sae.cuts(self.tau)
+        columns = zip(*(image_counts(f, cuts) for f in encoded), strict=True)
         sums, active, above = (torch.cat(column) for column in columns)
         self.images += b
         self.tokens += b * t
@@ -169,8 +170,8 @@ class LatentTable:
 
     @property
     def class_per_image(self) -> Tensor:
-        """Class-level activation per image (classes, d): the mean number of an image's tokens with
-        f > `tau`; 0 for a class without images."""
+        """Class-level activation per image (classes, d): the mean number of tokens of an image
+        where a latent is above `tau`; 0 for a class without images."""
         return self.class_above / self.class_images.clamp_min(1)[:, None]
 
     @property

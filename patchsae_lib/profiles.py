@@ -95,7 +95,9 @@ class TrainConfig:
 class StatisticsConfig:
     """The constants of what is measured with latents (sections 3.2, 4.1 and 4.2)."""
 
-    tau: float = 0.2  #: τ: a latent is active in a token above this (eqs. 4-5)
+    #: τ: a latent counts where it writes more than this into a token, in the token's units, as in
+    #: the authors' release (unscaled tokens, decoder rows of length 1; eqs. 4-5)
+    tau: float = 0.2
     k: int = 10  #: reference images of a latent
     top: int = 50  #: a class's latents of this rank or better are "high"
     bound: int = 100  #: those beyond this rank are "low"

@@ -181,6 +181,12 @@ class SAE(nn.Module):
             self.threshold.lerp_(active.min().float(), rate if self.threshold > 0 else 1.0)
 
     @torch.no_grad()
+    def cuts(self, tau: float) -> Tensor:
+        """The activations (d_sae,) above which what latents write, f ‖W_dec‖₂, is longer than
+        `tau`, in the units of z: the same in all autoencoders that differ in scale alone."""
+        return tau / self.W_dec.norm(dim=1)
+
+    @torch.no_grad()
     def fold(self, scale: float) -> SAE:
         """Return an SAE for z, given this one trained on z / scale (`scale`: the mean token norm).
 

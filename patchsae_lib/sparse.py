@@ -86,18 +86,18 @@ class SparseLatents:
         return sums.view(self.shape[0], self.d_sae)
 
 
-def image_counts(f: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+def image_counts(f: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum and count latents f (images, tokens, d_sae) over the tokens of each image (eqs. 3-5).
 
     Returns their sums, and the numbers of tokens (int16) where they are active and where they are
-    above `tau`: (images, d_sae) each, on the CPU.
+    above `cuts` (d_sae,): (images, d_sae) each, on the CPU.
     """
     if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
         entries = SparseLatents.from_dense(f)
-        active, above = ((entries.value > cut).short() for cut in (0.0, tau))
+        active, above = ((entries.value > cut).short() for cut in (0.0, cuts[entries.latent]))
         return entries.per_image(), entries.per_image(active), entries.per_image(above)
     # torch counts bytes in 16 bits three times as fast as booleans in 64
-    active, above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, tau))
+    active, above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, cuts))
     return f.sum(1).cpu(), active.cpu(), above.cpu()
 
 

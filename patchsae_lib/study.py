@@ -45,6 +45,7 @@ from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
 DENSE_LATENTS = 2**30  # latents of scored patches that are held at once: 4 GB
+ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
 
 
@@ -358,7 +359,8 @@ class Study:
         spec = self._spec("train")
         _, made_by = self.place(self.training_pictures(spec), spec, "train")
         sae = self.sae_hash if self.which_sae and "sae" not in constants else None
-        return {"profile": asdict(self.loaded), **made_by, "sae": sae, **constants}
+        about = {"profile": asdict(self.loaded), **made_by, "sae": sae, "active": ACTIVE}
+        return about | constants
 
     def keep(self, name: str, obj: Any, **constants: Any) -> None:
         """Write an artefact into the run's folder, with its identity beside it."""

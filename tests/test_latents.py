@@ -70,6 +70,32 @@ def same(a: LatentTable, b: LatentTable) -> None:
     assert (a.images, a.tokens, a.skipped) == (b.images, b.tokens, b.skipped)
 
 
+@settings(max_examples=20, deadline=None)
+@given(power=st.integers(-6, 6), tau=st.floats(0, 2), seed=st.integers(0, 99))
+def test_an_autoencoder_counts_what_its_folded_twin_counts(
+    power: int, tau: float, seed: int
+) -> None:
+    scale = 2.0**power  # exact
+    z = torch.randn(5, T, D, generator=torch.Generator().manual_seed(seed))
+    sae = SAE(D, 16, seed=seed).eval()  # of tokens divided by the scale
+    tables = []
+    for twin, tokens, unit in ((sae, z / scale, tau / scale), (sae.fold(scale), z, tau)):
+        table = LatentTable.empty(16, CLASSES, StatisticsConfig(tau=unit, k=K))
+        table.add(twin, tokens, torch.arange(5), torch.tensor([0, 1, 2, 0, 1]))
+        tables.append(table)
+    assert torch.equal(tables[0].class_above, tables[1].class_above)
+    assert torch.equal(tables[0].n_above, tables[1].n_above)
+
+
+def test_tau_is_in_the_units_of_tokens() -> None:
+    config, sae, z = StatisticsConfig(tau=3.0, k=K), identity(), torch.zeros(1, T, D)
+    z[0, :, 0] = torch.tensor([1.0, 2.0, 4.0])
+    sae.W_dec.copy_(torch.diag(torch.tensor([2.0, 1, 1, 1])))  # a latent of 1 writes 2
+    table = LatentTable.empty(D, CLASSES, config)
+    table.add(sae, z, torch.tensor([0]), torch.tensor([2]))
+    assert (table.n_active[0], table.n_above[0], table.class_above[2, 0]) == (3, 2, 2)
+
+
 def test_a_picture_by_hand() -> None:
     z = torch.tensor([[[1.0, 0.1, -1.0, 0.0], [0.5, 0.3, -2.0, 0.0], [0.0, 0.0, -3.0, 0.0]]])
     table = counted(z, [7], [1])

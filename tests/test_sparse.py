@@ -88,10 +88,11 @@ def test_latents_of_an_image_are_counted(limit, monkeypatch):
     monkeypatch.setattr(sparse, "SPARSE", limit)
     f = latents(3, 50, 40)
     f[:, :, 7] = 0
-    sums, active, above = image_counts(f, 0.5)
+    cuts = torch.linspace(0.1, 0.9, 40)
+    sums, active, above = image_counts(f, cuts)
     torch.testing.assert_close(sums, f.sum(1))
     assert torch.equal(active, (f > 0).sum(1).short())
-    assert torch.equal(above, (f > 0.5).sum(1).short())
+    assert torch.equal(above, (f > cuts).sum(1).short())
     assert active[:, 7].tolist() == [0, 0, 0]
     assert (active > above).any()
 
