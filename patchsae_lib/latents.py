@@ -301,24 +301,6 @@ def scan_tokens(
     return table
 
 
-def scan_halves(
-    sae: SAE,
-    tokens: Tokens,
-    labels: Tensor,
-    class_names: Sequence[str],
-    n_tokens: int,
-    config: StatisticsConfig = DEFAULTS,
-) -> list[LatentTable]:
-    """Count the even and the odd rows of tokens separately, as `scan_tokens` does.
-
-    Only the first `n_tokens` tokens of an image are counted: those that follow are of an adapted
-    model's prompts, and no part of a picture.
-    """
-    z = Tokens.hold(tokens[:][:, :n_tokens], tokens.indices)
-    halves = torch.arange(len(z))[::2], torch.arange(len(z))[1::2]
-    return [scan_tokens(sae, z.select(i), labels[i], class_names, config) for i in halves]
-
-
 @torch.no_grad()
 def image_levels(sae: SAE, tokens: Tokens | Tensor) -> Tensor:
     """Return the image-level activations (images, d), the mean over tokens, on the CPU."""

@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,13 +23,17 @@ from torch import Tensor
 from patchsae_lib.ablation import by_score
 from patchsae_lib.evaluation import BATCH
 from patchsae_lib.intervals import resampled_means
-from patchsae_lib.latents import DEFAULTS
+from patchsae_lib.latents import DEFAULTS, scan_tokens
 from patchsae_lib.maple import AdaptedCLIP
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.tokens import Tokens
 
+#: where tokens of a picture are
+PLACES = {
+    "none": slice(0, 0), "CLS": slice(0, 1), "patches": slice(1, None), "both": slice(0, None),
+}  # fmt: skip
 GROUPS = ("other", "high", "high to low", "low to high")
 READINGS = ("class rank", "class value", "dataset rank", "dataset value")
 
@@ -40,6 +45,58 @@ def improvement(zero_shot: float, adapted: float) -> float:
     0.5
     """
     return (adapted - zero_shot) / (1 - zero_shot) if zero_shot < 1 else math.nan
+
+
+def with_noise(before: Tensor, after: Tensor, seed: int = 0) -> Tensor:
+    """Move each token of `before` as far as it is from `after`, both (…, d_vit), in a random
+    direction: what a change of this size does that knows nothing."""
+    noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(seed))
+    distance = (after - before).norm(dim=-1, keepdim=True)
+    return before + distance * F.normalize(noise, dim=-1).to(before.device)
+
+
+def levels_by_place(
+    sae: SAE,
+    z: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    config: StatisticsConfig = DEFAULTS,
+) -> dict[str, Tensor]:
+    """Count class-level activations of z (n, 1 + n_patches, d_vit) apart for CLS, for patches, and
+    for both: (3, classes, d_sae) each, of the even pictures, of the odd ones, and of all.
+
+    All but one of the tokens are patches, but only CLS leaves the last block.
+    """
+    levels = {}
+    for place in ("CLS", "patches"):
+        parts = [Tokens.hold(z[i::2, PLACES[place]]) for i in (0, 1)]
+        halves = [
+            scan_tokens(sae, part, labels[i::2], class_names, config)
+            for i, part in enumerate(parts)
+        ]
+        tables = *halves, halves[0].merge(halves[1])
+        levels[place] = torch.stack([table.class_per_image for table in tables])
+    return levels | {"both": levels["CLS"] + levels["patches"]}
+
+
+@torch.no_grad()
+def correct_at(
+    place: str,
+    adapted: AdaptedCLIP,
+    head: Tensor,
+    before: Tensor | Tokens,
+    after: Tensor | Tokens,
+    labels: Tensor,
+) -> Tensor:
+    """Return 1 where `adapted` with `head` (c, d_embed) is right, else 0: (n,), when only the
+    tokens of a place (one of `PLACES`) are those of `after` (n, 1 + n_patches + n_prompts, d_vit),
+    the prompts' with them, and the others those of `before` (n, 1 + n_patches, d_vit)."""
+    right, n = [], adapted.n_tokens
+    for z0, z1, y in zip(*(x.split(BATCH) for x in (before, after, labels)), strict=True):
+        states = torch.cat([z0, z1[:, n:]], 1).float()
+        states[:, :n][:, PLACES[place]] = z1[:, :n][:, PLACES[place]].float()
+        right.append(adapted.classify(states, head).argmax(1).cpu() == y)
+    return torch.cat(right).double()
 
 
 def ranks(levels: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from patchsae_lib.maple import Prompts, run_of, train_prompts
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
-from patchsae_lib.pictures.shots import base_classes, few_shot
+from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
 from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of, world_of
 from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
@@ -46,6 +46,7 @@ from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
 DENSE_LATENTS = 2**30  # latents of scored patches that are held at once: 4 GB
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
+CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
 
 
@@ -320,21 +321,24 @@ class Study:
         They come from the study's file of prompts, if it was given one; or from the first of
         `folders` (the run's and `data/prompts`) that holds just these, unless `train`; else they
         are trained and written to the first folder. As a `control`, "swapped" gives each class
-        the name of the next, and "picture" gives prompts to the picture's encoder only.
+        the name of the next, "shuffled" each picture the class of another, and "picture" gives
+        prompts to the picture's encoder only.
         """
-        if control not in ("", "swapped", "picture"):
-            raise ValueError(f"control {control!r} is not swapped or picture")
+        if control not in CONTROLS:
+            raise ValueError(f"control {control!r} is not {', '.join(CONTROLS[1:])}")
         if self.prompts_file and not control:
             return load_prompts(self.prompts_file)
         pictures, config = self.training_pictures(spec), replace(self.profile.prompts, seed=seed)
         names = pictures.class_names[: base_classes(len(pictures.class_names))]
+        # which names and numbers of pictures, but not their pixels
+        content = "" if world_of(pictures) else pictures_identity(pictures, spec, "train")["hash"]
+        if control == "shuffled":
+            pictures = with_shuffled_labels(pictures, len(names), config.shots, seed)
         chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
         names = (*names[1:], names[0]) if control == "swapped" else names
         config = replace(config, encoders="picture") if control == "picture" else config
         template = template_of(pictures)
         run = run_of(self.clip, names, config, template, chosen)
-        # which names and numbers of pictures, but not their pixels
-        content = "" if world_of(pictures) else pictures_identity(pictures, spec, "train")["hash"]
         words = name_of(spec), content, control, str(seed)
         name = f"{'-'.join(filter(None, words))}.safetensors"
         folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]

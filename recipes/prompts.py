@@ -1,6 +1,6 @@
 """The prompts that ship in `data/prompts/`: python -m recipes.prompts.
 
-Prompts for every task, of several few-shot seeds and two controls. Those that exist already are
+Prompts for every task, of several few-shot seeds and three controls. Those that exist already are
 kept; notebook 5 trains one of them before the reader's eyes.
 """
 
@@ -10,13 +10,13 @@ import argparse
 from pathlib import Path
 
 from patchsae_lib.artefacts import DATA
-from patchsae_lib.study import Study
+from patchsae_lib.study import CONTROLS, Study
 
 
 def make(study: Study, out: Path) -> None:
     """Train the prompts of a study's tasks that `out` does not have yet."""
     seeds = [(seed, "") for seed in range(study.profile.seeds)]
-    for seed, control in [(0, "swapped"), (0, "picture"), *seeds]:
+    for seed, control in [*((0, control) for control in CONTROLS[1:]), *seeds]:
         for spec in study.task_specs:
             study.prompts(spec, seed, control, folders=[out])
 

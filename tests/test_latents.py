@@ -22,7 +22,6 @@ from patchsae_lib.latents import (
     mean_beyond,
     monosemanticity,
     scan,
-    scan_halves,
     scan_tokens,
     strongest_in_pairs,
 )
@@ -211,16 +210,6 @@ def test_a_table_does_not_depend_on_how_pictures_are_batched(monkeypatch) -> Non
     unlabelled = scan_tokens(identity(), tokens, None, CLASSES, config)
     assert torch.equal(unlabelled.n_above, expected.n_above)
     assert unlabelled.class_images.sum() == 0
-
-
-def test_halves_are_every_second_row_without_the_prompts_tokens() -> None:
-    z, indices, labels = pictures_(9, 4)
-    prompts = torch.full((9, 2, D), 3.0)
-    tokens = Tokens.hold(torch.cat([z, prompts], 1), torch.tensor(indices))
-    counts = torch.tensor(labels), CLASSES, T, StatisticsConfig(k=K)
-    even, odd = scan_halves(identity(), tokens, *counts)
-    same(even, counted(z[::2], indices[::2], labels[::2]))
-    same(odd, counted(z[1::2], indices[1::2], labels[1::2]))
 
 
 @given(st.integers(0, 1000))

@@ -21,22 +21,26 @@ from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.remapping import (
     FACTORS,
     GROUPS,
+    PLACES,
     READINGS,
     Gain,
     _correct,
     _states,
     chance_overlap,
+    correct_at,
     decompose,
     group_sizes,
     groups,
     improvement,
     latents_by_class,
+    levels_by_place,
     overlap,
     overlaps,
     probe,
     ranks,
     shapley,
     share_out,
+    with_noise,
 )
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
@@ -239,6 +243,52 @@ def changed():
     sae.b_dec.copy_(before.mean((0, 1)))
     sae.b_enc.fill_(-0.1)  # some latents are silent in a picture
     return clip, adapted, sae, before, after, torch.arange(N), heads
+
+
+@torch.no_grad()
+def test_tokens_of_a_place_are_adapted_and_the_others_are_not(changed) -> None:
+    clip, adapted, _, before, after, labels, (_, head) = changed
+    n, right = clip.n_tokens, {}
+    for place in PLACES:
+        right[place] = correct_at(place, adapted, head, before, after, labels)
+    mixed = after.clone()
+    mixed[:, 1:n] = before[:, 1:]
+    wanted = {"CLS": mixed, "both": after}
+    wanted["patches"] = torch.cat([before[:, :1], after[:, 1:]], 1)
+    untouched = before.clone()
+    for place, states in wanted.items():
+        answers = adapted.classify(states, head).argmax(1)
+        assert right[place].tolist() == (answers == labels).double().tolist()
+        again = correct_at(place, adapted, head, before, after, answers)
+        assert again.all()  # these very states, whether right or wrong
+    assert torch.equal(before, untouched)
+
+
+def test_noise_moves_every_token_as_far_and_nowhere_in_particular() -> None:
+    before, change = torch.randn(2, 3, 5, 400, generator=torch.Generator().manual_seed(1))
+    after = before + change * torch.arange(5)[:, None]  # the first token stays
+    noised = with_noise(before, after)
+    distance = (after - before).norm(dim=-1)
+    assert torch.allclose((noised - before).norm(dim=-1), distance, rtol=1e-4, atol=1e-5)
+    cosine = torch.cosine_similarity(noised - before, after - before, dim=-1)[:, 1:]
+    assert cosine.abs().max() < 0.2
+    assert cosine.std() == pytest.approx(400**-0.5, rel=0.6)
+    assert torch.equal(noised, with_noise(before, after))
+    assert not torch.equal(noised, with_noise(before, after, seed=1))
+
+
+def test_levels_of_places_are_those_of_their_tokens() -> None:
+    sae, labels = identity(3), torch.tensor([0, 0, 1, 1, 1])
+    z = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    levels = levels_by_place(sae, z, labels, ("cat", "dog"), StatisticsConfig(tau=0.1))
+    active = (z > 0.1).double()
+    for place, count in {"CLS": active[:, 0], "patches": active[:, 1:].sum(1)}.items():
+        rows_of = slice(0, None, 2), slice(1, None, 2), slice(None)
+        for part, rows in zip(levels[place], rows_of, strict=True):
+            for c in (0, 1):
+                wanted = count[rows][labels[rows] == c].mean(0)
+                assert part[c].tolist() == pytest.approx(wanted.tolist())
+    assert torch.equal(levels["both"], levels["CLS"] + levels["patches"])
 
 
 @pytest.mark.parametrize("per", ["token", "picture"])

@@ -739,7 +739,7 @@ def test_a_control_swaps_the_names_of_the_base_classes() -> None:
     picture = study.prompts("world:land", 0, "picture")
     assert len(picture.text) == 0
     assert len(picture.visual) == 1
-    with pytest.raises(ValueError, match="control 'text' is not swapped or picture"):
+    with pytest.raises(ValueError, match="control 'text' is not swapped, shuffled, picture"):
         study.prompts("world:land", 0, "text")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchsae_lib.pictures.sources import Pictures, Subset, labels_of
+
 
 def base_classes(n_classes: int) -> int:
     """How many of the classes, from the first, are base classes; the others are novel.
@@ -35,3 +37,12 @@ def few_shot(labels: Tensor, n_classes: int, shots: int, seed: int) -> Tensor:
             raise ValueError(f"class {c} has no pictures to learn from")
         chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:shots]])
     return torch.cat(chosen)
+
+
+def with_shuffled_labels(pictures: Pictures, n_classes: int, shots: int, seed: int) -> Subset:
+    """Return the pictures that `few_shot` chooses, each with the class of another at random: from
+    as many of each class, nothing of what a class looks like can be learnt."""
+    labels = labels_of(pictures)
+    chosen = few_shot(labels, n_classes, shots, seed)
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+    return Subset(pictures, chosen.tolist(), labels[chosen][order].tolist())
