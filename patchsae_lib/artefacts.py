@@ -286,18 +286,25 @@ def record_claim(
         raise ValueError(f"no claim {id!r} in data/paper/claims.toml, but {', '.join(claims)}")
     if (rule := claims[id].get("rule", RULES[0])) not in RULES:
         raise ValueError(f"claim {id}: a rule is fixed {' or '.join(RULES)}, not {rule!r}")
-    bounds = None if interval is None else [*map(float, interval[-2:])]
-    if bounds and not bounds[0] <= bounds[1] and not all(map(math.isnan, bounds)):
-        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
-    if p is not None and not (0 <= p <= 1 or math.isnan(p)):
-        raise ValueError(f"claim {id}: p = {p} is not a p-value")
-    claim = {"id": id, **claims[id], "measured": measured}
-    claim["interval"] = None if bounds is None or math.isnan(bounds[0]) else bounds
-    claim["over"] = getattr(interval, "over", "")
-    claim |= {"p": None if p is None or math.isnan(p) else p, "detectable": detectable}
+    if p is not None and not 0 <= p <= 1:
+        if not math.isnan(p):
+            raise ValueError(f"claim {id}: p = {p} is not a p-value")
+        p = None
+    claim = {"id": id, **claims[id], "measured": measured, "interval": _bounds(id, interval)}
+    claim |= {"over": getattr(interval, "over", ""), "p": p, "detectable": detectable}
     claim["note"] = claim["note"].format(**values)
     claim["verdict"] = VERDICTS[3 if holds is None else 0 if holds else 1 if partly else 2]
     path = Path(folder) / "claims.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     kept = [c for c in recorded if c["id"] != id]
     write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))
+
+
+def _bounds(id: str, interval: Sequence[float] | None) -> list[float] | None:
+    """Return [low, high] of an `Interval` or of a pair; None for none, and for NaN."""
+    low, high = (math.nan, math.nan) if interval is None else map(float, interval[-2:])
+    if math.isnan(low) and math.isnan(high):
+        return None
+    if not low <= high:
+        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
+    return [low, high]

@@ -20,7 +20,7 @@ from torch import Tensor
 Unit = Literal["pictures", "classes", "concepts", "latents", "pairs", "tasks", "seeds"]
 
 RESAMPLES_AT_ONCE = 1 << 22  # values drawn at a time: memory does not grow with their number
-FEW = 50  # below, percentiles of resampled means lie too close together
+SMALL_SAMPLE = 50  # below, percentiles of resampled means lie too close together
 POWER = 0.8  # the chance to find an effect that is there, by a two-sided test at 0.05
 
 
@@ -97,7 +97,7 @@ def bootstrap_mean(values: npt.ArrayLike, *, over: str, n: int = 2000, seed: int
         return Interval(x.mean(), low, high, over=over)
     x = x.astype(float)
     x = x[~np.isnan(x)]
-    if len(x) < FEW:
+    if len(x) < SMALL_SAMPLE:
         return skewed_mean(x, over=over)
     means = resampled_means(x, n, seed)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -160,10 +160,10 @@ def clustered_mean(values: npt.ArrayLike, *labels: npt.ArrayLike, over: str) -> 
         raise ValueError(f"{len(labels)} series of labels for {over!r}: one or two, one a unit")
     known = ~np.isnan(x)
     x = x[known]
-    rest, variances, dfs = x - x.mean(), [], []
+    residual, variances, dfs = x - x.mean(), [], []
     for name in labels:
         _, cluster = np.unique(np.asarray(name)[known], return_inverse=True)
-        sums = np.bincount(cluster, rest)
+        sums = np.bincount(cluster, residual)
         dfs.append(len(sums) - 1)
         variances.append((sums**2).sum() * len(sums) / max(dfs[-1], 1e-9) / len(x) ** 2)
     error, parts = np.sqrt(sum(variances)), np.square(variances) / dfs
