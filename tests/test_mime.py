@@ -42,8 +42,8 @@ def test_the_scoreboard_shows_units_tests_power_and_when_the_rule_was_fixed():
     assert titles.split("\n  - ")[4] == "Rule fixed"
     assert [row[4] for row in rows] == ["before", "after a look", "not stated"]
     assert [row[2] for row in rows] == [
-        "0.6 (0.5 to 0.75 over pictures × seeds; p = 0.02, in the family 0.04)",
-        "0.6 (p = 0.03, in the family 0.04)",
+        "0.6 (0.5 to 0.75 over pictures × seeds; p = 0.02, adjusted 0.04)",
+        "0.6 (p = 0.03, adjusted 0.04)",
         "0.6",
     ]
     assert rows[2][5].startswith("One. The data show a rise of 0.1 or more four times in five")

@@ -80,14 +80,14 @@ def measured(claim: dict[str, Any]) -> str:
 
     >>> measured({"measured": 0.61803, "interval": [0.5, 0.75], "over": "pictures × seeds",
     ...           "p": 0.01, "holm": 0.04})
-    '0.618 (0.5 to 0.75 over pictures × seeds; p = 0.01, in the family 0.04)'
+    '0.618 (0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
     """
     parts = []
     if claim["interval"] is not None:
         over = f" over {claim['over']}" if claim["over"] else ""
         parts.append("{} to {}".format(*map(number, claim["interval"])) + over)
     if claim["p"] is not None:
-        parts.append(f"p = {number(claim['p'])}, in the family {number(claim['holm'])}")
+        parts.append(f"p = {number(claim['p'])}, adjusted {number(claim['holm'])}")
     return number(claim["measured"]) + (f" ({'; '.join(parts)})" if parts else "")
 
 
