@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.express as px
 from plotly.graph_objects import Figure
 from plotly.io import templates
+from plotly.subplots import make_subplots
 
 TEAL, ORANGE, VIOLET, GREY, INK = "#0f766e", "#c2410c", "#6d28d9", "#9ca3af", "#1f2a37"
 COLOURS = (TEAL, ORANGE, VIOLET, "#0369a1", "#be185d", "#4d7c0f", "#6b7280", "#b45309")
@@ -255,6 +256,26 @@ def heat_map(
     axis = {"type": "category", "showgrid": False}
     layout = {"xaxis": axis, "yaxis": axis, "coloraxis_colorbar": bar}
     return finish(figure, title, alt, 130 + 20 * len(table), **layout)
+
+
+def heat_maps(tables: Mapping[str, pd.DataFrame], *, title: str, label: str = "") -> Figure:
+    """Draw shares (0..1) as colours, a panel for each table; pointing at a cell names it."""
+    columns = min(3, len(tables))
+    rows = -(-len(tables) // columns)
+    gaps = {"horizontal_spacing": 0.04, "vertical_spacing": 0.16 / rows}
+    figure = make_subplots(rows, columns, subplot_titles=list(tables), **gaps)
+    for i, table in enumerate(tables.values()):
+        names = {"x": table.columns.astype(str), "y": table.index.astype(str)}
+        figure.add_heatmap(z=table, **names, row=i // columns + 1, col=i % columns + 1)
+    hover = "%{y}, predicted as %{x}: %{z:.2f}<extra></extra>"
+    figure.update_traces(coloraxis="coloraxis", hovertemplate=hover)
+    figure.update_xaxes(showticklabels=False, ticks="").update_yaxes(autorange="reversed")
+    figure.update_yaxes(showticklabels=False, ticks="")
+    bar = {"title": {"text": label, "side": "right"}, "thickness": 10, "outlinewidth": 0}
+    axis = {"colorscale": SCALE, "cmin": 0, "cmax": 1, "colorbar": bar}
+    diagonal = ((name, float(np.diag(table).mean())) for name, table in tables.items())
+    alt = f"mean on the diagonal: {listed(diagonal)}"
+    return finish(figure, title, alt, 90 + 220 * rows, coloraxis=axis)
 
 
 def paired_bars(table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, title: str) -> Figure:

@@ -159,6 +159,19 @@ def test_a_table_as_colours() -> None:
     assert (fixed.cmin, fixed.cmax) == (0, 1)
 
 
+def test_tables_as_panels() -> None:
+    land = pd.DataFrame([[0.5, 0.1], [0.2, 0.9]], index=["sea", "<b>"], columns=["sea", "<b>"])
+    few = pd.DataFrame([[1.0]], index=["rose"], columns=["rose"])
+    figure = figures.heat_maps({"land": land, "flowers": few}, label="share", **WORDS)
+    assert [panel.z.tolist() for panel in figure.data] == [[[0.5, 0.1], [0.2, 0.9]], [[1.0]]]
+    assert [note.text for note in figure.layout.annotations] == ["land", "flowers"]
+    assert list(figure.data[0].y) == ["sea", "<b>"]
+    assert {panel.coloraxis for panel in figure.data} == {"coloraxis"}  # one scale
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
+    assert figure.layout.yaxis2.autorange == "reversed"  # the first class on top, as in a table
+    assert "on the diagonal: land 0.7, flowers 1" in figure.layout.meta["alt"]
+
+
 def test_every_figure_has_its_words() -> None:
     figure = figures.finish(figures.Figure(), "A title", "Said", 300)
     assert figure.layout.title.text == "A title"
