@@ -106,6 +106,9 @@ def test_the_skewed_interval_is_students_where_nothing_is_skewed() -> None:
     assert skewed_mean(x, over="classes").p == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
     _, low, high = skewed_mean([0.0, 0.1, 0.1, 0.2, 2.0], over="classes")
     assert high - 0.48 > 2 * (0.48 - low)  # where the long tail is
+    for bound in (low, high):  # the test is the interval's
+        shifted = skewed_mean(np.array([0.0, 0.1, 0.1, 0.2, 2.0]) - bound, over="classes")
+        assert shifted.p == pytest.approx(0.05)
     for few in ([0.5], [0.5, 0.5, 0.5]):  # no spread, no interval
         mean, low, high = skewed_mean(few, over="classes")
         assert mean == 0.5
