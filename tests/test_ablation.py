@@ -147,9 +147,10 @@ def test_accuracy_by_hand() -> None:
     result = Masked((3,), labels, labels, on, labels * 0, predictions)
     table = result.accuracy()
     assert table[["ranking", "k", "mask"]].values.tolist() == [["r", 3, "on"], ["r", 3, "off"]]
-    expected = bootstrap_mean([1, 1, 1, 1, 0, 0], over="pictures")
+    expected = bootstrap_mean([True, True, True, True, False, False], over="pictures")
     assert tuple(table.loc[0, ["accuracy", "low", "high"]]) == expected
-    assert tuple(table.loc[1, ["accuracy", "low", "high"]]) == (1, 1, 1)
+    all_right = 1, 0.025 ** (1 / 6), 1  # Clopper and Pearson's
+    assert tuple(table.loc[1, ["accuracy", "low", "high"]]) == pytest.approx(all_right)
     reference = result.reference()
     assert list(reference.values()) == pytest.approx([1, 4 / 6, 1 / 3])
 
