@@ -224,6 +224,8 @@ def test_layers_of_a_scene_are_drawn_alone() -> None:
     without = replace(scene, word="")
     a, b = render(scene), render(without)
     assert not ((a.pixels != b.pixels).any(2) & ~near(signs(a), 8)).any()
+    alone = render(replace(scene, things=()))
+    assert not ((a.pixels != alone.pixels).any(2) & ~near(things(a) | signs(a), 8)).any()
     plain = replace(scene, layered=False), replace(without, layered=False)
     a, b = map(render, plain)
     assert (a.pixels != b.pixels).any(2).mean() > 0.9  # one generator: the noise is another
