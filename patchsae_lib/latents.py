@@ -334,6 +334,31 @@ def mean_beyond(shares: Tensor, inside: Tensor, groups: Mapping[str, Tensor]) ->
     return beyond.rename_axis(["latents", "pair"])
 
 
+def responses(levels: Tensor, changed: Tensor) -> Tensor:
+    """Return how far changes of images move each latent, beside another image: (changes, d) ≥ 0.
+
+    r = mean_i |a′_i − a_i| / mean_{i≠j} |a_i − a_j| with the image-level activations a of images,
+    `levels` (n, d), and a′ of the same images with one thing changed, `changed` (changes, n, d).
+    0: no effect; 1: as large as that of another image. NaN for a latent that is the same in all.
+    """
+    n = len(levels)
+    rank = torch.arange(n, dtype=torch.double)
+    apart = (2 * rank + 1 - n) @ levels.double().sort(0).values  # Σ_{i<j} |a_i − a_j|
+    spread = apart / (n * (n - 1) / 2)
+    moved = (changed - levels).double().abs().mean(1)
+    return moved / spread.masked_fill(spread <= 0, torch.nan)
+
+
+def selectivity(chosen: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the change that moves each latent most, by the responses `chosen` (changes, d), and
+    how many times as far as any other change it moves it, by `judged`, those to other images: (d,)
+    int64 and (d,) ≥ 0. NaN for a latent without responses, or with none but 0."""
+    change = chosen.nan_to_num(-1).argmax(0)
+    own = judged.gather(0, change[None])[0]
+    next_most = judged.scatter(0, change[None], -torch.inf).amax(0)
+    return change, own / next_most
+
+
 def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Compute how alike the images are that activate a latent: (d,) in −1..1 (Pach et al. 2025).
 

@@ -41,6 +41,26 @@ def share_inside(sae: SAE, tokens: Tensor | Tokens, latents: Tensor, inside: Ten
 
 
 @torch.no_grad()
+def patch_changes(
+    sae: SAE, first: Tensor | Tokens, second: Tensor | Tokens, is_changed: Tensor
+) -> Tensor:
+    """Return the mean |Δf| of each latent in the patches that a change of the picture concerns,
+    and in the other ones: (2, d), over all pictures.
+
+    `first` and `second` (images, t, d_vit) are the tokens of pictures before and after the change,
+    `is_changed` (images, n_patches) bool says where; 0 where there is no such patch.
+    """
+    sums = torch.zeros(2, sae.d_sae)
+    for a, b, region in zip(first.split(1), second.split(1), is_changed, strict=True):
+        patches = slice(1, 1 + len(region))
+        f, g = (sae.encode(z[0, patches].to(sae.W_dec.device, torch.float32)) for z in (a, b))
+        moved = (g - f).abs().cpu()
+        sums += torch.stack([moved[region].sum(0), moved[~region].sum(0)])
+    n = int(is_changed.sum())
+    return sums / torch.tensor([[n], [is_changed.numel() - n]]).clamp_min(1)
+
+
+@torch.no_grad()
 def reference_masks(sae: SAE, tokens: Tokens, images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the activations of each latent in its own images: (d, k, rows, columns) float16.
 

@@ -21,14 +21,20 @@ from patchsae_lib.latents import (
     image_levels,
     mean_beyond,
     monosemanticity,
+    responses,
     scan,
     scan_tokens,
+    selectivity,
     strongest_in_pairs,
 )
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
+from patchsae_lib.world import CLASSES as WORLD_CLASSES
 from patchsae_lib.world import World
+from patchsae_lib.world.pairs import CHANGES, counterfactuals
+from patchsae_lib.world.scene import Scene
+from patchsae_lib.world.vocabulary import BACKGROUNDS, COLOURS, STYLES, WORDS
 
 D, T, K = 4, 3, 3
 CLASSES = ("cat", "dog", "bus")
@@ -348,3 +354,62 @@ def test_activity_beyond_a_region_is_relative_to_its_size() -> None:
     beyond = mean_beyond(shares, inside, {"first": first, "none": first & ~first})
     assert beyond["first"].tolist() == [(0.5 + 0.25) / 2, 0.0]  # of a pair's second image only
     assert beyond["none"].isna().all()
+
+
+def test_a_response_is_a_change_beside_the_difference_of_two_images() -> None:
+    levels = torch.tensor([[0.0, 1, 2], [1, 1, 2], [4, 1, 0]])
+    changed = torch.stack([levels, levels + torch.tensor([2.0, 0, 1]), levels.roll(1, 0)])
+    got = responses(levels, changed)
+    pairs_of = list(itertools.combinations(range(3), 2))
+    spread = torch.stack([(levels[i] - levels[j]).abs() for i, j in pairs_of]).mean(0)
+    wanted = torch.stack([(x - levels).abs().mean(0) for x in changed]) / spread
+    assert torch.allclose(got[:, ::2].float(), wanted[:, ::2])
+    assert got[0, 0] == got[0, 2] == 0
+    assert got[:, 1].isnan().all()  # the same in all
+
+
+def test_the_response_to_unrelated_images_is_one() -> None:
+    levels = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)).relu()
+    fresh = torch.randn(400, 5, generator=torch.Generator().manual_seed(1)).relu()
+    assert torch.allclose(responses(levels, fresh[None]), torch.ones(1, 5).double(), atol=0.12)
+
+
+def planted(scene: Scene) -> list[float]:
+    """Latents that read one thing each, in the order of `CHANGES`; two things; and nothing."""
+    t = scene.things[0]
+    numbers = [
+        list(COLOURS).index(t.colour),
+        STYLES.index(scene.style),
+        list(BACKGROUNDS).index(scene.background),
+        WORDS.index(scene.word),
+        WORLD_CLASSES.index(t.cls),
+        t.x + 0.37 * t.y,
+    ]
+    colour, style = numbers[0] + 0.1 * t.angle, numbers[1] + 0.1 * t.angle
+    several = [colour, style, *numbers[2:], numbers[0] + numbers[4] / 3, t.angle]
+    return [float(x) for x in several]
+
+
+def test_planted_latents_respond_to_what_they_read() -> None:
+    pictures = counterfactuals(range(68))
+    levels = {k: torch.tensor([planted(x) for x in v.scenes]) for k, v in pictures.items()}
+    base, changed = levels["unchanged"], torch.stack([levels[k] for k in CHANGES])
+    halves = [responses(base[i::2], changed[:, i::2]) for i in (0, 1)]
+    own = torch.eye(6).bool()
+    assert (halves[0][:, :6][own] > 0.4).all()
+    assert not halves[0][:, :6][~own].any()
+    assert not halves[0][:, 7].any()  # an angle is never changed
+    change, ratio = selectivity(*halves)
+    assert change[:6].tolist() == list(range(6))
+    assert ratio[:6].isinf().all()
+    assert 0.2 < ratio[6] < 2  # it reads two things
+    assert ratio[7].isnan()
+
+
+def test_selectivity_is_judged_on_other_images() -> None:
+    chosen = torch.tensor([[3.0, 1, torch.nan], [1, 2, torch.nan], [0, 0, torch.nan]])
+    judged = torch.tensor([[2.0, 3, 1], [4, 1, 1], [1, 0, 1]])
+    change, ratio = selectivity(chosen, judged)
+    assert change[:2].tolist() == [0, 1]
+    assert torch.allclose(ratio, torch.tensor([0.5, 1 / 3, 1.0]))
+    assert selectivity(chosen, judged * torch.nan)[1].isnan().all()

@@ -3,7 +3,12 @@ import torch
 
 from patchsae_lib import localization
 from patchsae_lib.explorer.drawings import overlay
-from patchsae_lib.localization import latent_masks, reference_masks, share_inside
+from patchsae_lib.localization import (
+    latent_masks,
+    patch_changes,
+    reference_masks,
+    share_inside,
+)
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
@@ -85,3 +90,18 @@ def test_the_first_picture_may_be_a_reference_and_masks_are_of_their_latents() -
         wanted = latent_masks(identity(3), z[[picture]], [latent], (2, 3))[0, 0]
         assert torch.equal(masks[latent, at], wanted)
     assert not masks[0, 1].any()
+
+
+def test_changes_of_patches_where_the_picture_changes_and_elsewhere() -> None:
+    g = torch.Generator().manual_seed(0)
+    first = torch.randn(3, 6, 3, generator=g)  # CLS, four patches, and a prompt's token
+    second = first.clone()
+    second[:, 1:3, 0] = first[:, 1:3, 0].relu() + 2  # latent 0: where pictures change
+    second[:, 3:5, 1] = first[:, 3:5, 1].relu() + 1  # latent 1: elsewhere
+    second[:, [0, 5], 2] += 9  # neither CLS nor prompts count
+    is_changed = torch.tensor([[1, 1, 0, 0]] * 3).bool()
+    got = patch_changes(identity(3), first, second, is_changed)
+    assert torch.allclose(got, torch.tensor([[2.0, 0, 0], [0, 1, 0]]))
+    whole = patch_changes(identity(3), first, second, torch.ones(3, 4).bool())
+    assert torch.allclose(whole, torch.tensor([[1.0, 0.5, 0], [0, 0, 0]]))
+    assert not patch_changes(identity(3), first, first, is_changed).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -134,15 +135,15 @@ def draw_ground(c: Canvas, scene: Scene, rng: random.Random) -> None:
 
 def render(scene: Scene) -> Picture:
     """Draw a scene. The same scene gives the same bytes on every machine."""
-    rng = random.Random(scene.key)
+    layer = generators(scene)
     c = Canvas()
-    draw_ground(c, scene, rng)
-    first_thing = len(c.regions)
+    draw_ground(c, scene, layer("ground"))
+    first_thing, rng = len(c.regions), layer("things")
     for index, t in enumerate(scene.things):
         draw_thing(c, t, index, rng, scene.shows_colour)
     if scene.word:
-        sign(c, scene.word, rng)
-    ids = c.ids()
+        sign(c, scene.word, layer("sign"))
+    ids, rng = c.ids(), layer("style")
     if scene.style not in ("photo", "silhouette"):  # drawn by hand: ids move, and masks with them
         k = int(rng.random() * 4) + (4 if scene.style == "painting" else 0)
         ids = ids.ravel()[warps()[k]].reshape(WIDE, WIDE)
@@ -151,6 +152,14 @@ def render(scene: Scene) -> Picture:
     pixels = STYLE[scene.style](c, ids, first_thing, rng)
     small = ids[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM] & 127
     return Picture(pixels, small, tuple(c.regions))
+
+
+def generators(scene: Scene) -> Callable[[str], random.Random]:
+    """Return the generator of a layer by its name: one for all, if the scene is not layered."""
+    if scene.layered:
+        return lambda layer: random.Random(f"{scene.key}/{layer}")
+    rng = random.Random(scene.key)
+    return lambda _: rng
 
 
 def turned(ids: np.ndarray, rng: random.Random) -> np.ndarray:

@@ -90,6 +90,7 @@ class Scene:
     land: str = ""
     tint: str = ""  # colour of a `pattern`
     key: int = 0  # seeds what the renderer varies: background details, noise, light
+    layered: bool = False  # each layer has a generator: changing one leaves the others as they are
 
     @property
     def shows_colour(self) -> bool:
