@@ -203,7 +203,7 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike, *, over: str) -> Interv
     """Return Spearman's correlation of x and y (units,) and its interval by Fisher's z, with the
     variance of Bonett and Wright (2000); NaN under four units."""
     _one_unit(over)
-    (r, p), n = stats.spearmanr(x, y), np.size(x)
+    (r, p), n = stats.spearmanr(x, y), len(np.asarray(x))
     with np.errstate(divide="ignore"):
         error = np.sqrt((1 + r**2 / 2) / (n - 3)) if n > 3 else np.nan
         low, high = np.tanh(np.arctanh(r) + stats.norm.ppf([0.025, 0.975]) * error)

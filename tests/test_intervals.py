@@ -210,6 +210,7 @@ def test_a_rank_correlation_is_spearmans_with_fishers_interval() -> None:
     y = x + rng.normal(size=60)
     found = rank_correlation(x, y, over="tasks")
     assert (found.mean, found.p) == pytest.approx(tuple(stats.spearmanr(x, y)))
+    assert rank_correlation(torch.tensor(x), torch.tensor(y), over="tasks") == found
     picks = rng.integers(60, size=(2000, 60))
     resampled = [stats.spearmanr(x[i], y[i]).statistic for i in picks[:500]]
     assert found[1:] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.06)
