@@ -1,0 +1,385 @@
+"""Names of latents: the concept that the strongest patches of a latent show, or no name.
+
+Of N patches a latent is active on about 1 %, and a patch shows three of C concepts, so that
+products are sparse. With L0 active latents in a patch, naming d latents takes
+
+    N d_vit d      multiplications to encode, the only dense product
+    N L0 c         to count hits at all cuts at once, c ≈ 3 concepts in a patch
+    P Σ_l n_l      additions for P permutations, n_l the pictures that activate latent l
+
+Of 2,400 pictures of the world (N = 470,400, d = 3,072, C = 546, L0 = 37) these are 2.8 · 10¹¹,
+5 · 10⁷ and 10⁹; dense, the hits at 13 cuts would be 10¹³. Latents are held as (patch, latent,
+value), 8 bytes each: 0.14 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy import sparse, stats
+from torch import Tensor
+
+from patchsae_lib.sae import SAE
+from patchsae_lib.sparse import SparseLatents
+from patchsae_lib.tokens import Tokens
+from patchsae_lib.world.truth import CONCEPTS, N_SINGLE, PatchTruth, spoken
+
+Array = npt.NDArray[np.generic]
+
+BATCH = 8  # pictures that are encoded together
+BLOCK = 256  # latents whose hits are in memory together
+SHARES = tuple(1e-4 * 2**k for k in range(12))  # of patches above a cut; the last cut is 0
+#: kinds of concept that CLS may stand for: those of a whole picture or of its object
+PICTURE_KINDS = ("group", "class", "background", "style", "class style")
+
+
+@dataclass(frozen=True)
+class NamingRule:
+    """When a latent gets a name. Fixed before any name was seen.
+
+    A concept counts if each half of the pictures shows it in `minimum` patches: a share of 20 is
+    known to about ± .1, and fewer would drop the beak. The concept and the cut are chosen on the
+    first half, by IoU, and tested on the second, so that one test a latent is left whatever the
+    number of concepts. A name then needs both:
+
+    - `floor`: of the latent's strongest patches, `strongest` of all (or as many as show the
+      concept, or activate the latent, if these are fewer), at least this share shows the concept.
+      One half: a name is what most of them show. One in a thousand: a hundredth of all patches is
+      more than 400 of the concepts have, and more than half of the latents are active on.
+    - `rate`: the false discovery rate, over all latents (Benjamini and Hochberg 1995), of the
+      overlap against `permutations` of the pictures.
+    """
+
+    pictures: int = 2400
+    minimum: int = 20
+    strongest: float = 1e-3
+    floor: float = 0.5
+    rate: float = 0.05
+    permutations: int = 999
+
+
+RULE = NamingRule()
+NO_NAME = "no name"
+
+
+class Activity(NamedTuple):
+    """Latents of pictures, sparse: `patches` (images · patches, d), and `cls` (images, d)."""
+
+    patches: sparse.csr_array
+    cls: sparse.csr_array
+
+
+@torch.no_grad()
+def activity(sae: SAE, tokens: Tokens) -> Activity:
+    """Encode the tokens of pictures, CLS first; never are the latents of more than 8 dense."""
+    counts, latents, values = [], [], []
+    for z in tokens.split(BATCH):
+        f = SparseLatents.encode(sae, z.to(sae.W_enc.device, torch.float32))
+        counts.append(f.token.bincount(minlength=z.shape[0] * z.shape[1]).cpu())
+        latents.append(f.latent.int().cpu())
+        values.append(f.value.cpu())
+    first = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])
+    parts = torch.cat(values).numpy(), torch.cat(latents).numpy(), first.numpy()
+    f = sparse.csr_array(parts, shape=(len(first) - 1, sae.d_sae))
+    is_cls = np.arange(f.shape[0]) % tokens.n_tokens == 0
+    return Activity(f[~is_cls], f[is_cls])
+
+
+def cuts_of(f: sparse.csc_array) -> Array:
+    """Find cuts (len(SHARES) + 1, d), falling, above which latents f (n, d) fire on these shares
+    of the n patches, or wherever they are active; the last is 0."""
+    cuts = np.zeros((len(SHARES) + 1, f.shape[1]), np.float32)
+    ranks = np.array([max(1, round(share * f.shape[0])) for share in SHARES])
+    for latent, values in enumerate(np.split(f.data, f.indptr[1:-1])):
+        within = ranks[ranks < len(values)]
+        cuts[: len(within), latent] = np.sort(values)[::-1][within]
+    return cuts
+
+
+def hits_of(f: sparse.csc_array, truth: sparse.csr_array, cuts: Array) -> tuple[Array, Array]:
+    """Count the patches above each cut: (d, cuts, c) those that show a concept, and (d, cuts) all.
+
+    f (n, d), truth (n, c), and `cuts` (cuts, d), falling. Each active latent is counted once, at
+    the first cut below it, and summed up from there.
+    """
+    n_cuts, d = cuts.shape
+    latent = np.repeat(np.arange(d), np.diff(f.indptr))
+    first = (f.data <= cuts[:, latent]).sum(0)  # n_cuts: above none
+    row, shape = latent * (n_cuts + 1) + first, (d, n_cuts + 1)
+    ones = np.ones(len(row), np.int32)
+    fired = sparse.csr_array((ones, (row, f.indices)), shape=(shape[0] * shape[1], f.shape[0]))
+    hits = (fired @ truth).toarray().reshape(*shape, -1)[:, :-1].cumsum(1)
+    return hits, fired.sum(1).reshape(shape)[:, :-1].cumsum(1)
+
+
+def iou_of(hits: Array, fires: Array, positives: Array) -> Array:
+    """IoU (d, cuts, c) of `hits_of`, with the numbers of patches (c,) that show a concept."""
+    return hits / np.maximum(1, positives + fires[..., None] - hits)
+
+
+def average_precision(order: Array, shown: Array) -> Array:
+    """Average precision (…) of a ranking: `order` (k,) are the active rows, the strongest first,
+    `shown` (…, n) bool what all n rows show. The rows that are not active share the last rank."""
+    hits = shown[..., order]
+    cumulated, n = hits.cumsum(-1), shown.shape[-1]
+    positives = np.maximum(1, shown.sum(-1))
+    found = cumulated[..., -1] if len(order) else np.zeros(shown.shape[:-1])
+    ranked = (cumulated / np.arange(1, len(order) + 1) * hits).sum(-1)
+    return (ranked + (shown.sum(-1) - found) * shown.sum(-1) / n) / positives
+
+
+class Overlap:
+    """Patches where a latent fires and where its concept is, picture by picture.
+
+    `fires` and `shown` are numbers of patches, `patches` to an image, of `n` images. `together`
+    (images that fire, images that show + 1) holds how many each with each have in common, the
+    last column 0 for the images that do not show the concept.
+    """
+
+    def __init__(self, fires: Array, shown: Array, patches: int, n: int) -> None:
+        self.n = n
+        self.firing, fired = _by_image(fires, patches)
+        self.showing, seen = _by_image(shown, patches)
+        common = fired @ seen.T
+        self.together = np.concatenate([common, np.zeros((len(common), 1), np.float32)], 1)
+        self.column = np.full(n, len(self.showing))
+        self.column[self.showing] = np.arange(len(self.showing))
+
+    def z(self) -> float:
+        """Return the z-score of the overlap against shuffled pictures, whose mean and variance
+        are exact (Hoeffding 1951). A position in the frame that both prefer does not count. NaN
+        without variance."""
+        x, n = self.together.astype(float), self.n
+        observed = x[np.arange(len(x)), self.column[self.firing]].sum()
+        means = x.sum() / n, (x.sum(1) ** 2).sum() / n, (x.sum(0) ** 2).sum() / n
+        squares = (x**2).sum() - means[1] - means[2] + means[0] ** 2
+        deviation = np.sqrt(max(0.0, squares) / (n - 1))
+        return float((observed - means[0]) / deviation) if deviation > 1e-9 else np.nan
+
+    def p(self, orders: Array) -> float:
+        """Return the share of `orders` (m, n) of the pictures, with the true one, in which they
+        overlap as much."""
+        rows = np.arange(len(self.together))
+        columns = self.column[orders[:, self.firing]]
+        overlaps = self.together[rows, columns].sum(1)
+        observed = self.together[rows, self.column[self.firing]].sum()
+        return float((1 + (overlaps >= observed).sum()) / (1 + len(orders)))
+
+
+def _by_image(patch: Array, patches: int) -> tuple[Array, Array]:
+    """Return the images in which patches lie, and for each where: (images, patches) float32."""
+    images, row = np.unique(patch // patches, return_inverse=True)
+    table = np.zeros((len(images), patches), np.float32)
+    table[row, patch % patches] = 1
+    return images, table
+
+
+def permutations_of(n: int, rule: NamingRule) -> Array:
+    """Draw orders (m, n) of n pictures."""
+    rng = np.random.default_rng(0)
+    return rng.permuted(np.tile(np.arange(n), (rule.permutations, 1)), axis=1)
+
+
+@dataclass
+class Half:
+    """One half of the pictures: latents f (n, d) by column, and truth (n, c) by row and column."""
+
+    f: sparse.csc_array
+    truth: sparse.csr_array
+    cls: sparse.csc_array
+    images: int
+
+    def __post_init__(self) -> None:
+        self.shown = self.truth.tocsc()
+        self.positives = np.diff(self.shown.indptr)
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return self.truth.shape[0] // self.images
+
+    def patches_with(self, concept: int) -> Array:
+        """Return the numbers of the patches that show a concept."""
+        return self.shown.indices[self.shown.indptr[concept] : self.shown.indptr[concept + 1]]
+
+    def pictures_with(self, concepts: Sequence[int]) -> Array:
+        """Return which pictures show concepts anywhere: (c, images) bool."""
+        shown = np.zeros((len(concepts), self.images), bool)
+        for row, concept in enumerate(concepts):
+            shown[row, self.patches_with(concept) // self.patches] = True
+        return shown
+
+    def iou(self, latent: int, concept: int) -> float:
+        """IoU of the patches where a latent is active with those that show a concept."""
+        patch, where = self.ranked(latent)[0], self.patches_with(concept)
+        hits = len(np.intersect1d(patch, where))
+        return hits / max(1, len(patch) + len(where) - hits)
+
+    def ranked(self, latent: int, cls: bool = False) -> tuple[Array, Array]:
+        """Return the patches where a latent is active (or the pictures in whose CLS it is), the
+        strongest first, and how strongly."""
+        f = self.cls if cls else self.f
+        entries = slice(f.indptr[latent], f.indptr[latent + 1])
+        order = np.argsort(-f.data[entries], kind="stable")
+        return f.indices[entries][order], f.data[entries][order]
+
+
+def halves_of(f: Activity, truth: PatchTruth) -> tuple[Half, Half]:
+    """Split pictures into their first and their second half (see `truth.halves` for why)."""
+    (images, patches, c), first = truth.shape, truth.first.numpy()
+    ones = np.ones(len(truth.concept), np.int32)
+    shown = sparse.csr_array(
+        (ones, truth.concept.numpy().astype(np.int32), first), shape=(images * patches, c)
+    )
+    middle = images // 2
+
+    def part(start: int, stop: int) -> Half:
+        rows = slice(start * patches, stop * patches)
+        cls = f.cls[start:stop].tocsc()
+        return Half(f.patches[rows].tocsc(), shown[rows], cls, stop - start)
+
+    return part(0, middle), part(middle, images)
+
+
+# --- choosing on the first half -----------------------------------------------------------------
+
+
+def choose(a: Half, b: Half, kept: Array, n: int = 3) -> dict[str, Array]:
+    """Choose the `n` concepts of each latent, and their cuts, that overlap most on half `a`.
+
+    Returns `concept` (d, n), numbers of concepts, `cut` (d, n), the activations, and `iou` (d, n)
+    of half `b`.
+    """
+    chosen: dict[str, list[Array]] = {"concept": [], "cut": [], "iou": []}
+    (truth_a, truth_b), n = (x.truth[:, kept] for x in (a, b)), min(n, len(kept))
+    for start in range(0, a.f.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        cuts = cuts_of(a.f[:, block])
+        iou = iou_of(*hits_of(a.f[:, block], truth_a, cuts), a.positives[kept])
+        best = iou.max(1)
+        concept = np.argsort(-best, axis=1, kind="stable")[:, :n]
+        row = np.arange(len(best))[:, None]
+        level = iou.argmax(1)[row, concept]
+        iou = iou_of(*hits_of(b.f[:, block], truth_b, cuts), b.positives[kept])
+        chosen["concept"].append(kept[concept])
+        chosen["cut"].append(cuts[level, row])
+        chosen["iou"].append(iou[row, level, concept])
+    return {key: np.concatenate(parts) for key, parts in chosen.items()}
+
+
+def choose_by_cls(a: Half, concepts: Array) -> Array:
+    """Choose the concept of a picture (d,) that the CLS of half `a` ranks best by a latent."""
+    shown = a.pictures_with(concepts)
+    ranked = (a.ranked(latent, cls=True)[0] for latent in range(a.f.shape[1]))
+    return concepts[[int(average_precision(order, shown).argmax()) for order in ranked]]
+
+
+# --- scoring on the second half -----------------------------------------------------------------
+
+
+def score_patches(b: Half, concept: Array, cut: Array, rule: NamingRule) -> pd.DataFrame:
+    """Score latents with one concept and cut (d,) each: `active` (patches), `precision` among the
+    strongest, `ap`, `z`, and `p`, which is 1 for those below the floor."""
+    orders, rows = permutations_of(b.images, rule), []
+    shown = np.zeros(len(b.truth.indices) and b.truth.shape[0], bool)
+    for latent, (c, above) in enumerate(zip(concept, cut, strict=True)):
+        where, (patch, value) = b.patches_with(c), b.ranked(latent)
+        shown[where] = True
+        n = min(round(rule.strongest * len(shown)), len(where), len(patch))
+        precision = shown[patch[:n]].mean() if n else np.nan
+        overlap = Overlap(patch[value > above], where, b.patches, b.images)
+        p = overlap.p(orders) if precision >= rule.floor else 1.0
+        ap = average_precision(patch, shown)
+        rows.append((len(patch), precision, float(ap), overlap.z(), p))
+        shown[where] = False
+    return pd.DataFrame(rows, columns=["active", "precision", "ap", "z", "p"])
+
+
+def score_cls(b: Half, concept: Array, rule: NamingRule) -> tuple[Array, Array]:
+    """Average precision (d,) of one concept each by the CLS of pictures, and p, against shuffled
+    pictures; 1 for those below the floor."""
+    orders, scores = permutations_of(b.images, rule), []
+    for latent, c in enumerate(concept):
+        shown, (picture, _) = b.pictures_with([c])[0], b.ranked(latent, cls=True)
+        ap, p = float(average_precision(picture, shown)), 1.0
+        if ap >= rule.floor:
+            shuffled = average_precision(picture, shown[orders])
+            p = (1 + (shuffled >= ap).sum()) / (1 + len(orders))
+        scores.append((ap, p))
+    ap, p = np.array(scores).T
+    return ap, p
+
+
+def lies_on(b: Half, latent: int, rule: NamingRule) -> str:
+    """Say what the strongest patches of a latent show: up to three single concepts, each on a
+    tenth of them at least and twice as often as elsewhere.
+
+    >>> "of its strongest 235 patches: 61 % stem, 22 % leaf"  # doctest: +SKIP
+    """
+    patch = b.ranked(latent)[0][: max(1, round(rule.strongest * b.truth.shape[0]))]
+    if not len(patch):
+        return "never active"
+    share = np.bincount(b.truth[patch].indices, minlength=len(CONCEPTS))[: N_SINGLE + 1]
+    share, usual = share / len(patch), b.positives[: N_SINGLE + 1] / b.truth.shape[0]
+    is_group = np.array([kind == "group" for kind, _ in CONCEPTS[: N_SINGLE + 1]])
+    share = np.where((share >= 0.1) & (share >= 2 * usual) & ~is_group, share, 0)
+    first = [i for i in np.argsort(-share, kind="stable")[:3] if share[i]]
+    said = ", ".join(f"{share[i]:.0%} {spoken(CONCEPTS[i])}".replace("%", " %") for i in first)
+    return f"of its strongest {len(patch)} patches: {said or 'nothing in particular'}"
+
+
+def name_latents(f: Activity, truth: PatchTruth, rule: NamingRule = RULE) -> pd.DataFrame:
+    """Name the latents f by what patches of the same pictures show: one row a latent.
+
+    `kind` and `concept`: the concept of `CONCEPTS` that overlaps it most on the first half of the
+    pictures. Of the second half: `iou` (0..1, at the cut of the first), and what `score_patches`
+    returns. `cls_concept`, `cls_ap`: the same of CLS, by average precision. `found`: it has a name
+    by `rule`; `name`: in words, or "no name"; `by`: "patches", "CLS" or "". `runners_up`: the next
+    two concepts with their IoU; `lies_on`: what its strongest patches show.
+
+    Raises `ValueError` if no concept is on enough patches.
+    """
+    a, b = halves_of(f, truth)
+    kept = np.flatnonzero(np.minimum(a.positives, b.positives) >= rule.minimum)
+    if not len(kept):
+        raise ValueError(f"no concept fills {rule.minimum} patches in both halves of the pictures")
+    chosen = choose(a, b, kept)
+    by_patch, of_picture = chosen["concept"][:, 0], [CONCEPTS[i][0] in PICTURE_KINDS for i in kept]
+    table = score_patches(b, by_patch, chosen["cut"][:, 0], rule)
+    by_cls = choose_by_cls(a, kept[of_picture])
+    table["cls_ap"], p = score_cls(b, by_cls, rule)
+    scores = table[["precision", "cls_ap"]].to_numpy().T
+    patches, cls = significant(np.stack([table["p"], p]), rule) & (scores >= rule.floor)
+    cls &= ~patches
+    kinds, names = np.array(CONCEPTS, object)[np.where(cls, by_cls, by_patch)].T
+    iou = np.where(cls, [b.iou(i, c) for i, c in enumerate(by_cls)], chosen["iou"][:, 0])
+    spoken_of = [spoken(concept) for concept in zip(kinds, names, strict=True)]
+    said = {
+        "kind": kinds, "concept": names, "found": patches | cls,
+        "name": np.where(patches | cls, spoken_of, NO_NAME),
+        "by": np.select([patches, cls], ["patches", "CLS"], ""), "iou": iou,
+    }  # fmt: skip
+    table["cls_concept"] = [spoken(CONCEPTS[c]) for c in by_cls]
+    table["runners_up"] = _runners_up(chosen)
+    table["lies_on"] = [lies_on(b, latent, rule) for latent in range(len(table))]
+    return pd.DataFrame(said).join(table)
+
+
+def significant(p: Array, rule: NamingRule = RULE) -> Array:
+    """Return which p-values (…) are discoveries at the rule's rate: bool."""
+    return (stats.false_discovery_control(p.ravel()) <= rule.rate).reshape(p.shape)
+
+
+def _runners_up(chosen: dict[str, Array]) -> list[str]:
+    """Say the concepts after the first, with their IoU."""
+    pairs = zip(chosen["concept"][:, 1:], chosen["iou"][:, 1:], strict=True)
+    return [
+        ", ".join(f"{spoken(CONCEPTS[c])} {x:.2f}" for c, x in zip(concepts, iou, strict=True))
+        for concepts, iou in pairs
+    ]
