@@ -87,11 +87,11 @@ def spoken(concept: Concept) -> str:
 
 @dataclass(frozen=True)
 class PatchTruth:
-    """What each patch shows, sparse: `shape` = (images, patches, concepts), `concept` (entries,)
-    int16, and `first` (images · patches + 1,) int64. Patch i, numbered through all images, shows
-    the concepts `concept[first[i] : first[i + 1]]`."""
+    """What each patch shows, sparse: `shape` (3,), the numbers of images, patches and concepts,
+    `first` (images · patches + 1,) int64 and `concept` (entries,) int16. Patch i, numbered through
+    all images, shows the concepts `concept[first[i] : first[i + 1]]`."""
 
-    shape: tuple[int, int, int]
+    shape: Tensor
     first: Tensor
     concept: Tensor
 
@@ -105,22 +105,15 @@ class PatchTruth:
             shape = part.shape
         first = np.concatenate([[0], np.concatenate(counts).cumsum()]).astype(np.int64)
         concept = torch.from_numpy(np.concatenate(columns))
-        return cls((len(counts), *shape), torch.from_numpy(first), concept)
-
-    def select(self, rows: range) -> PatchTruth:
-        """Choose a stretch of images."""
-        n = self.shape[1]
-        first = self.first[rows.start * n : rows.stop * n + 1]
-        concept = self.concept[int(first[0]) : int(first[-1])]
-        return PatchTruth((len(rows), *self.shape[1:]), first - first[0], concept)
+        return cls(torch.tensor([len(counts), *shape]), torch.from_numpy(first), concept)
 
     def dense(self) -> Tensor:
         """Return the truth (images, patches, concepts) bool."""
-        images, patches, concepts = self.shape
+        images, patches, concepts = self.shape.tolist()
         truth = torch.zeros(images * patches, concepts, dtype=torch.bool)
         patch = torch.arange(images * patches).repeat_interleave(self.first.diff())
         truth[patch, self.concept.long()] = True
-        return truth.view(self.shape)
+        return truth.view(images, patches, concepts)
 
 
 def patch_truth(
