@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world.truth import CONCEPTS, SINGLE, PatchTruth, spoken
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 BATCH = 8  # pictures that are encoded together
 BLOCK = 256  # latents whose hits are in memory together
@@ -53,8 +53,8 @@ class NamingRule:
     - `floor`: of the share s of the latent's `strongest` patches that show the concept, which is
       on a share p of all patches, (s − p) / (1 − p) is at least one half: most of them show it,
       and not because most patches do. 50 patches are about five of each of ten reference images.
-    - `rate`: the false discovery rate, over all latents (Benjamini and Hochberg 1995), of the
-      overlap against `permutations` of the pictures.
+    - `rate`: the false discovery rate, over all latents that count (Benjamini and Hochberg 1995),
+      of the overlap against `permutations` of the pictures.
 
     The same holds for CLS, with average precision in the place of s, and pictures for patches.
 
@@ -71,7 +71,7 @@ class NamingRule:
     rate: float = 0.05
     permutations: int = 999
 
-    def reached(self, share: Array, usual: Array) -> Array:
+    def reached(self, share: Any, usual: Any) -> Any:
         """Return whether shares are above the floor, where the `usual` share is chance."""
         return (share - usual) >= self.floor * (1 - usual)
 
@@ -91,17 +91,21 @@ class Activity(NamedTuple):
 @torch.no_grad()
 def activity(sae: SAE, tokens: Tokens) -> Activity:
     """Encode the tokens of pictures, CLS first; never are the latents of more than 8 dense."""
-    counts, latents, values = [], [], []
+    first, f = [np.zeros(1, np.int64)], (np.empty(0, np.float32), np.empty(0, np.int32))
     for z in tokens.split(BATCH):
-        f = SparseLatents.encode(sae, z.to(sae.W_enc.device, torch.float32))
-        counts.append(f.token.bincount(minlength=z.shape[0] * z.shape[1]).cpu())
-        latents.append(f.latent.int().cpu())
-        values.append(f.value.cpu())
-    first = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])
-    parts = torch.cat(values).numpy(), torch.cat(latents).numpy(), first.numpy()
-    f = sparse.csr_array(parts, shape=(len(first) - 1, sae.d_sae))
-    is_cls = np.arange(f.shape[0]) % tokens.n_tokens == 0
-    return Activity(f[~is_cls], f[is_cls])
+        part = SparseLatents.encode(sae, z.to(sae.W_enc.device, torch.float32))
+        counts = part.token.bincount(minlength=z.shape[0] * z.shape[1]).cpu().numpy()
+        first.append(first[-1][-1] + counts.cumsum())
+        if first[-1][-1] > len(f[0]):  # grown in place: many small pieces would hold on to memory
+            for column in f:
+                column.resize(2 * int(first[-1][-1]), refcheck=False)
+        entries = slice(first[-2][-1], first[-1][-1])
+        f[0][entries], f[1][entries] = part.value.cpu(), part.latent.cpu()
+    ends = np.concatenate(first)
+    parts = f[0][: ends[-1]], f[1][: ends[-1]], ends
+    latents = sparse.csr_array(parts, shape=(len(ends) - 1, sae.d_sae))
+    is_cls = np.arange(len(ends) - 1) % tokens.n_tokens == 0
+    return Activity(latents[~is_cls], latents[is_cls])
 
 
 def cuts_of(f: sparse.csc_array) -> Array:
@@ -231,7 +235,7 @@ class Half:
         """Return the numbers of the patches that show a concept."""
         return self.shown.indices[self.shown.indptr[concept] : self.shown.indptr[concept + 1]]
 
-    def pictures_with(self, concepts: Sequence[int]) -> Array:
+    def pictures_with(self, concepts: Sequence[int] | Array) -> Array:
         """Return which pictures show concepts anywhere: (c, images) bool."""
         shown = np.zeros((len(concepts), self.images), bool)
         for row, concept in enumerate(concepts):
@@ -281,9 +285,8 @@ def choose(a: Half, b: Half, kept: Array, rule: NamingRule, n: int = 3) -> dict[
     half `b`.
     """
     chosen: dict[str, list[Array]] = {"concept": [], "cut": [], "iou": []}
-    (truth_a, truth_b), (shown_a, shown_b) = zip(
-        *((x.truth[:, kept], x.positives[kept]) for x in (a, b))
-    )
+    truth_a, truth_b = a.truth[:, kept], b.truth[:, kept]
+    shown_a, shown_b = a.positives[kept], b.positives[kept]
     patches, strongest = a.truth.shape[0], RANKS.index(rule.strongest)
     for start in range(0, a.f.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
@@ -382,7 +385,8 @@ def name_latents(f: Activity, truth: PatchTruth, rule: NamingRule = RULE) -> pd.
     cls = score_cls(b, by_cls, rule)
     first = np.diff(a.f.indptr), np.diff(a.cls.indptr)  # active patches and pictures
     testable = np.minimum(first, [patches["active"], cls["active"]]) >= rule.minimum
-    found = testable & significant(np.where(testable, [patches["p"], cls["p"]], 1.0), rule)
+    found = testable.copy()
+    found[testable] = significant(np.stack([patches["p"], cls["p"]])[testable], rule)
     only_cls = found[1] & ~found[0]
     iou = [b.iou(i, by_cls[i]) if only_cls[i] else x for i, x in enumerate(chosen["iou"][:, 0])]
     said = _words(np.where(only_cls, by_cls, by_patch), found, testable[0] | only_cls)
@@ -393,8 +397,8 @@ def name_latents(f: Activity, truth: PatchTruth, rule: NamingRule = RULE) -> pd.
 
 
 def significant(p: Array, rule: NamingRule = RULE) -> Array:
-    """Return which p-values (…) are discoveries at the rule's rate: bool."""
-    return (stats.false_discovery_control(p.ravel()) <= rule.rate).reshape(p.shape)
+    """Return which p-values (n,) are discoveries at the rule's rate: bool."""
+    return stats.false_discovery_control(p) <= rule.rate
 
 
 def _words(concept: Array, found: Array, shown: Array) -> pd.DataFrame:
@@ -403,10 +407,11 @@ def _words(concept: Array, found: Array, shown: Array) -> pd.DataFrame:
     pairs = [
         CONCEPTS[i] if is_shown else ("", "") for i, is_shown in zip(concept, shown, strict=True)
     ]
-    table = pd.DataFrame(pairs, columns=["kind", "concept"]).assign(found=found.any(0))
-    names = [spoken(CONCEPTS[i]) for i in concept]
-    by = np.select([found[0], found[1]], ["patches", "CLS"], "")
-    return table.assign(name=np.where(found.any(0), names, NO_NAME), by=by)
+    names, has_name = [spoken(CONCEPTS[i]) for i in concept], found[0] | found[1]
+    table = pd.DataFrame(pairs, columns=["kind", "concept"])
+    table["found"], table["name"] = has_name, np.where(has_name, names, NO_NAME)
+    table["by"] = np.select([found[0], found[1]], ["patches", "CLS"], "")
+    return table
 
 
 def _runners_up(chosen: dict[str, Array]) -> list[str]:
@@ -416,3 +421,14 @@ def _runners_up(chosen: dict[str, Array]) -> list[str]:
         ", ".join(f"{spoken(CONCEPTS[c])} {x:.2f}" for c, x in zip(concepts, iou, strict=True))
         for concepts, iou in pairs
     ]
+
+
+def mask_shares(masks: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of the weight of masks (d, k, rows, columns) that lies inside regions
+    (d, k, patches) bool, and the share of patches that do: means (d,) over those of a latent's k
+    pictures where it is active. It checks a name on pictures that were not used to find it."""
+    weight = masks.flatten(2).double()
+    is_active = (weight.sum(2) > 0).double()
+    share = (weight * inside).sum(2) / weight.sum(2).clamp_min(1e-12)
+    n = is_active.sum(1).clamp_min(1)
+    return share.sum(1) / n, (inside.double().mean(2) * is_active).sum(1) / n
