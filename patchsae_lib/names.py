@@ -28,7 +28,7 @@ from torch import Tensor
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.tokens import Tokens
-from patchsae_lib.world.truth import CONCEPTS, SINGLE, PatchTruth, spoken
+from patchsae_lib.world.truth import CONCEPTS, N_SINGLE, SINGLE, Concept, PatchTruth, spoken
 
 Array = npt.NDArray[Any]
 
@@ -421,6 +421,14 @@ def _runners_up(chosen: dict[str, Array]) -> list[str]:
         ", ".join(f"{spoken(CONCEPTS[c])} {x:.2f}" for c, x in zip(concepts, iou, strict=True))
         for concepts, iou in pairs
     ]
+
+
+def too_rare(truth: PatchTruth, minimum: int) -> list[Concept]:
+    """List the single concepts that fill fewer than `minimum` patches in either half."""
+    middle = int(truth.first[int(truth.shape[0]) // 2 * int(truth.shape[1])])
+    parts = truth.concept[:middle], truth.concept[middle:]
+    counts = torch.stack([part.long().bincount(minlength=len(CONCEPTS)) for part in parts]).amin(0)
+    return [CONCEPTS[i] for i in (counts < minimum).nonzero()[:, 0].tolist() if i < N_SINGLE]
 
 
 def mask_shares(masks: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -303,6 +303,8 @@ def test_sparse_truth_is_the_dense_one() -> None:
     wanted = torch.from_numpy(np.stack([patch_truth(x, CONCEPTS) for x in rows]))
     assert torch.equal(sparse.dense(), wanted)
     assert len(sparse.concept) == wanted.sum()
+    turned = sparse.select(torch.tensor([1, 1, 0]))
+    assert torch.equal(turned.dense(), wanted[[1, 1, 0]])
 
 
 def test_concepts_are_said_as_people_say_them() -> None:

@@ -107,6 +107,15 @@ class PatchTruth:
         concept = torch.from_numpy(np.concatenate(columns))
         return cls(torch.tensor([len(counts), *shape]), torch.from_numpy(first), concept)
 
+    def select(self, rows: Tensor) -> PatchTruth:
+        """Choose images, in the order given."""
+        patch = (rows[:, None] * self.shape[1] + torch.arange(int(self.shape[1]))).flatten()
+        counts = self.first.diff()[patch]
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        start = (self.first[patch] - first[:-1]).repeat_interleave(counts)
+        concept = self.concept[torch.arange(int(first[-1])) + start]
+        return PatchTruth(torch.tensor([len(rows), *self.shape[1:]]), first, concept)
+
     def dense(self) -> Tensor:
         """Return the truth (images, patches, concepts) bool."""
         images, patches, concepts = self.shape.tolist()
