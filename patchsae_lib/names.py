@@ -172,8 +172,8 @@ class Overlap:
     def __init__(self, fires: Array, shown: Array, patches: int, n: int) -> None:
         self.n = n
         self.firing, fired = _by_image(fires, patches)
-        self.showing, seen = _by_image(shown, patches)
-        common = fired @ seen.T
+        self.showing, where = _by_image(shown, patches)
+        common = fired @ where.T
         self.together = np.concatenate([common, np.zeros((len(common), 1), np.float32)], 1)
         self.column = np.full(n, len(self.showing))
         self.column[self.showing] = np.arange(len(self.showing))
@@ -389,11 +389,11 @@ def name_latents(f: Activity, truth: PatchTruth, rule: NamingRule = RULE) -> pd.
     found[testable] = significant(np.stack([patches["p"], cls["p"]])[testable], rule)
     only_cls = found[1] & ~found[0]
     iou = [b.iou(i, by_cls[i]) if only_cls[i] else x for i, x in enumerate(chosen["iou"][:, 0])]
-    said = _words(np.where(only_cls, by_cls, by_patch), found, testable[0] | only_cls)
+    words = _words(np.where(only_cls, by_cls, by_patch), found, testable[0] | only_cls)
     patches = patches.assign(cls_concept=[spoken(CONCEPTS[i]) for i in by_cls], cls_ap=cls["ap"])
     patches["runners_up"] = _runners_up(chosen)
     patches["lies_on"] = [lies_on(b, latent, rule) for latent in range(len(patches))]
-    return said.assign(testable=testable[0], iou=iou).join(patches)
+    return words.assign(testable=testable[0], iou=iou).join(patches)
 
 
 def significant(p: Array, rule: NamingRule = RULE) -> Array:
