@@ -37,7 +37,7 @@ BLOCK = 256  # latents whose hits are in memory together
 RANKS = tuple(25 * 2**k for k in range(12))  # patches above a cut; above the last, 0, are all
 #: kinds of concept that CLS may stand for: those of a whole picture or of its object
 PICTURE_KINDS = ("group", "class", "background", "style", "class style")
-SAID = tuple(kind for kind in (*SINGLE, "sign", "style") if kind != "group")  # by `lies_on`
+LYING_KINDS = tuple(kind for kind in (*SINGLE, "sign", "style") if kind != "group")  # by `lies_on`
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ def lies_on(b: Half, latent: int, rule: NamingRule) -> str:
         return "never active"
     share = np.bincount(b.truth[patch].indices, minlength=len(CONCEPTS)) / len(patch)
     usual, kinds = b.positives / b.truth.shape[0], np.array([kind for kind, _ in CONCEPTS])
-    is_said = (share >= 0.1) & (share >= 2 * usual) & np.isin(kinds, SAID)
+    is_said = (share >= 0.1) & (share >= 2 * usual) & np.isin(kinds, LYING_KINDS)
     first = [i for i in np.argsort(-share, kind="stable") if is_said[i]][:3]
     words = ", ".join(f"{100 * share[i]:.0f} % {spoken(CONCEPTS[i])}" for i in first)
     return f"of its strongest {len(patch)} patches: {words or 'nothing in particular'}"
