@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchsae_lib import artefacts
+from patchsae_lib.artefacts import ArtefactError
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import BATCH, HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
@@ -23,7 +25,7 @@ from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable
 from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.pictures.sources import captions_of, labels_of, template_of
 from patchsae_lib.tokens import Tokens, collect, collect_shards
-from patchsae_lib.world.truth import world_truth
+from patchsae_lib.world.truth import CONCEPTS, PatchTruth, sparse_truth
 
 COUNTED = 64  # pictures of a task, at most, that latents are counted on before and after
 
@@ -79,12 +81,28 @@ class Split:
         return in_the_world(self.pictures)[0] is not None
 
     @cached_property
-    def truth(self) -> Tensor:
-        """What each patch shows, (n, n_patches, n_concepts) bool, of `world.truth.CONCEPTS`."""
+    def shown(self) -> PatchTruth:
+        """What each patch shows, sparse, of `world.truth.CONCEPTS`; rendered once where tokens are
+        kept. `ValueError` for pictures that are not of the embedded world."""
         world, rows = in_the_world(self.pictures)
         if world is None:
             raise ValueError("only pictures of the embedded world have a truth for each patch")
-        return world_truth(world, rows, grid=self.clip.grid)
+        if self.keep is None:
+            return sparse_truth(world, rows, grid=self.clip.grid)
+        folder, made_by = self.keep
+        path = folder / "truth.safetensors"
+        identity = {"pictures": made_by["pictures"], "grid": self.clip.grid, "concepts": CONCEPTS}
+        try:
+            return PatchTruth(**artefacts.load(path, identity, made_by="2_statistics"))
+        except ArtefactError:
+            truth = sparse_truth(world, rows, grid=self.clip.grid)
+            artefacts.save(path, vars(truth), identity)
+            return truth
+
+    @property
+    def truth(self) -> Tensor:
+        """`shown`, dense: (n, n_patches, n_concepts) bool."""
+        return self.shown.dense()
 
     def readable(self) -> Split:
         """Collect the tokens, and choose the pictures that can be read."""

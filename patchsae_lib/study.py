@@ -33,6 +33,7 @@ from patchsae_lib.interop.hub import local_path
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
 from patchsae_lib.maple import Prompts, run_of, train_prompts
+from patchsae_lib.names import RULE, SPLIT
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
@@ -44,7 +45,7 @@ from patchsae_lib.splits import Split, Task
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
-DENSE_LATENTS = 2**30  # latents of scored patches that are held at once: 4 GB
+DENSE_LATENTS = 2**30  # values of units on scored patches that are held at once: 4 GB
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
@@ -153,9 +154,15 @@ class Study:
         return test
 
     @cached_property
+    def naming(self) -> Split:
+        """Pictures of the embedded world, with whose `shown` latents get names (of any CLIP)."""
+        return self.open("world", SPLIT, min(RULE.pictures, max(70, len(self.train))))
+
+    @cached_property
     def scored(self) -> Split:
-        """Pictures of the embedded world, with whose `truth` latents are scored (of any CLIP): as
-        many as the profile tests on or has, while all latents of all patches fit into 4 GB."""
+        """Pictures of the embedded world, with whose `truth` units of any kind are compared: as
+        many as the profile tests on or has, while 4 GB hold the values of all units, which of
+        neurons and directions are dense."""
         fit = DENSE_LATENTS // (self.sae.d_sae * (self.clip.n_tokens - 1))
         n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
         return self.open("world", "test", n)

@@ -19,7 +19,7 @@ from torch import Tensor
 from patchsae_lib.intervals import interval_table
 from patchsae_lib.profiles import Profile
 from patchsae_lib.sae import SAE
-from patchsae_lib.world.truth import CONCEPTS, KINDS, Concept
+from patchsae_lib.world.truth import CONCEPTS, KINDS, N_SINGLE, Concept
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of patches on which a unit fires
 MINIMUM = Profile.min_patches  # positives of a concept that is scored, in either half
@@ -140,13 +140,14 @@ def latents_of(sae: SAE) -> Units:
 def compare_units(
     sets: Mapping[str, Units | Tensor], z: Tensor, truth: Tensor, minimum: int = MINIMUM
 ) -> pd.DataFrame:
-    """Score the best unit for each of `CONCEPTS`, in each set of units, by `concept_scores`.
+    """Score the best unit for each single concept, in each set of units, by `concept_scores`.
 
-    z (images, patches, d_vit) and truth (images, patches, c). A set is a function of tokens, or
+    z (images, patches, d_vit) and truth (images, patches, c), of which the first `N_SINGLE` of
+    `CONCEPTS` are compared. A set is a function of tokens, or
     values (images, patches, n). Units are chosen on the first half of the pictures and scored on
     the second. Further columns: `units`, the name of the set, and `unit`, the number in it.
     """
-    truth_a, truth_b = halves(truth)
+    truth_a, truth_b = halves(truth[..., :N_SINGLE])
     kept = enough(truth_a, truth_b, minimum)
     truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [CONCEPTS[i] for i in kept]
     tables = []
@@ -173,13 +174,16 @@ def bounds(z: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
     """Score what bounds units, like `compare_units` and on its halves: from below a position prior
     (how often each patch shows the concept), from above a supervised linear probe (the best that a
     direction could do)."""
+    truth = truth[..., :N_SINGLE]
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
     middle = len(truth) // 2
     prior = truth[:middle].float().mean(0)  # (patches, c)
     priors = prior.repeat(middle, 1), prior.repeat(len(truth) - middle, 1)
     scores = {"position alone": priors, "linear probe (supervised)": probe(z_a, truth_a, z_a, z_b)}
     tables = [
-        concept_scores((a, truth_a), (b, truth_b), CONCEPTS, minimum).assign(units=name, unit=-1)
+        concept_scores((a, truth_a), (b, truth_b), CONCEPTS[:N_SINGLE], minimum).assign(
+            units=name, unit=-1
+        )
         for name, (a, b) in scores.items()
     ]
     return pd.concat(tables, ignore_index=True)
@@ -191,43 +195,3 @@ def probe(z: Tensor, truth: Tensor, *tested: Tensor) -> tuple[Tensor, ...]:
     penalty = RIDGE * len(z) * float(z.double().var(0, correction=0).mean())
     ridge = Ridge(penalty).fit(z.double().numpy(), truth.double().numpy())
     return tuple(torch.from_numpy(ridge.predict(x.double().numpy())) for x in tested)
-
-
-def best_concepts(units: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
-    """Find the one of `CONCEPTS` that each unit stands for, if for any: one row per unit.
-
-    Units (images, patches, d) and truth (images, patches, c). The concept and the threshold with
-    the highest IoU are chosen on the first half of the pictures; `kind`, `concept`, `iou` (0..1)
-    and `z` (`beyond_chance`) are of the second.
-    """
-    (units_a, units_b), (truth_a, truth_b) = halves(units), halves(truth)
-    kept = enough(truth_a, truth_b, minimum)
-    if not kept:
-        raise ValueError(f"no concept fills {minimum} patches in both halves of the pictures")
-    cuts = thresholds(units_a)
-    best = iou_tables(units_a, truth_a[:, kept], cuts).flatten(0, 1).argmax(0)
-    level, concept = best // len(kept), best % len(kept)
-    fires = (units_b > cuts.gather(0, level[None])[0]).cpu()
-    shown = truth_b[:, kept][:, concept.cpu()]
-    iou = (fires & shown).sum(0) / (fires | shown).sum(0).clamp_min(1)
-    shape = len(units) - len(units) // 2, units.shape[1]
-    z = beyond_chance(fires.unflatten(0, shape), shown.unflatten(0, shape))
-    kinds, names = zip(*(CONCEPTS[kept[i]] for i in concept.tolist()), strict=True)
-    return pd.DataFrame({"kind": kinds, "concept": names, "iou": iou, "z": z})
-
-
-def beyond_chance(fires: Tensor, truth: Tensor) -> Tensor:
-    """z-scores (d,) of the overlap of units with their concepts, against shuffled pictures.
-
-    Fires and truth (images, patches, d), one concept per unit. The null deals the truths to the
-    pictures at random; its mean and variance are exact (Hoeffding 1951). A position in the frame
-    that unit and concept both prefer does not count. NaN without variance.
-    """
-    n = len(fires)
-    scores = []
-    for fired, shown in zip(fires.unbind(2), truth.unbind(2), strict=True):
-        overlap = fired.double() @ shown.double().T  # (images, images): each with each
-        centred = overlap - overlap.mean(0) - overlap.mean(1, keepdim=True) + overlap.mean()
-        deviation = (centred.pow(2).sum() / (n - 1)).sqrt()
-        scores.append((overlap.trace() - overlap.sum() / n) / deviation)
-    return torch.stack(scores).nan_to_num(torch.nan, torch.nan, torch.nan)

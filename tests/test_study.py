@@ -157,6 +157,28 @@ def test_scored_pictures_fit_into_memory(name: str, d_sae: int, n: int, expected
     assert study.scored == ("world", "test", expected)
 
 
+@pytest.mark.parametrize(("n", "expected"), [(2400, 2400), (175, 175), (16, 70), (10**6, 2400)])
+def test_pictures_that_name_latents_are_of_a_split_of_their_own(n: int, expected: int) -> None:
+    study = Study("world")
+    study.__dict__ |= {"train": range(n), "open": lambda *given: given}
+    assert study.naming == ("world", "names", expected)
+
+
+def test_truth_is_rendered_once_where_tokens_are_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(TINY)
+    split = study.open("world:land", "test", 8)
+    truth = split.truth
+    assert torch.equal(truth, world_truth(World("land", "test", 8), range(8), grid=(4, 4)))
+    monkeypatch.setattr("patchsae_lib.splits.sparse_truth", None)
+    again = Study(TINY).open("world:land", "test", 8)
+    assert torch.equal(again.truth, truth)
+    monkeypatch.setattr("patchsae_lib.splits.CONCEPTS", ())  # other concepts, other truth
+    with pytest.raises(TypeError):
+        _ = Study(TINY).open("world:land", "test", 8).truth
+
+
 def test_training_is_fitted_to_the_tokens() -> None:
     study = Study(replace(TINY, train=replace(TINY.train, passes=2.0)))
     assert study.fitted().train.steps == -(-2 * 16 * N_TOKENS // 100)

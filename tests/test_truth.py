@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +11,7 @@ from patchsae_lib.truth import (
     RIDGE,
     SHARES,
     baselines,
-    best_concepts,
     best_threshold,
-    beyond_chance,
     bounds,
     compare_units,
     concept_scores,
@@ -31,7 +27,18 @@ from patchsae_lib.truth import (
 from patchsae_lib.world import CLASSES, World
 from patchsae_lib.world.canvas import Region
 from patchsae_lib.world.render import Picture, _variant
-from patchsae_lib.world.truth import CONCEPTS, exchange, on_object, patch_truth, world_truth
+from patchsae_lib.world.truth import (
+    CONCEPTS,
+    N_SINGLE,
+    NAMES,
+    concepts_of,
+    exchange,
+    on_object,
+    patch_truth,
+    sparse_truth,
+    spoken,
+    world_truth,
+)
 from patchsae_lib.world.vocabulary import PARTS, TEXTURES
 
 
@@ -87,7 +94,7 @@ def test_truth_of_the_world_agrees_with_its_masks() -> None:
     truth = world_truth(world, [3, 17])
     assert truth.shape == (2, 196, len(CONCEPTS))
     for row, picture in zip(truth, map(world.picture, [3, 17]), strict=True):
-        for i, (kind, name) in enumerate(CONCEPTS):
+        for i, (kind, name) in enumerate(CONCEPTS[:N_SINGLE]):
             mask = picture.mask("cls" if kind == "class" else kind, name)
             share = mask.reshape(14, 8, 14, 8).mean((1, 3)).ravel()
             assert (row[:, i].numpy() == (share >= 0.5)).all()
@@ -197,19 +204,6 @@ def test_directions_start_at_the_mean_token(planted) -> None:
     assert torch.allclose(independent.T.cov(), torch.eye(4), atol=1e-2)
 
 
-def test_what_a_unit_stands_for(planted) -> None:
-    z, truth = planted
-    truth = truth.clone()
-    truth[..., 5] = z[..., 0] > 1.2
-    table = best_concepts(torch.cat([z, -z], -1), truth)
-    assert table.loc[[0, 7], "concept"].tolist() == [CONCEPTS[5][1], CONCEPTS[2][1]]
-    assert (table.loc[[0, 7], "iou"] > 0.6).all()
-    assert (table.loc[[1, 2], "iou"] < 0.3).all()
-    assert (table.loc[[0, 7], "z"] > 2.9).all()  # four pictures allow 3
-    with pytest.raises(ValueError, match="no concept fills 50 patches"):
-        best_concepts(z, torch.zeros_like(truth))
-
-
 def test_a_floor_and_a_ceiling(planted) -> None:
     z, truth = planted
     table = bounds(z, truth).set_index("units")
@@ -218,28 +212,6 @@ def test_a_floor_and_a_ceiling(planted) -> None:
     placed = truth.clone()
     placed[..., 2] = torch.arange(200) < 30  # always in the same place
     assert bounds(z, placed).set_index("units").loc["position alone", "iou"] == 1
-
-
-def test_an_overlap_by_position_alone_is_chance() -> None:
-    g = torch.Generator().manual_seed(0)
-    n, patches = 60, 30
-    truth = torch.rand(n, patches, 1, generator=g) < 0.2
-    follows = truth | (torch.rand(n, patches, 1, generator=g) < 0.05)
-    centre = (torch.arange(patches) < 10)[None, :, None] & (torch.rand(n, 1, 1, generator=g) < 0.8)
-    z = beyond_chance(torch.cat([follows, centre], 2), torch.cat([truth, centre.roll(1, 0)], 2))
-    assert z[0] > 6
-    assert abs(float(z[1])) < 3
-    assert beyond_chance(torch.ones(n, patches, 1), truth.float()).isnan().all()
-
-
-def test_the_mean_and_variance_are_those_of_all_permutations() -> None:
-    g = torch.Generator().manual_seed(3)
-    fires, truth = torch.rand(5, 4, 1, generator=g), torch.rand(5, 4, 1, generator=g)
-    overlaps = torch.tensor(
-        [float((fires * truth[list(order)]).sum()) for order in itertools.permutations(range(5))]
-    )
-    expected = (overlaps[0] - overlaps.mean()) / overlaps.std(correction=0)
-    assert float(beyond_chance(fires, truth)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_rankings_are_scored_column_by_column() -> None:
@@ -256,8 +228,10 @@ def test_rankings_are_scored_column_by_column() -> None:
 
 
 def test_parts_are_those_that_are_drawn() -> None:
-    drawn = {part for cls in CLASSES for v in (0, 1) for part, _, _ in _variant(cls, v, ())}
-    assert drawn <= set(PARTS)
+    drawn = {(p.name, cls) for cls in CLASSES for v in range(24) for p in _variant(cls, v, ())}
+    assert {part for part, _ in drawn} <= set(PARTS)
+    assert {x.partition(" of ")[0] for x in NAMES["class part"]} <= set(PARTS)
+    assert len(NAMES["class part"]) == len(drawn)  # every part of every class
     assert tuple(sorted(PARTS)) == PARTS
 
 
@@ -286,6 +260,56 @@ def test_only_classes_are_objects() -> None:
     shown = torch.zeros(1, len(kinds), len(CONCEPTS), dtype=torch.bool)
     shown[0, torch.arange(len(kinds)), torch.arange(len(kinds))] = True  # a concept a patch
     assert on_object(shown).tolist() == [[kind == "class" for kind in kinds]]
+
+
+def test_a_conjunction_is_where_a_region_shows_both() -> None:
+    ids = np.zeros((8, 32), np.uint8)
+    ids[:, 8:16], ids[:4, 16:24], ids[4:, 16:24], ids[:, 24:] = 1, 1, 2, 3
+    regions = (
+        Region(background="wall"),
+        Region(cls="owl", part="wing", colour="red"),
+        Region(cls="mushroom", part="stem"),
+        Region(part="sign", word="stop"),
+    )
+    seen = Picture(np.zeros((8, 32, 3), np.uint8), ids, regions, "sketch")
+    names = [
+        ("class part", "wing of an owl"), ("class part", "stem of a mushroom"),
+        ("part colour", "red wing"), ("class style", "owl in a sketch"), ("sign", "sign"),
+        ("word", "stop"), ("style", "sketch"), ("style", "photo"), ("background", "wall"),
+    ]  # fmt: skip
+    assert set(names) <= set(CONCEPTS)
+    assert patch_truth(seen, names, (1, 4)).astype(int).tolist() == [
+        [0, 0, 0, 0, 0, 0, 1, 0, 1],
+        [1, 0, 1, 1, 0, 0, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0, 1, 0, 0],  # half of each
+        [0, 0, 0, 0, 1, 1, 1, 0, 0],
+    ]
+
+
+def test_all_that_pictures_show_has_a_name_but_the_plate_and_the_ink() -> None:
+    world = World("world", "test", 120)
+    pictures = [world.picture(i) for i in range(120)]
+    shown = {c for p in pictures for region in p.regions for c in concepts_of(region, p.style)}
+    assert shown - set(CONCEPTS) <= {("part", "sign"), ("part", "letter")}
+    assert len(shown) > 400
+    assert len(set(CONCEPTS)) == len(CONCEPTS)
+    assert [kind for kind, _ in CONCEPTS[N_SINGLE - 1 : N_SINGLE + 1]] == ["word", "sign"]
+
+
+def test_sparse_truth_is_the_dense_one() -> None:
+    world = World("world", "test", 6)
+    sparse, rows = sparse_truth(world, [4, 1]), [world.picture(4), world.picture(1)]
+    assert sparse.shape.tolist() == [2, 196, len(CONCEPTS)]
+    wanted = torch.from_numpy(np.stack([patch_truth(x, CONCEPTS) for x in rows]))
+    assert torch.equal(sparse.dense(), wanted)
+    assert len(sparse.concept) == wanted.sum()
+    turned = sparse.select(torch.tensor([1, 1, 0]))
+    assert torch.equal(turned.dense(), wanted[[1, 1, 0]])
+
+
+def test_concepts_are_said_as_people_say_them() -> None:
+    said = [("part", "stem"), ("group", "sea"), ("sign", "sign"), ("style", "sketch")]
+    assert [spoken(x) for x in said] == ["stem", "group sea", "sign", "style sketch"]
 
 
 def test_concepts_are_exchanged_among_their_kind() -> None:
@@ -353,8 +377,6 @@ def test_an_odd_number_of_pictures_has_halves() -> None:
     truth[:, :30, 2] = True
     prior = bounds(z, truth).set_index("units").loc["position alone"]
     assert (prior["n"], prior["iou"]) == (90, 1)
-    table = best_concepts(truth[..., 2:3].float(), truth)
-    assert (table["concept"][0], table["iou"][0]) == (CONCEPTS[2][1], 1)
 
 
 def test_principal_components_are_uncorrelated_and_the_widest_first() -> None:

@@ -136,9 +136,8 @@ def write_bundle(
 ) -> Path:
     """Write the data of all latents into `folder`, replacing an older bundle, and return it.
 
-    `columns` has one row per latent: numbers, or words that repeat. Raises `ValueError` for more
-    than 32,768 different words, and for a folder that holds anything but a bundle: only files
-    that a bundle consists of are ever deleted.
+    `columns` has one row per latent: numbers, or words that repeat. Raises `ValueError` for a
+    folder that holds anything but a bundle: only files that a bundle consists of are ever deleted.
     """
     folder, encoded = Path(folder), _columns(columns)
     labels = labels_of(pictures) if labelled else torch.full((len(pictures),), -1)
@@ -228,10 +227,9 @@ def _columns(table: pd.DataFrame) -> list[Column]:
             columns.append(({"name": str(name), "type": "float32"}, base64_of(column, "<f4")))
             continue
         numbers, words = pd.factorize(column)
-        if len(words) > 2**15:
-            raise ValueError(f"column {name!r} has {len(words):,} words, more than 32,768")
-        entry = {"name": str(name), "type": "int16", "names": [str(word) for word in words]}
-        columns.append((entry, base64_of(numbers, "<i2")))
+        kind, code = ("int16", "<i2") if len(words) <= 2**15 else ("int32", "<i4")
+        entry = {"name": str(name), "type": kind, "names": [str(word) for word in words]}
+        columns.append((entry, base64_of(numbers, code)))
     return columns
 
 

@@ -126,6 +126,7 @@ class Bundle {
 
   /* What is known of all latents: numbers, words, or null. */
   async readColumn(name) {
+    if (name === "concept") await Promise.all([this.column("name"), this.column("found")]); /* what `named` reads */
     const at = this.index.columns.findIndex((column) => column.name === name);
     if (at < 0) return null;
     const { type, names } = this.index.columns[at];
@@ -138,9 +139,15 @@ class Bundle {
     return Number.isNaN(value) ? undefined : value;
   }
 
+  /* The concept that a latent is named by: a key of `concepts`, or "". */
   concept(latent) {
     const name = this.of(latent, "concept");
-    return name ? `${this.of(latent, "kind")} ${name}` : "";
+    return name && this.of(latent, "found") !== 0 ? `${this.of(latent, "kind")} ${name}` : "";
+  }
+
+  /* What a latent is called: in words, "no name", or "" where names are not known. */
+  named(latent) {
+    return this.of(latent, "name") ?? this.concept(latent);
   }
 
   /* A latent's examples: picture, mask (0..1 a patch, the root of its share of `full`), kind. */
@@ -445,7 +452,7 @@ function pointing(app) {
       const place = await app.bundle.reference(picture);
       if (now !== latent || !app.el.isConnected) return;
       paint(canvas, place, app.bundle, { sharp: 1 });
-      text.textContent = [`latent ${latent}`, app.bundle.concept(latent) || app.bundle.className(picture)].filter(Boolean).join(" · ");
+      text.textContent = [`latent ${latent}`, app.bundle.named(latent) || app.bundle.className(picture)].filter(Boolean).join(" · ");
     } catch {
       if (now === latent) card.remove();
       return;
@@ -688,7 +695,7 @@ function mapView(app) {
   const csv = button("CSV", app.careful(() => table()), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
   const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
-  const search = make("input", { type: "search", placeholder: "a number, or a concept: 12, wheel, colour red", aria: { label: "search latents by number or concept" } });
+  const search = make("input", { type: "search", placeholder: "a number or a name: 12, wheel, colour red, no name", aria: { label: "search latents by number or name" } });
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
     if (event.key !== "Enter") return;
@@ -705,7 +712,7 @@ function mapView(app) {
     if (!words.length) app.some = null;
     else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
     else {
-      const fits = (latent) => { const said = `${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
+      const fits = (latent) => { const said = `${bundle.named(latent)} ${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
       const latents = range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0 && fits(latent));
       latents.sort((a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1));
       app.some = { latents, why: `for “${text}”` };
@@ -718,7 +725,7 @@ function mapView(app) {
     if (!app.some) { found.replaceChildren(); return; }
     const { latents, why } = app.some;
     const items = latents.slice(0, 12).map((latent) => make("li", {}, latentButton(app, latent),
-      ` ${[bundle.concept(latent) || bundle.of(latent, "top_class"), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ")}`));
+      ` ${[bundle.named(latent) || bundle.of(latent, "top_class"), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ")}`));
     const clear = button("clear", () => { app.some = null; search.value = ""; update(); list(); search.focus(); });
     const more = latents.length > 12 ? `, the first 12${why.startsWith("for") ? " by IoU" : ""}` : "";
     found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("ul", {}, ...items));
@@ -853,7 +860,7 @@ function latentView(app) {
     number.max = bundle.index.latents - 1;
     masks.checked = app.get("masks");
     head.textContent = `Latent ${latent}`;
-    const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class"];
+    const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class", "lies_on"];
     const [data] = await Promise.all([bundle.latent(latent), ...wanted.map((name) => bundle.column(name))]);
     from.hidden = !bundle.index.tasks.length;
     if (source.options.length !== bundle.index.tasks.length + 1) {
@@ -871,8 +878,9 @@ function latentView(app) {
     const around = await neighbours(data);
     if (!current()) return;
     body.replaceChildren();
-    const chance = bundle.of(latent, "found") === 0 ? ", no more than chance" : "";
-    about.textContent = concept ? `Its concept: ${concept}${chance}.` : bundle.of(latent, "top_class") ? `Most active on: ${bundle.of(latent, "top_class")}.` : "";
+    const called = bundle.named(latent), on = bundle.of(latent, "lies_on"), top = bundle.of(latent, "top_class");
+    const name = called === "no name" ? "It has no name" : called && `Its name: ${called}`;
+    about.textContent = name ? `${[name, on].filter(Boolean).join("; ")}.` : top ? `Most active on: ${top}.` : "";
     statistics(latent);
     strips.replaceChildren(...(drawn.length ? drawn : [make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." })]));
     scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
@@ -893,7 +901,7 @@ function latentView(app) {
     const figures = await Promise.all(data.near.map(async (latent, i) => {
       const picture = data.nearFirst[i], canvas = make("canvas", { aria: { hidden: "true" } });
       if (picture >= 0) paint(canvas, await bundle.reference(picture), bundle, { sharp: 1 });
-      const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.concept(latent) && `, ${bundle.concept(latent)}`}`;
+      const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.named(latent) && `, ${bundle.named(latent)}`}`;
       return make("figure", {}, make("button", { type: "button", className: "shown picture", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas), make("figcaption", {}, `${latent}`, make("br"), data.cosine[i].toFixed(2)));
     }));
     return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
@@ -972,14 +980,14 @@ function pictureView(app) {
     scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.concept(latent)}` : "");
   }
 
-  const words = (latent) => bundle.concept(latent) || bundle.of(latent, "top_class") || "";
+  const words = (latent) => bundle.named(latent) || bundle.of(latent, "top_class") || "";
 
   function drawLists() {
     const patch = hovered ? hovered.patch : app.get("patch"), names = app.task().models;
     const parts = [], focused = lists.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
     if (patch >= 0) {
       const one = hovered ? hovered.m : Math.max(0, names.indexOf(app.get("model"))), each = codes.map((model) => new Map(model.token(patch + 1)));
-      const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => holds(bytes(bits), patch)).map(([c]) => bundle.index.concepts[c].join(" "));
+      const [, columns] = bundle.index.grid, truth = Object.entries(pictures[shown].truth ?? {}).filter(([, bits]) => holds(bytes(bits), patch)).map(([c]) => bundle.index.concepts[c]).filter(([kind]) => !kind.includes(" ")).map((concept) => concept.join(" ")); /* single concepts */
       const rows = [...each[one]].slice(0, 12), most = Math.max(1e-9, ...each.map((levels) => Math.max(0, ...rows.map(([latent]) => levels.get(latent) ?? 0))));
       parts.push(make("p", { className: "strip-title", textContent: `Patch in row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}: ${plural(each[one].size, "latent")} of ${names[one]}, by activation` }),
         truth.length ? make("p", { className: "truth-line", textContent: `Truly there: ${truth.join(", ")}` }) : null,
@@ -1087,7 +1095,7 @@ function classView(app) {
     const { task, label } = data, now = `${task.name} ${label}`;
     if (asked !== now) { [off, asked, answer, wrong] = [new Set(), now, undefined, ""]; question++; }
     const boxes = [...data.latents.slice(0, 12)].map((latent) => make("li", {}, make("label", {},
-      make("input", { type: "checkbox", value: latent, checked: !off.has(latent), onchange: (event) => ask(latent, !event.target.checked) }), ` ${latent} ${bundle.concept(latent)}`)));
+      make("input", { type: "checkbox", value: latent, checked: !off.has(latent), onchange: (event) => ask(latent, !event.target.checked) }), ` ${latent} ${bundle.named(latent)}`)));
     without.replaceChildren(make("p", { className: "strip-title", textContent: "Switch latents off, and ask the kernel" }), make("ul", { className: "switches" }, ...boxes),
       ...(wrong ? [make("p", { className: "trouble", role: "alert", textContent: `${wrong}.` })] : []),
       ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer)] : []));
@@ -1172,7 +1180,7 @@ function guessView(app) {
             score.right += right;
             paint(choices[options.indexOf(answer.picture)].querySelector("canvas"), answer.place, bundle, { mask: answer.mask });
             choices.forEach((figure, j) => { figure.querySelector("figcaption").textContent = options[j] === answer.picture ? "✓ active here" : j === i ? "✗ not active" : ""; });
-            said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.concept(latent)}.`);
+            said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.named(latent)}.`);
             count();
             app.say(said.textContent);
           };

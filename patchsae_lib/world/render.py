@@ -33,11 +33,12 @@ KINDS = tuple(f.name for f in fields(Region) if f.name != "thing")
 
 @dataclass(frozen=True)
 class Picture:
-    """`pixels` (112, 112, 3) uint8; `ids` (112, 112) uint8, an index into `regions`."""
+    """`pixels` (112, 112, 3) uint8; `ids` (112, 112) uint8, an index into `regions`; `style`."""
 
     pixels: np.ndarray
     ids: np.ndarray
     regions: tuple[Region, ...]
+    style: str = ""
 
     def mask(self, kind: str, name: str) -> np.ndarray:
         """Return where a concept is visible, (112, 112) bool: `mask("part", "wheel")`.
@@ -151,7 +152,7 @@ def render(scene: Scene) -> Picture:
         ids = turned(ids, rng)
     pixels = STYLE[scene.style](c, ids, first_thing, rng)
     small = ids[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM] & 127
-    return Picture(pixels, small, tuple(c.regions))
+    return Picture(pixels, small, tuple(c.regions), scene.style)
 
 
 def generators(scene: Scene) -> Callable[[str], random.Random]:
