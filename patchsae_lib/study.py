@@ -370,8 +370,8 @@ class Study:
         spec = self._spec("train")
         _, made_by = self.place(self.training_pictures(spec), spec, "train")
         sae = self.sae_hash if self.which_sae and "sae" not in constants else None
-        about = {"profile": asdict(self.loaded), **made_by, "sae": sae, "active": ACTIVE}
-        return about | constants
+        rules = {"active": ACTIVE, "names": asdict(RULE)}
+        return {"profile": asdict(self.loaded), **made_by, "sae": sae, **rules, **constants}
 
     def keep(self, name: str, obj: Any, **constants: Any) -> None:
         """Write an artefact into the run's folder, with its identity beside it."""

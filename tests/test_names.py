@@ -76,17 +76,17 @@ def test_a_conjunction_gets_its_name_and_noise_gets_none(shown: np.ndarray) -> N
     f[..., 0] = shown[..., OWN] * (1 + rng.random((IMAGES, PATCHES)))  # exactly the conjunction
     f[..., 1] = shown[..., STEM] * (1 + rng.random((IMAGES, PATCHES)))
     f[..., 2] = 0  # silent
-    f[..., 3] = shown[..., PHOTO] * rng.random((IMAGES, PATCHES))  # on most patches, and a name
+    f[..., 3] = shown[..., PHOTO] * rng.random((IMAGES, PATCHES))  # of pictures, not of patches
     f[..., 4] = rng.random((IMAGES, PATCHES))  # everywhere: on photos mostly, by chance
     cls = np.zeros((IMAGES, 24), np.float32)
     cls[:, 5] = shown[..., CLASS].any(1) * (1 + rng.random(IMAGES))
     table = name_latents(sparse_activity(f, cls), truth_of(shown), FAST)
     assert table["name"][:5].tolist() == [
-        "stem of a mushroom", "stem", NO_NAME, "style photo", NO_NAME,
+        "stem of a mushroom", "stem", NO_NAME, NO_NAME, NO_NAME,
     ]  # fmt: skip
     assert (table["kind"][5], table["name"][5], table["by"][5]) == ("class", "mushroom", "CLS")
     assert table.loc[[0, 1], ["iou", "precision", "ap"]].to_numpy() == pytest.approx(1)
-    assert table["by"][:5].tolist() == ["patches", "patches", "", "patches", ""]
+    assert table["by"][:5].tolist() == ["patches", "patches", "", "", ""]
     assert (table["concept"][2], table["testable"][2], table["iou"][2]) == ("", False, 0)
     assert not table["found"][6:].any()
     assert (table["name"][6:] == NO_NAME).all()
