@@ -16,7 +16,7 @@ import platform
 import subprocess
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROOT: Path = Path(__file__).resolve().parents[1]
 DATA: Path = ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
+RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
 
 Reader = Callable[[Path], Any]
 
@@ -268,25 +269,42 @@ def record_claim(
     measured: str,
     holds: bool | None,
     partly: bool = False,
-    interval: tuple[float, float] | None = None,
+    interval: Sequence[float] | None = None,
+    p: float | None = None,
+    detectable: str = "",
     **values: Any,
 ) -> None:
     """Put a claim of `data/paper/claims.toml` and our verdict into `<folder>/claims.json`.
 
     `holds` and `partly` say whether the claim's rule, or a weaker one, is met (None: not testable
-    here). `interval` is (low, high); both NaN: none. `values` fill in the claim's note.
+    here). `interval` is an `Interval`, whose unit is kept with it, or (low, high); both NaN: none.
+    `p` is the p-value of the rule's test, NaN: none; `detectable` says the smallest effect that
+    the data could show, with its unit. `values` fill in the claim's note.
     """
     claims = tomllib.loads((DATA / "paper" / "claims.toml").read_text(encoding="utf-8"))
     if id not in claims:
         raise ValueError(f"no claim {id!r} in data/paper/claims.toml, but {', '.join(claims)}")
-    if interval is not None and all(map(math.isnan, interval)):
-        interval = None
-    if interval is not None and not interval[0] <= interval[1]:
-        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
-    claim = {"id": id, **claims[id], "measured": measured, "interval": interval}
+    if (rule := claims[id].get("rule", RULES[0])) not in RULES:
+        raise ValueError(f"claim {id}: a rule is fixed {' or '.join(RULES)}, not {rule!r}")
+    if p is not None and not 0 <= p <= 1:
+        if not math.isnan(p):
+            raise ValueError(f"claim {id}: p = {p} is not a p-value")
+        p = None
+    claim = {"id": id, **claims[id], "measured": measured, "interval": _bounds(id, interval)}
+    claim |= {"over": getattr(interval, "over", ""), "p": p, "detectable": detectable}
     claim["note"] = claim["note"].format(**values)
     claim["verdict"] = VERDICTS[3 if holds is None else 0 if holds else 1 if partly else 2]
     path = Path(folder) / "claims.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     kept = [c for c in recorded if c["id"] != id]
     write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))
+
+
+def _bounds(id: str, interval: Sequence[float] | None) -> list[float] | None:
+    """Return [low, high] of an `Interval` or of a pair; None for none, and for NaN."""
+    low, high = (math.nan, math.nan) if interval is None else map(float, interval[-2:])
+    if math.isnan(low) and math.isnan(high):
+        return None
+    if not low <= high:
+        raise ValueError(f"claim {id}: interval {interval} is not (low, high)")
+    return [low, high]

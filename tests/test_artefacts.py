@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from patchsae_lib import artefacts
 from patchsae_lib.artefacts import (
     DATA,
     AnotherRun,
@@ -28,6 +29,7 @@ from patchsae_lib.artefacts import (
     save_checkpoint,
     weights_hash,
 )
+from patchsae_lib.intervals import mean_interval
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,31 @@ def test_a_claim_of_the_paper_has_its_place_and_an_ordered_interval(tmp_path):
         with pytest.raises(ValueError, match=r"claim 2-depth: .*\(low, high\)"):
             record_claim(tmp_path, "2-depth", "0.5", True, interval=interval)
     assert len(claims(tmp_path)) == 1
+
+
+def test_a_claim_knows_the_unit_of_its_interval_its_test_and_its_power(tmp_path):
+    interval = mean_interval([0.1, 0.2, 0.4], over="seeds")
+    record_claim(tmp_path, "2-depth", "0.5", None, interval=interval, p=interval.p)
+    (claim,) = claims(tmp_path)
+    assert claim["interval"] == pytest.approx(interval[1:])
+    assert (claim["over"], claim["p"], claim["detectable"]) == ("seeds", interval.p, "")
+    record_claim(tmp_path, "2-depth", "0.5", None, p=float("nan"), detectable="a rise of 0.1")
+    (claim,) = claims(tmp_path)
+    assert (claim["over"], claim["p"], claim["detectable"]) == ("", None, "a rise of 0.1")
+    with pytest.raises(ValueError, match=r"claim 2-depth: p = 1.5 is not a p-value"):
+        record_claim(tmp_path, "2-depth", "0.5", None, p=1.5)
+
+
+def test_when_a_rule_was_fixed_is_one_of_two(tmp_path, monkeypatch):
+    (tmp_path / "paper").mkdir()
+    text = '[2-depth]\nnote = ""\nrule = "{}"\n'
+    monkeypatch.setattr(artefacts, "DATA", tmp_path)
+    (tmp_path / "paper" / "claims.toml").write_text(text.format("after a look"))
+    record_claim(tmp_path, "2-depth", "0.5", True)
+    assert claims(tmp_path)[0]["rule"] == "after a look"
+    (tmp_path / "paper" / "claims.toml").write_text(text.format("later"))
+    with pytest.raises(ValueError, match="fixed before or after a look, not 'later'"):
+        record_claim(tmp_path, "2-depth", "0.5", True)
 
 
 def test_runs_can_be_kept_elsewhere(tmp_path, monkeypatch):

@@ -26,6 +26,30 @@ def test_the_extension_gives_the_renderers_to_myst_nb(monkeypatch):
     assert render.load_mime_renders() == [PlotlyRenderer, ExplorerRenderer]
 
 
+def test_the_scoreboard_shows_units_tests_power_and_when_the_rule_was_fixed():
+    common = {"where": "§1", "paper": 0.5, "notebook": "", "interval": None, "over": ""}
+    common |= {"measured": "0.6", "p": None, "detectable": "", "note": "One."}
+    first = {"id": "a", "verdict": "partly", "rule": "before"} | common | {"p": 0.02}
+    claims = [
+        first | {"interval": [0.5, 0.75], "over": "pictures × seeds"},
+        common | {"id": "b", "verdict": "not", "rule": "after a look", "p": 0.03},
+        common | {"id": "c", "verdict": "not testable here", "detectable": "a rise of 0.1"},
+    ]
+    profile = {"name": "smoke", "model": {"name": "m"}, "pictures": {"spec": "world"}, "seeds": 2}
+    page = companion.scoreboard(claims, profile)
+    titles, *rows = page.removesuffix("\n::::").split("* - ")[1:]
+    rows = [row.strip().split("\n  - ") for row in rows]
+    assert titles.split("\n  - ")[4] == "Rule fixed"
+    assert [row[4] for row in rows] == ["before", "after a look", "not stated"]
+    assert [row[2] for row in rows] == [
+        "0.6 (0.5 to 0.75 over pictures × seeds; p = 0.02, adjusted 0.04)",
+        "0.6 (p = 0.03, adjusted 0.04)",
+        "0.6",
+    ]
+    assert rows[2][5].startswith("One. The data show a rise of 0.1 or more four times in five")
+    assert companion.scoreboard([], profile).startswith("**0 claims**: none recorded yet.")
+
+
 def test_other_types_are_left_to_others():
     assert handle({}, "text/html")[0] is None
 

@@ -26,6 +26,7 @@ import patchsae_lib
 from house import read_house
 from house_page import page as house_page
 from mime import ExplorerRenderer, PlotlyRenderer
+from patchsae_lib.intervals import POWER, holm
 
 VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
 LOGGER = logging.getLogger(__name__)
@@ -52,28 +53,52 @@ def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
         ":header-rows: 1",
         ":class: scoreboard",
         "",
-        "* - Where\n  - The paper reports\n  - We measured\n  - Verdict\n  - Note",
+        "* - Where\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
     ]
-    for claim in claims:
+    for claim in with_family(claims):
         verdict = claim["verdict"]
         badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"
         if claim["notebook"]:
             badge += f" [evidence](notebooks/{claim['notebook']})"
-        cells = [claim["where"], number(claim["paper"]), measured(claim), badge, claim["note"]]
+        cells = [claim["where"], number(claim["paper"]), measured(claim), badge]
+        cells += [claim.get("rule", "not stated"), note(claim)]
         lines.append("* - " + "\n  - ".join(" ".join(str(cell).split()) for cell in cells))
     return "\n".join([*lines, "::::"]) if claims else lines[0]
 
 
-def measured(claim: dict[str, Any]) -> str:
-    """What we measured, with its interval.
+def with_family(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the p-value by Holm's procedure, `holm`, to the claims that have a p-value: these are
+    the family."""
+    tested = [claim for claim in claims if claim["p"] is not None]
+    adjusted = holm([claim["p"] for claim in tested])
+    by_id = {claim["id"]: p for claim, p in zip(tested, adjusted, strict=True)}
+    return [claim | {"holm": by_id.get(claim["id"])} for claim in claims]
 
-    >>> measured({"measured": 0.61803, "interval": [0.5, 0.75]})
-    '0.618 (0.5 to 0.75)'
+
+def measured(claim: dict[str, Any]) -> str:
+    """What we measured, with its interval, the unit of that, and the p-value.
+
+    >>> measured({"measured": 0.61803, "interval": [0.5, 0.75], "over": "pictures × seeds",
+    ...           "p": 0.01, "holm": 0.04})
+    '0.618 (0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
     """
-    if claim["interval"] is None:
-        return number(claim["measured"])
-    low, high = claim["interval"]
-    return f"{number(claim['measured'])} ({number(low)} to {number(high)})"
+    parts = []
+    if claim["interval"] is not None:
+        over = f" over {claim['over']}" if claim["over"] else ""
+        parts.append("{} to {}".format(*map(number, claim["interval"])) + over)
+    if claim["p"] is not None:
+        parts.append(f"p = {number(claim['p'])}, adjusted {number(claim['holm'])}")
+    return number(claim["measured"]) + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def note(claim: dict[str, Any]) -> str:
+    """The note, with the smallest effect that the data could show, where that is known.
+
+    >>> note({"note": "Nine tasks.", "detectable": "a correlation of 0.83"})
+    'Nine tasks. The data show a correlation of 0.83 or more four times in five (power 0.8).'
+    """
+    power = f" The data show {claim['detectable']} or more four times in five (power {POWER})."
+    return claim["note"] + (power if claim["detectable"] else "")
 
 
 def number(value: str | float) -> str:
