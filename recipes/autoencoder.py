@@ -64,7 +64,7 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
     """Measure an autoencoder on held-out pictures and return its card."""
     profile = study.profile
     test = study.open("world:styles", "test", profile.pictures.n_test)
-    report = asdict(evaluate_sae(sae, test.held_out))
+    report = evaluate_sae(sae, test.held_out).measures
     z = test.tokens[:][:, 1:].float()
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
     scores = compare_units(sets, z, test.truth, minimum=profile.min_patches)

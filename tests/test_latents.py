@@ -21,6 +21,7 @@ from patchsae_lib.latents import (
     image_levels,
     mean_beyond,
     monosemanticity,
+    partner_cosines,
     scan,
     scan_tokens,
     strongest_in_pairs,
@@ -348,3 +349,36 @@ def test_activity_beyond_a_region_is_relative_to_its_size() -> None:
     beyond = mean_beyond(shares, inside, {"first": first, "none": first & ~first})
     assert beyond["first"].tolist() == [(0.5 + 0.25) / 2, 0.0]  # of a pair's second image only
     assert beyond["none"].isna().all()
+
+
+# --- the same latents in another autoencoder
+
+
+def rows(n: int, seed: int) -> Tensor:
+    x = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def test_permuted_rows_with_noise_are_found_and_random_rows_are_not() -> None:
+    first, order = rows(100, 0), torch.randperm(100, generator=torch.Generator().manual_seed(1))
+    found = torch.arange(100) < 60
+    second = torch.where(found[:, None], first + 0.2 * rows(100, 2), rows(100, 3))[order]
+    cosines = partner_cosines(3 * first, 45 * second)  # lengths do not count
+    assert torch.equal(cosines >= 0.9, found)
+    assert cosines[found].mean() == pytest.approx(1.04**-0.5, abs=0.01)
+    assert partner_cosines(first, rows(100, 4)).max() < 0.7
+
+
+def test_two_latents_do_not_share_a_partner() -> None:
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.1]])
+    second = torch.tensor([[1.0, 0.05], [0.0, 1.0]])
+    assert sorted((partner_cosines(first, second) > 0.9).tolist()) == [False, True]
+    more = torch.cat([second, torch.tensor([[2.0, 0.1]])])  # a larger dictionary
+    assert (partner_cosines(first, more) > 0.9).all()
+
+
+def test_partners_have_the_largest_sum_of_cosines() -> None:
+    first, second = rows(5, 5), rows(5, 6)
+    cosine = first @ second.T
+    sums = [cosine[range(5), order].sum() for order in itertools.permutations(range(5))]
+    assert partner_cosines(first, second).sum() == pytest.approx(float(max(sums)))
