@@ -254,14 +254,11 @@ class Study:
         """Read the autoencoders that notebook 1 keeps as `sae-<kind>-<name>`, by name, or by
         number if the name is one."""
         paths = self.folder.glob(f"sae-{kind}-*.safetensors")
-        names = (path.stem.removeprefix(f"sae-{kind}-") for path in paths)
+        names = [path.stem.removeprefix(f"sae-{kind}-") for path in paths]
+        names.sort(key=lambda name: name.zfill(9))  # 2 before 10
         read = partial(self.kept, made_by="1_training", read=load_sae, sae=None)
-        return {
-            int(name) if name.isdecimal() else name: read(f"sae-{kind}-{name}.safetensors").to(
-                self.device
-            )
-            for name in sorted(names, key=lambda name: name.zfill(9))  # 2 before 10
-        }
+        saes = [read(f"sae-{kind}-{name}.safetensors").to(self.device) for name in names]
+        return {int(k) if k.isdecimal() else k: sae for k, sae in zip(names, saes, strict=True)}
 
     def keep_autoencoders(self, kind: str, saes: Mapping[Any, SAE]) -> None:
         """Keep autoencoders by name or number, for `autoencoders(kind)`, in place of earlier
