@@ -127,6 +127,16 @@ class Study:
             return None
         return sae.to(self.device)
 
+    @cached_property
+    def shipped_partners(self) -> pd.DataFrame:
+        """How well another seed finds the latents of the shipped autoencoder: by `latent`, the
+        `partner cosine` (`latents.partner_cosines`) with one that was trained as long."""
+        assert self.shipped is not None
+        about = shipped_identity(self.profile, self.clip_hash, self.clip)
+        about["sae"] = weights_hash(self.shipped)
+        made_by = "recipes.autoencoder"
+        return artefacts.load(DATA / "sae_partners.parquet", about, made_by=made_by)
+
     def at_block(self, block: int, n_train: int) -> Study:
         """Return the same study at another block of CLIP, with the first `n_train` of these
         training pictures, and all that are held out."""

@@ -28,6 +28,7 @@ from patchsae_lib.latents import (
 )
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
+from patchsae_lib.study import Study
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
 
@@ -382,3 +383,12 @@ def test_partners_have_the_largest_sum_of_cosines() -> None:
     cosine = first @ second.T
     sums = [cosine[range(5), order].sum() for order in itertools.permutations(range(5))]
     assert partner_cosines(first, second).sum() == pytest.approx(float(max(sums)))
+
+
+def test_the_shipped_partners_are_of_the_shipped_autoencoder() -> None:
+    study = Study("world", device="cpu")
+    partners = study.shipped_partners
+    assert study.shipped is not None
+    assert partners["latent"].tolist() == list(range(study.shipped.d_sae))
+    assert partners["partner cosine"].between(-1, 1.0001).all()
+    assert 0.05 < (partners["partner cosine"] >= 0.9).mean() < 0.5
