@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchsae_lib.clip import SplitCLIP, accuracy
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.intervals import Interval, clustered_mean
 from patchsae_lib.sae import SAE, reconstruction_loss
 from patchsae_lib.tokens import Tokens
 
@@ -20,7 +22,8 @@ BATCH = 8  # images at a time: the latents of more leave the CPU's cache, and ta
 @dataclass(frozen=True)
 class Report:
     """Held-out measures of an SAE: five over the tokens that it reads, five of CLIP with every
-    token replaced by its reconstruction (`..._original`: without)."""
+    token replaced by its reconstruction (`..._original`: without). By picture: `correct`,
+    (images,) bool, and `losses`, (images of whole batches,) in nats."""
 
     mse: float  # the authors' mean (ẑ − z)² / ‖z‖₂
     explained_variance: float  # centred, 1 is perfect
@@ -32,6 +35,13 @@ class Report:
     accuracy: float  # 0..1
     accuracy_original: float
     recovered: float  # accuracy above chance that is kept
+    correct: Tensor = field(repr=False, compare=False)
+    losses: Tensor = field(repr=False, compare=False)
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The measures that are numbers, by name."""
+        return {name: getattr(self, name) for name in TITLES}
 
 
 #: headings of the measures in tables
@@ -43,17 +53,19 @@ TITLES = {
 }  # fmt: skip
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: float, batch: int = 128) -> float:
-    """CLIP's symmetric cross-entropy (nats) of n unit-norm pairs (n, d_embed), in batches of
-    `batch`: the loss grows with the size of a batch, so a remainder is unused."""
+def contrastive_losses(image: Tensor, text: Tensor, scale: float, batch: int = 128) -> Tensor:
+    """CLIP's symmetric cross-entropy (nats) of each of n unit-norm pairs (n, d_embed), in batches
+    of `batch`: the loss grows with the size of a batch, so a remainder is left out."""
     batch = min(batch, len(image))
     target = torch.arange(batch, device=image.device)
     losses = []
     for start in range(0, len(image) - batch + 1, batch):
         logits = scale * image[start : start + batch] @ text[start : start + batch].T
-        loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-        losses.append(float(loss) / 2)
-    return sum(losses) / len(losses)
+        by_image, by_text = (
+            F.cross_entropy(x, target, reduction="none") for x in (logits, logits.T)
+        )
+        losses.append((by_image + by_text) / 2)
+    return torch.cat(losses)
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,16 @@ class HeldOut:
         batches = self.tokens.split(BATCH)
         return torch.cat([self.clip.features(z.float()).cpu() for z in batches])
 
-    def quality(self, features: Tensor) -> tuple[float, float]:
-        """Contrastive loss (nats) and accuracy (0..1) of image features (images, d_embed)."""
-        loss = contrastive_loss(features, self.captions.cpu(), self.clip.logit_scale)
-        return loss, accuracy(features @ self.head.cpu().T, self.labels.cpu())
+    def quality(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, of image features (images, d_embed), the contrastive loss (nats) of each picture
+        of a whole batch, and whether the zero-shot prediction is right: (images,) bool."""
+        losses = contrastive_losses(features, self.captions.cpu(), self.clip.logit_scale)
+        return losses, (features @ self.head.cpu().T).argmax(1) == self.labels.cpu()
+
+    @cached_property
+    def original(self) -> tuple[Tensor, Tensor]:
+        """The `quality` of the untouched tokens."""
+        return self.quality(self.features)
 
 
 @torch.no_grad()
@@ -94,14 +112,35 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
         z_hat, more = _token_sums(sae, z[:, :n_tokens])
         sums = {name: sums.get(name, 0) + value for name, value in more.items()}
         features.append(clip.features(torch.cat([z_hat, z[:, n_tokens:]], 1)).cpu())
-    loss, kept = held_out.quality(torch.cat(features))
-    loss_original, original = held_out.quality(held_out.features)
+    losses, correct = held_out.quality(torch.cat(features))
+    loss, loss_original = (float(x.mean()) for x in (losses, held_out.original[0]))
+    kept, original = (float(x.float().mean()) for x in (correct, held_out.original[1]))
     chance, n = 1 / len(held_out.head), len(held_out.tokens) * n_tokens
     recovered = (kept - chance) / (original - chance) if original != chance else 0.0
     variance = sums["squares"] - float(sums["z"].pow(2).sum()) / n
     dead = float((sums["active"] == 0).float().mean())
     measures = sums["mse"] / n, 1 - sums["error"] / variance, sums["l0"] / n, sums["l1"] / n, dead
-    return Report(*measures, loss, loss_original, kept, original, recovered)
+    clip_measures = loss, loss_original, kept, original, recovered
+    return Report(*measures, *clip_measures, correct, losses)
+
+
+def accuracy_kept(correct: Tensor, original: Tensor, chance: float, least: float) -> Interval:
+    """Return the share R of the accuracy above chance that is kept, over pictures × seeds.
+
+    `correct` (seeds, images) and `original` (images,) say which pictures are classified rightly
+    with an SAE of each seed, and without. The ratio is linearised (the delta method), so that
+    each picture is compared with itself: R is the mean of
+
+        R + ((correct − chance) − R (original − chance)) / (accuracy_original − chance)
+
+    `p` is that of R = `least` (0..1).
+    """
+    with_sae, without = correct.double() - chance, original.double() - chance
+    ratio = with_sae.mean() / without.mean()
+    beyond = ratio - least + (with_sae - ratio * without) / without.mean()  # (seeds, images)
+    seed, image = np.indices(beyond.shape).reshape(2, -1)
+    found = clustered_mean(beyond.flatten(), image, seed, over="pictures × seeds")
+    return Interval(*(x + least for x in found), over=found.over, p=found.p)
 
 
 def _token_sums(sae: SAE, z: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -71,6 +71,7 @@ class TrainConfig:
     """How the autoencoder is trained (section 3.1)."""
 
     tokens: str = "all"  #: all or cls
+    frozen: str = ""  #: encoder or decoder, to stay as it is drawn at random: a control
     cls_share: float = -1.0  #: of CLS tokens in a batch; negative: as in the data
     batch_tokens: int = 128 * 197
     steps: int = 20_480
@@ -84,6 +85,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check("train", self, tokens=("all", "cls"), precision=PRECISIONS)
+        _check("train", self, frozen=("", "encoder", "decoder"))
         _check("train", self, steps=1, batch_tokens=1, checkpoint_every=1, passes=0, seed=0)
         if self.cls_share > 1:
             raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")

@@ -39,7 +39,7 @@ from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
 from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of, world_of
-from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
+from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
 from patchsae_lib.world import CLASSES
@@ -128,10 +128,26 @@ class Study:
             return None
         return sae.to(self.device)
 
+    @cached_property
+    def shipped_partners(self) -> pd.DataFrame:
+        """How well another seed finds the latents of the shipped autoencoder: by `latent`, the
+        `partner cosine` (`latents.partner_cosines`) with one that was trained as long."""
+        assert self.shipped is not None
+        about = shipped_identity(self.profile, self.clip_hash, self.clip)
+        about["sae"] = weights_hash(self.shipped)
+        made_by = "recipes.autoencoder"
+        return artefacts.load(DATA / "sae_partners.parquet", about, made_by=made_by)
+
     def at_block(self, block: int, n_train: int) -> Study:
         """Return the same study at another block of CLIP, with the first `n_train` of these
         training pictures, and all that are held out."""
-        model = replace(self.profile.model, block=block)
+        return self._with(replace(self.profile.model, block=block), n_train)
+
+    def untrained(self, n_train: int) -> Study:
+        """Return the same study of a CLIP of random weights, with as many pictures: a control."""
+        return self._with(replace(self.profile.model, pretrained="none"), n_train)
+
+    def _with(self, model: ModelConfig, n_train: int) -> Study:
         study = Study(replace(self.profile, model=model), sae="", device=self.device)
         first = self.train.select(range(n_train)), f"train, first of {len(self.train)}"
         for name, (split, source) in {"train": first, "test": (self.test, "test")}.items():
@@ -251,15 +267,19 @@ class Study:
         images = self.table.top_images[latent]
         return self.train.select(self.train.tokens.row_of(images[images >= 0][:n]))
 
-    def autoencoders(self, kind: str) -> dict[int, SAE]:
-        """Read the autoencoders that notebook 1 keeps as `sae-<kind>-<number>`, by number."""
+    def autoencoders(self, kind: str) -> dict[Any, SAE]:
+        """Read the autoencoders that notebook 1 keeps as `sae-<kind>-<name>`, by name, or by
+        number if the name is one."""
         paths = self.folder.glob(f"sae-{kind}-*.safetensors")
-        numbers = sorted(int(path.stem.rpartition("-")[2]) for path in paths)
+        names = [path.stem.removeprefix(f"sae-{kind}-") for path in paths]
+        names.sort(key=lambda name: name.zfill(9))  # 2 before 10
         read = partial(self.kept, made_by="1_training", read=load_sae, sae=None)
-        return {n: read(f"sae-{kind}-{n}.safetensors").to(self.device) for n in numbers}
+        saes = [read(f"sae-{kind}-{name}.safetensors").to(self.device) for name in names]
+        return {int(k) if k.isdecimal() else k: sae for k, sae in zip(names, saes, strict=True)}
 
-    def keep_autoencoders(self, kind: str, saes: Mapping[int, SAE]) -> None:
-        """Keep autoencoders by number, for `autoencoders(kind)`, in place of earlier ones."""
+    def keep_autoencoders(self, kind: str, saes: Mapping[Any, SAE]) -> None:
+        """Keep autoencoders by name or number, for `autoencoders(kind)`, in place of earlier
+        ones."""
         for path in self.folder.glob(f"sae-{kind}-*.safetensors*"):  # sidecars, too
             path.unlink()
         for number, sae in saes.items():

@@ -124,6 +124,9 @@ class Trainer:
 
     def __init__(self, sae: SAE, sae_config: SAEConfig, train_config: TrainConfig) -> None:
         self.sae, self.sae_config, self.train_config = sae, sae_config, train_config
+        if train_config.frozen:
+            frozen = {"encoder": sae.W_enc, "decoder": sae.W_dec}[train_config.frozen]
+            frozen.requires_grad_(False)  # hence no gradient, and Adam leaves it alone
         self.adam = Adam(sae.parameters(), lr=train_config.lr, fused=True)
         self.silent = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)
         self.n_steps, self.scale = 0, 1.0
@@ -147,7 +150,7 @@ class Trainer:
         """
         config, step = self.train_config, self.n_steps
         logged = step % max(1, config.steps // HISTORY_ROWS) == 0 or step + 1 == config.steps
-        self.sae.normalise_decoder()
+        self._normalise_decoder()
         self.adam.zero_grad()
         row, fired = self._gradients(z, logged)
         if not math.isfinite(row["loss"]):
@@ -205,8 +208,13 @@ class Trainer:
     def finish(self) -> SAE:
         """Return the autoencoder for raw residual tokens, frozen and in eval mode."""
         self.sae.zero_grad()
-        self.sae.normalise_decoder()
+        self._normalise_decoder()
         return self.sae.fold(self.scale).eval().requires_grad_(False)
+
+    def _normalise_decoder(self) -> None:
+        """Set decoder rows to unit norm; frozen ones have it, and stay bit for bit."""
+        if self.sae.W_dec.requires_grad:
+            self.sae.normalise_decoder()
 
     def save(self, path: Path, run: Mapping[str, Any]) -> None:
         """Write all that the next step depends on."""
@@ -277,6 +285,18 @@ def train(
         distributed.from_first(tensor)
     _take_steps(trainer, batches, path, run, progress)
     return trainer.finish(), trainer.history
+
+
+def shuffled(tokens: MixedTokens, config: TrainConfig) -> Batches:
+    """Return the batches of a training with each coordinate permuted over the tokens of its batch,
+    independently: the marginals of z stay, and nothing else. A control for `train`."""
+
+    def permuted(start: int) -> Iterator[Tensor]:
+        for step, z in enumerate(tokens.mixed(config, config.seed, start), start):
+            generator = torch.Generator().manual_seed(2**20 * config.seed + step)
+            yield z.gather(0, torch.rand(z.shape, generator=generator).argsort(0))
+
+    return permuted
 
 
 def _first_tokens(

@@ -12,11 +12,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
+
 from patchsae_lib import artefacts
-from patchsae_lib.artefacts import DATA, atomic_path
+from patchsae_lib.artefacts import DATA, atomic_path, weights_hash
 from patchsae_lib.evaluation import evaluate_sae
-from patchsae_lib.interop import save_sae
+from patchsae_lib.interop import load_sae, save_sae
 from patchsae_lib.intervals import bootstrap_mean
+from patchsae_lib.latents import partner_cosines
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.study import Study, shipped_identity
@@ -31,7 +34,8 @@ float16. Made by
     python -m recipes.autoencoder
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
-λ = {l1:g}, {minutes:.0f} minutes on {device}; the rest as in the profile `world`.
+λ = {l1:g}, {minutes:.0f} minutes on {device}; the rest as in the profile `world`. As long again is
+another seed trained, for `sae_partners.parquet`: the cosine of each latent with its partner there.
 
 ## Held out ({n_test:,} single objects in all styles)
 
@@ -47,24 +51,35 @@ scored on the other; 95 % bootstrap intervals over concepts.
 
 
 def make(study: Study, out: Path) -> None:
-    """Train the autoencoder of a study, and write it to `out` with its identity and its card."""
+    """Train the autoencoder of a study, and write it to `out` with its identity, its card, and the
+    partners of its latents in a second one."""
     profile, start = study.profile, time.monotonic()
-    checkpoint = study.folder / "sae-checkpoint.safetensors"
-    tokens = study.train.tokens
-    sae, _ = train(tokens, profile.sae, profile.train, checkpoint, study.device)
+    sae = trained(study, seed=0)
     minutes = (time.monotonic() - start) / 60
     about = {"profile": asdict(profile)}
     writer = SimpleNamespace(save=lambda path: save_sae(path, sae, about, half=True))
-    artefacts.save(out, writer, shipped_identity(profile, study.clip_hash, study.clip))
+    identity = shipped_identity(profile, study.clip_hash, study.clip)
+    artefacts.save(out, writer, identity)
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(card(study, sae, minutes), encoding="utf-8")
+    partners = partner_cosines(sae.W_dec, trained(study, seed=1).W_dec).cpu()
+    table = pd.DataFrame({"latent": range(len(partners)), "partner cosine": partners})
+    identity["sae"] = weights_hash(load_sae(out))
+    artefacts.save(out.with_name("sae_partners.parquet"), table, identity)
+
+
+def trained(study: Study, seed: int) -> SAE:
+    """Train an autoencoder of a study with a seed."""
+    config, checkpoint = replace(study.profile.train, seed=seed), f"sae-{seed}.safetensors"
+    given = study.train.tokens, study.profile.sae, config, study.folder / checkpoint, study.device
+    return train(*given)[0]
 
 
 def card(study: Study, sae: SAE, minutes: float) -> str:
     """Measure an autoencoder on held-out pictures and return its card."""
     profile = study.profile
     test = study.open("world:styles", "test", profile.pictures.n_test)
-    report = asdict(evaluate_sae(sae, test.held_out))
+    report = evaluate_sae(sae, test.held_out).measures
     z = test.tokens[:][:, 1:].float()
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
     scores = compare_units(sets, z, test.truth, minimum=profile.min_patches)

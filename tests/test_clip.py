@@ -319,6 +319,13 @@ def test_small_clip_survives_a_round_trip_through_float16(
     assert same.min() > 0.999
 
 
+def test_a_small_clip_of_random_weights_is_the_same_every_time(data: Path) -> None:
+    clips = [load_clip(ModelConfig("small", p), data=data) for p in ("", "none", "none")]
+    kept, first, again = (clip.visual.conv1.weight for clip in clips)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, kept)
+
+
 def test_saved_files_are_safetensors_and_json_and_nothing_else(data: Path) -> None:
     directory = data / "small_clip"
     assert sorted(p.name for p in directory.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from patchsae_lib.clip import SplitCLIP, accuracy
 from patchsae_lib.evaluation import (
     BATCH,
     HeldOut,
-    contrastive_loss,
+    accuracy_kept,
+    contrastive_losses,
     evaluate_sae,
 )
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
@@ -75,8 +76,8 @@ def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
         (z, r.contrastive_original, r.accuracy_original),
     ):
         x = clip.features(state)
-        wanted = contrastive_loss(x, held_out.captions, clip.logit_scale)
-        assert loss == pytest.approx(wanted, abs=1e-4)
+        wanted = contrastive_losses(x, held_out.captions, clip.logit_scale).mean()
+        assert loss == pytest.approx(float(wanted), abs=1e-4)
         assert hits == pytest.approx(accuracy(x @ held_out.head.T, held_out.labels))
 
 
@@ -98,11 +99,73 @@ def test_cls_only_leaves_the_patches_alone(clip, held_out) -> None:
     assert cls_gone.contrastive != pytest.approx(all_gone.contrastive, abs=1e-6)
 
 
-def test_contrastive_loss_by_hand() -> None:
+def test_contrastive_losses_by_hand() -> None:
     x = torch.eye(2)
-    expected = math.log(1 + math.exp(-3))
-    assert contrastive_loss(x, x, 3.0) == pytest.approx(expected, rel=1e-5)
+    expected = torch.tensor(math.log(1 + math.exp(-3)))
+    torch.testing.assert_close(contrastive_losses(x, x, 3.0), expected.expand(2))
     # whole batches only: the fifth pair does not count
-    assert contrastive_loss(torch.cat([x, x, x[:1]]), torch.cat([x, x, x[1:]]), 3.0, 2) == (
-        pytest.approx(expected, rel=1e-5)
-    )
+    pairs = torch.cat([x, x, x[:1]]), torch.cat([x, x, x[1:]])
+    torch.testing.assert_close(contrastive_losses(*pairs, 3.0, 2), expected.expand(4))
+    # both images are alike to the texts, and prefer the first
+    losses = contrastive_losses(x, x[:, [0, 0]], 2.0)
+    by_image, by_text = math.log(1 + math.exp(-2)), math.log(2)
+    expected = [(by_image + by_text) / 2, (by_image + 2 + by_text) / 2]
+    assert losses.tolist() == pytest.approx(expected)
+
+
+def test_a_report_tells_pictures_apart(clip, held_out) -> None:
+    sae = SAE(clip.d_vit, 40, seed=2).eval()
+    r = evaluate_sae(sae, held_out)
+    features = clip.features(sae(held_out.tokens[:]))
+    predicted = (features @ held_out.head.T).argmax(1)
+    assert r.correct.tolist() == (predicted == held_out.labels).tolist()
+    assert r.accuracy == pytest.approx(float(r.correct.double().mean()))
+    assert r.contrastive == pytest.approx(float(r.losses.mean()))
+    assert r.losses.shape == (N,)
+    assert set(r.measures) == {f.name for f in fields(r)} - {"correct", "losses"}
+
+
+# --- the share of accuracy that is kept
+
+
+def test_the_accuracy_that_is_kept_is_a_ratio_of_what_is_above_chance() -> None:
+    original = torch.tensor([1, 1, 1, 1, 0]) > 0
+    correct = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 1]]) > 0
+    kept = accuracy_kept(correct, original, 0.2, least=0.5)
+    assert kept.mean == pytest.approx((0.6 - 0.2) / (0.8 - 0.2))
+    assert kept.low < kept.mean < kept.high
+    assert kept.over == "pictures × seeds"
+
+
+def test_each_picture_is_compared_with_itself() -> None:
+    original = torch.arange(200) % 10 > 0
+    correct = original & (torch.arange(200) > 2)
+    paired = accuracy_kept(correct.expand(3, 200), original, 0.1, least=0.5)
+    moved = accuracy_kept(correct.roll(1).expand(3, 200), original, 0.1, least=0.5)
+    assert paired.mean == moved.mean
+    assert paired.high - paired.low < 0.4 * (moved.high - moved.low)
+
+
+def test_its_p_value_is_that_of_the_least_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.rand(200, generator=generator) < 0.9
+    correct = original & (torch.rand(3, 200, generator=generator) < 0.9)
+    kept = accuracy_kept(correct, original, 0.1, least=0.5)
+    assert kept.p < 1e-6
+    at_bound = accuracy_kept(correct, original, 0.1, least=kept.low)
+    assert at_bound.p == pytest.approx(0.05, abs=1e-6)
+    assert at_bound == pytest.approx(kept)
+
+
+def test_its_interval_covers_the_truth() -> None:
+    """Pictures differ in difficulty and seeds in quality: new ones of both, 300 times."""
+    generator = torch.Generator().manual_seed(1)
+    covered = 0
+    for _ in range(300):
+        original = torch.rand(150, generator=generator) < 0.9
+        survives = 0.75 + 0.2 * torch.rand(150, generator=generator)  # mean .85
+        survives = survives + 0.02 * torch.randn(3, 1, generator=generator)
+        correct = original & (torch.rand(3, 150, generator=generator) < survives)
+        kept = accuracy_kept(correct, original, 0.1, least=0.9)
+        covered += kept.low <= (0.9 * 0.85 - 0.1) / (0.9 - 0.1) <= kept.high
+    assert 0.92 <= covered / 300 <= 1

@@ -21,6 +21,7 @@ from patchsae_lib.latents import (
     image_levels,
     mean_beyond,
     monosemanticity,
+    partner_cosines,
     responses,
     scan,
     scan_tokens,
@@ -29,6 +30,7 @@ from patchsae_lib.latents import (
 )
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
+from patchsae_lib.study import Study
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import CLASSES as WORLD_CLASSES
 from patchsae_lib.world import World
@@ -413,3 +415,45 @@ def test_selectivity_is_judged_on_other_images() -> None:
     assert change[:2].tolist() == [0, 1]
     assert torch.allclose(ratio, torch.tensor([0.5, 1 / 3, 1.0]))
     assert selectivity(chosen, judged * torch.nan)[1].isnan().all()
+
+
+# --- the same latents in another autoencoder
+
+
+def rows(n: int, seed: int) -> Tensor:
+    x = torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def test_permuted_rows_with_noise_are_found_and_random_rows_are_not() -> None:
+    first, order = rows(100, 0), torch.randperm(100, generator=torch.Generator().manual_seed(1))
+    found = torch.arange(100) < 60
+    second = torch.where(found[:, None], first + 0.2 * rows(100, 2), rows(100, 3))[order]
+    cosines = partner_cosines(3 * first, 45 * second)  # lengths do not count
+    assert torch.equal(cosines >= 0.9, found)
+    assert cosines[found].mean() == pytest.approx(1.04**-0.5, abs=0.01)
+    assert partner_cosines(first, rows(100, 4)).max() < 0.7
+
+
+def test_two_latents_do_not_share_a_partner() -> None:
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.1]])
+    second = torch.tensor([[1.0, 0.05], [0.0, 1.0]])
+    assert sorted((partner_cosines(first, second) > 0.9).tolist()) == [False, True]
+    more = torch.cat([second, torch.tensor([[2.0, 0.1]])])  # a larger dictionary
+    assert (partner_cosines(first, more) > 0.9).all()
+
+
+def test_partners_have_the_largest_sum_of_cosines() -> None:
+    first, second = rows(5, 5), rows(5, 6)
+    cosine = first @ second.T
+    sums = [cosine[range(5), order].sum() for order in itertools.permutations(range(5))]
+    assert partner_cosines(first, second).sum() == pytest.approx(float(max(sums)))
+
+
+def test_the_shipped_partners_are_of_the_shipped_autoencoder() -> None:
+    study = Study("world", device="cpu")
+    partners = study.shipped_partners
+    assert study.shipped is not None
+    assert partners["latent"].tolist() == list(range(study.shipped.d_sae))
+    assert partners["partner cosine"].between(-1, 1.0001).all()
+    assert 0.05 < (partners["partner cosine"] >= 0.9).mean() < 0.5

@@ -99,9 +99,11 @@ def autoencoders_of_seeds(study):
 
 
 def sweep(study):
-    """By what factor λ changes L0, and by what the other settings do at most."""
-    l0 = pd.read_parquet(study.folder / "table2.parquet").set_index("setting")["l0"]
-    factor = l0 / l0[l0.index.str.startswith("main")].mean()
+    """By what factor λ changes L0, and by what the other settings do at most, where they train."""
+    table = pd.read_parquet(study.folder / "table2.parquet").set_index("setting")
+    mean = table[table.index.str.startswith("main")].mean()
+    trains = table["explained_variance"] > mean["explained_variance"] / 2
+    factor = table["l0"][trains] / mean["l0"]
     factor = pd.concat([factor, 1 / factor], axis=1).max(axis=1)
     others = factor.filter(regex="expansion|ghost|b_dec")
     yield "1-lambda", [factor.filter(like="λ").max(), others.max()]

@@ -200,6 +200,20 @@ def test_another_block_reads_the_same_pictures(place: Path) -> None:
     assert first.profile.model.block == 0
 
 
+def test_a_clip_of_random_weights_reads_the_same_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = lambda c, _: tiny_clip(c.block, seed=7 if c.pretrained == "none" else 0)  # noqa: E731
+    monkeypatch.setattr(study_module, "load_clip", asked)
+    study = Study(TINY)
+    control = study.untrained(5)
+    assert (control.clip.block, len(control.train), len(control.test)) == (1, 5, 8)
+    z = tiny_clip(seed=7).tokens(study.clip.preprocess(World("land", "test", 8).batch(range(8))))
+    assert torch.allclose(control.test.tokens[:].float(), z, rtol=0.01, atol=0.01)
+    assert torch.equal(control.test.labels, study.test.labels)
+    assert control.test.keep[0] != study.test.keep[0]
+
+
 # --- nothing is another's ------------------------------------------------------------------------
 
 
@@ -404,18 +418,22 @@ def test_held_out_pictures_of_other_classes_are_refused(tmp_path: Path) -> None:
         _ = study.test
 
 
-def test_autoencoders_are_kept_by_number_and_replaced_together(
+def test_autoencoders_are_kept_by_number_or_name_and_replaced_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = Study(TINY, sae="live")
     study.keep_autoencoders("seed", {0: random_sae(0), 10: random_sae(10), 2: random_sae(2)})
     study.keep_autoencoders("block", {5: random_sae(5)})
+    study.keep_autoencoders("null", {"shuffled tokens": random_sae(4), "frozen": random_sae(3)})
     kept = Study(TINY, sae="live").autoencoders("seed")
     assert list(kept) == [0, 2, 10]
     assert all(weights_hash(kept[n]) == weights_hash(random_sae(n)) for n in kept)
     study.keep_autoencoders("seed", {1: random_sae(1)})
     assert list(study.autoencoders("seed")) == [1]
     assert list(study.autoencoders("block")) == [5]
+    nulls = study.autoencoders("null")
+    assert list(nulls) == ["frozen", "shuffled tokens"]
+    assert weights_hash(nulls["frozen"]) == weights_hash(random_sae(3))
     monkeypatch.setattr(study_module, "load_clip", lambda c, _: tiny_clip(c.block, seed=1))
     with pytest.raises(ArtefactError, match=r"\(model.weights: .*\): run 1_training again"):
         Study(TINY, sae="live").autoencoders("seed")

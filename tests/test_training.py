@@ -28,7 +28,7 @@ from patchsae_lib.distributed import resolve_precision
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import ACTIVATIONS, SAE, explained_variance, l0, reconstruction_loss
 from patchsae_lib.tokens import Tokens
-from patchsae_lib.training import Trainer, pack, train, unpack
+from patchsae_lib.training import Trainer, pack, shuffled, train, unpack
 
 D_VIT = 16
 SAE_CONFIG = SAEConfig(expansion=2, l1=1e-3, k=3)
@@ -125,6 +125,89 @@ def test_batchtopk_learns_a_threshold_that_keeps_about_k() -> None:
     sae, _ = run(config, replace(CONFIG, steps=200, batch_tokens=128))
     assert sae.threshold > 0
     assert l0(sae.encode(Z)) == pytest.approx(config.k, rel=0.1)
+
+
+# --- controls that know nothing
+
+FROZEN = {"encoder": "W_enc", "decoder": "W_dec"}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_is_trained(
+    frozen: str, activation: str
+) -> None:
+    sae_config = replace(SAE_CONFIG, activation=activation, b_enc_init=-0.1)
+    sae, _ = run(sae_config, replace(CONFIG, frozen=frozen))
+    start = SAE(D_VIT, 2 * D_VIT, activation, seed=CONFIG.seed)
+    stays = {n for n, p in sae.named_parameters() if torch.equal(p, start.get_parameter(n))}
+    assert stays == {FROZEN[frozen]}
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
+    assert not any(parameter.requires_grad for parameter in sae.parameters())
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0], ids=["dense", "sparse"])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_is_not_frozen_still_learns(
+    frozen: str, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SPARSE", limit)
+    config = replace(CONFIG, batch_tokens=256, steps=150, lr=1e-2, frozen=frozen)
+    sae, history = run(replace(SAE_CONFIG, scale_inputs=True), config)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    whole, _ = run(replace(SAE_CONFIG, scale_inputs=True), replace(config, frozen=""))
+    ev = [explained_variance(Z, trained(Z)) for trained in (sae, whole)]
+    assert 0.2 < ev[0] < ev[1]
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_a_frozen_run_is_resumed_bit_for_bit(
+    frozen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAMPLE_TOKENS", 32)
+    config, path = replace(CONFIG, frozen=frozen), tmp_path / "c"
+    expected, history = run(config=config)
+    first = list(islice(batches(), 10))
+    with pytest.raises(ValueError, match="the data ends at step 10"):
+        run(config=config, checkpoint=path, tokens=lambda start: iter(first[start:]))
+    resumed, resumed_history = run(config=config, checkpoint=path)
+    assert_equal(resumed, expected)
+    assert resumed_history == history
+    with pytest.warns(match="another run's checkpoint"):
+        run(checkpoint=path)  # nothing is frozen here
+
+
+def test_shuffled_tokens_keep_their_marginals_and_nothing_else() -> None:
+    config = replace(CONFIG, batch_tokens=300)
+    real, mixed = next(batches(0, config)), next(shuffled(CACHE, config)(0))
+    assert torch.equal(mixed.sort(0).values, real.sort(0).values)
+
+    def correlation(z: Tensor) -> Tensor:
+        return torch.corrcoef(z.T).fill_diagonal_(0).abs().mean()
+
+    assert correlation(mixed) < 0.06 < 0.15 < correlation(real)
+
+
+def test_shuffled_batches_depend_on_seed_and_step_alone() -> None:
+    first, second = islice(shuffled(CACHE, CONFIG)(3), 2)
+    assert torch.equal(next(shuffled(CACHE, CONFIG)(4)), second)
+    assert torch.equal(next(shuffled(CACHE, CONFIG)(3)), first)
+    # the same batch is dealt anew at another step
+    held = SameBatch(next(batches()))
+    assert not torch.equal(*islice(shuffled(held, CONFIG)(0), 2))
+    of_seeds = [next(shuffled(held, replace(CONFIG, seed=seed))(0)) for seed in (0, 1)]
+    assert not torch.equal(*of_seeds)
+
+
+class SameBatch:
+    """Tokens of which every batch is the same."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def mixed(self, config: TrainConfig, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        while True:
+            yield self.z
 
 
 # --- one step
@@ -465,6 +548,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt() -> None:
         (SAEConfig, {"l1": float("nan")}, "λ must be 0 or more"),
         (TrainConfig, {"lr": 0.0}, "lr must be above 0"),
         (TrainConfig, {"cls_share": 1.5}, "cls_share"),
+        (TrainConfig, {"frozen": "latents"}, "'latents' is not , encoder or decoder"),
         (TrainConfig, {"precision": "int8"}, "precision"),
         (TrainConfig, {"checkpoint_every": 0}, "checkpoint_every"),
     ],

@@ -36,17 +36,19 @@ def load_clip(
 ) -> SplitCLIP:
     """Load the CLIP of a profile onto `device`: float32, in eval mode, frozen.
 
-    `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT. Then
-    `config.pretrained` is an open_clip tag, a safetensors file, or `none` for random weights, the
-    same every time. Nothing is unpickled, and only a tag's file is downloaded, unless the Hugging
-    Face cache has it. If `config.precision` resolves to bfloat16, the blocks up to the hook
-    compute tokens in it: twice as fast on hardware that supports it, and 1 % off.
+    `config.name` is `small` (read from `data/small_clip/`) or an open_clip ViT, whose
+    `config.pretrained` is an open_clip tag or a safetensors file. With `pretrained` = `none` both
+    have random weights, the same every time. Nothing is unpickled, and only a tag's file is
+    downloaded, unless the Hugging Face cache has it. If `config.precision` resolves to bfloat16,
+    the blocks up to the hook compute tokens in it: twice as fast on hardware that supports it, and
+    1 % off.
 
     Raises `ValueError` for a model or weights that do not fit, `FileNotFoundError` if the weights
     are missing.
     """
     small = config.name == "small"
-    clip = load_small_clip(data / "small_clip", config.block) if small else _load_open_clip(config)
+    place = data / "small_clip", config.block, config.pretrained == "none"
+    clip = load_small_clip(*place) if small else _load_open_clip(config)
     if resolve_precision(config.precision, torch.device(device)) == "bfloat16":
         # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
         blocks = clip.visual.transformer.resblocks[: clip.block + 1]
@@ -207,8 +209,9 @@ def save_small_clip(
         path.write_text(json.dumps({**config, "words": list(words)}, indent=1) + "\n", "utf-8")
 
 
-def load_small_clip(directory: str | Path, block: int = -2) -> SplitCLIP:
-    """Load what `save_small_clip` wrote: float32, in eval mode, frozen, on the CPU.
+def load_small_clip(directory: str | Path, block: int = -2, untrained: bool = False) -> SplitCLIP:
+    """Load what `save_small_clip` wrote: float32, in eval mode, frozen, on the CPU. `untrained`
+    gives it random weights instead, the same every time.
 
     Raises `FileNotFoundError` if a file is missing, `ValueError` if the two do not fit.
     """
@@ -217,9 +220,12 @@ def load_small_clip(directory: str | Path, block: int = -2) -> SplitCLIP:
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: {MAKE_SMALL_CLIP}")
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    model = create_small_clip(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = create_small_clip(config)
     try:
-        model.load_state_dict(load_file(weights))  # copies into the float32 parameters
+        if not untrained:
+            model.load_state_dict(load_file(weights))  # copies into the float32 parameters
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{weights} does not fit {CONFIG_FILE}: {MAKE_SMALL_CLIP}") from error
     tokenizer = WordTokenizer(config["words"], model.context_length)
