@@ -133,7 +133,7 @@ def test_notebooks_are_short():
     cells = {(path.stem, i): code for path in NOTEBOOKS for i, code in enumerate(code_cells(path))}
     assert [name for name, code in cells.items() if lines_of(code) > 15] == []
     pages = Counter({path.stem: sum(map(lines_of, code_cells(path))) for path in NOTEBOOKS})
-    assert max(pages.values()) <= 235, pages  # nine pages: the paper's, and one of counterfactuals
+    assert max(pages.values()) <= 260, pages
     assert sum(len(functions(code)) for code in cells.values()) <= 6
 
 
