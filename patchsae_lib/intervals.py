@@ -20,6 +20,7 @@ from torch import Tensor
 Unit = Literal["pictures", "classes", "concepts", "latents", "pairs", "tasks", "seeds"]
 
 RESAMPLES_AT_ONCE = 1 << 22  # values drawn at a time: memory does not grow with their number
+FEW = 15  # below, skewness cannot be estimated: its correction gives absurd bounds
 SMALL_SAMPLE = 50  # below, percentiles of resampled means lie too close together
 POWER = 0.8  # the chance to find an effect that is there, by a two-sided test at 0.05
 
@@ -83,12 +84,12 @@ def resampled_means(x: np.ndarray, n: int, seed: int) -> np.ndarray:
 def bootstrap_mean(values: npt.ArrayLike, *, over: str, n: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of values (units,) and its interval, the percentiles of n resampled means.
 
-    Under 50 values it is `skewed_mean`'s instead, and of truth values (bool) the exact one of
-    Clopper and Pearson. NaN counts as missing; without any value, all numbers are NaN.
+    Under 50 values it is `skewed_mean`'s instead, under 15 Student's t, and of truth values (bool)
+    the exact one of Clopper and Pearson. NaN counts as missing; without values, all are NaN.
 
     Coverage of 95 % intervals in simulations, at 9, 35 and 140 values: normal .95, .95, .94;
-    exponential .93, .95, .94; bool with a mean of .1 .99, .98, .97. Differences of two bools,
-    whose values are few, need more of them: .74, .92, .95.
+    exponential .90, .95, .94; bool with a mean of .1 .99, .98, .97. Differences of two bools,
+    whose values are few, need more of them: .83, .92, .95.
     """
     _one_unit(over)
     x = np.asarray(values)
@@ -98,7 +99,8 @@ def bootstrap_mean(values: npt.ArrayLike, *, over: str, n: int = 2000, seed: int
     x = x.astype(float)
     x = x[~np.isnan(x)]
     if len(x) < SMALL_SAMPLE:
-        return skewed_mean(x, over=over)
+        is_few = len(x) < FEW and len(x) > 1 and np.ptp(x) > 0
+        return (mean_interval if is_few else skewed_mean)(x, over=over)
     means = resampled_means(x, n, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     beyond = 1 + min((means <= 0).sum(), (means >= 0).sum())
