@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.evaluation import BATCH
-from patchsae_lib.intervals import bootstrap_mean
+from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.latents import DEFAULTS, LatentTable
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
@@ -110,7 +110,7 @@ class Masked:
     def accuracy(self) -> pd.DataFrame:
         """Tabulate accuracy (0..1) and its interval, a row per ranking, k and mask (on, off)."""
         rows = [
-            (name, k, mask, *bootstrap_mean(predicted[m, i] == self.labels, over="pictures"))
+            (name, k, mask, *estimate_mean(predicted[m, i] == self.labels, over="pictures"))
             for name, predicted in self.predictions.items()
             for m, mask in enumerate(("on", "off"))
             for i, k in enumerate(self.ks)

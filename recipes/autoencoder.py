@@ -18,7 +18,7 @@ from patchsae_lib import artefacts
 from patchsae_lib.artefacts import DATA, atomic_path, weights_hash
 from patchsae_lib.evaluation import evaluate_sae
 from patchsae_lib.interop import load_sae, save_sae
-from patchsae_lib.intervals import bootstrap_mean
+from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.latents import partner_cosines
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
@@ -84,7 +84,7 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
     scores = compare_units(sets, z, test.truth, minimum=profile.min_patches)
     intervals = [
-        (*names, *bootstrap_mean(part["iou"], over="concepts"), len(part))
+        (*names, *estimate_mean(part["iou"], over="concepts"), len(part))
         for names, part in scores.groupby(["kind", "units"], sort=False)
     ]
     return CARD.format(

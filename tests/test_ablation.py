@@ -25,7 +25,7 @@ from patchsae_lib.ablation import (
 )
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
-from patchsae_lib.intervals import bootstrap_mean
+from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.latents import LatentTable
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
@@ -147,7 +147,7 @@ def test_accuracy_by_hand() -> None:
     result = Masked((3,), labels, labels, on, labels * 0, predictions)
     table = result.accuracy()
     assert table[["ranking", "k", "mask"]].values.tolist() == [["r", 3, "on"], ["r", 3, "off"]]
-    expected = bootstrap_mean([True, True, True, True, False, False], over="pictures")
+    expected = estimate_mean([True, True, True, True, False, False], over="pictures")
     assert tuple(table.loc[0, ["accuracy", "low", "high"]]) == expected
     all_right = 1, 0.025 ** (1 / 6), 1  # Clopper and Pearson's
     assert tuple(table.loc[1, ["accuracy", "low", "high"]]) == pytest.approx(all_right)

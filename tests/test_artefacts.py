@@ -15,6 +15,7 @@ from torch import nn
 from patchsae_lib import artefacts
 from patchsae_lib.artefacts import (
     DATA,
+    RULES,
     AnotherRun,
     ArtefactError,
     atomic_path,
@@ -264,3 +265,9 @@ def test_runs_can_be_kept_elsewhere(tmp_path, monkeypatch):
     assert run_dir("world").parts[-2:] == ("runs", "world")
     monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path))
     assert run_dir("world") == tmp_path / "world"
+
+
+def test_every_claim_with_a_verdict_says_when_its_rule_was_fixed() -> None:
+    claims = tomllib.loads((DATA / "paper" / "claims.toml").read_text("utf-8"))
+    without = {id for id, claim in claims.items() if claim.get("rule") not in RULES}
+    assert without == {"4-oracle", "5-own-sae"}  # these have no verdict

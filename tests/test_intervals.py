@@ -12,9 +12,9 @@ from scipy import stats
 from patchsae_lib import intervals
 from patchsae_lib.intervals import (
     Interval,
-    bootstrap_mean,
     clustered_mean,
     discoveries,
+    estimate_mean,
     holm,
     interval_table,
     mean_interval,
@@ -34,17 +34,17 @@ def test_the_interval_is_students() -> None:
 
 def test_the_bootstrap_covers_the_mean_and_ignores_what_is_missing() -> None:
     x = np.random.default_rng(0).normal(5, 1, 200)
-    mean, low, high = bootstrap_mean([*x, float("nan")], over="pictures")
+    mean, low, high = estimate_mean([*x, float("nan")], over="pictures")
     assert mean == pytest.approx(x.mean())
     assert high - low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(200), rel=0.1)
     assert low < mean < high
-    assert all(map(math.isnan, bootstrap_mean([float("nan")], over="pictures")))
+    assert all(map(math.isnan, estimate_mean([float("nan")], over="pictures")))
 
 
 def test_the_bootstrap_is_the_percentile_one_of_scipy() -> None:
     x = np.random.default_rng(1).exponential(size=300)
     wanted = stats.bootstrap((x,), np.mean, n_resamples=4000, method="percentile", rng=0)
-    _, low, high = bootstrap_mean(x, over="classes", n=4000)
+    _, low, high = estimate_mean(x, over="classes", n=4000)
     assert (low, high) == pytest.approx(tuple(wanted.confidence_interval), rel=0.02)
 
 
@@ -57,7 +57,7 @@ def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch) -> N
     assert np.array_equal(at_once, resampled_means(x, 100, seed=3))
 
 
-@pytest.mark.parametrize("interval", [bootstrap_mean, mean_interval, skewed_mean])
+@pytest.mark.parametrize("interval", [estimate_mean, mean_interval, skewed_mean])
 def test_the_unit_of_resampling_is_a_known_one(interval) -> None:
     with pytest.raises(ValueError, match="over 'patches': give one of pictures, classes"):
         interval([1.0, 2.0], over="patches")
@@ -92,11 +92,11 @@ COVERAGE = [
 @pytest.mark.parametrize(("kind", "stated"), COVERAGE)
 def test_intervals_cover_as_often_as_stated(kind, stated) -> None:
     """The coverage in the docstring, from 600 samples of each size (standard error .01)."""
-    text = " ".join(bootstrap_mean.__doc__.split())
+    text = " ".join(estimate_mean.__doc__.split())
     assert ", ".join(f"{x:.2f}"[1:] for x in stated) in text
     rng, (mean, draw) = np.random.default_rng(0), DRAWS[kind]
     for n, wanted in zip((9, 35, 140), stated, strict=True):
-        found = (bootstrap_mean(draw(rng, n), over="classes", n=400) for _ in range(600))
+        found = (estimate_mean(draw(rng, n), over="classes", n=400) for _ in range(600))
         assert np.mean([low <= mean <= high for _, low, high in found]) > wanted - 0.03
 
 
@@ -116,11 +116,11 @@ def test_the_skewed_interval_is_students_where_nothing_is_skewed() -> None:
 
 
 def test_truth_values_have_the_exact_interval() -> None:
-    mean, low, high = bootstrap_mean(np.ones(6, bool), over="pictures")
+    mean, low, high = estimate_mean(np.ones(6, bool), over="pictures")
     assert (mean, low, high) == pytest.approx((1, 0.025 ** (1 / 6), 1))
 
 
-@pytest.mark.parametrize("interval", [bootstrap_mean, mean_interval, skewed_mean])
+@pytest.mark.parametrize("interval", [estimate_mean, mean_interval, skewed_mean])
 @pytest.mark.parametrize("n", [12, 60])
 def test_a_p_value_is_small_where_the_interval_leaves_0_out(interval, n) -> None:
     rng = np.random.default_rng(0)
@@ -184,7 +184,7 @@ def test_a_table_has_an_interval_for_each_group_in_its_order() -> None:
     assert list(found) == ["kind", "unit", "ap", "low", "high"]
     assert found[["kind", "unit"]].values.tolist() == [["b", 1], ["a", 1], ["b", 2]]
     assert found["ap"].tolist() == pytest.approx([0.2, 0.5, 0.9])
-    wanted = bootstrap_mean([0.1, 0.3], over="concepts")
+    wanted = estimate_mean([0.1, 0.3], over="concepts")
     assert tuple(found.loc[0, ["ap", "low", "high"]]) == wanted
     by_unit = interval_table(table[:3], "unit", "ap", over="seeds", interval=mean_interval)
     assert by_unit["unit"].tolist() == [1]

@@ -15,7 +15,7 @@ from test_localization import identity
 from patchsae_lib import remapping
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
-from patchsae_lib.intervals import bootstrap_mean
+from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.maple import Prompts, adapt
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.remapping import (
@@ -208,7 +208,7 @@ def test_intervals_are_the_bootstraps_over_pictures() -> None:
     table = share_out(shares.double())
     for factor, row in zip(FACTORS, shares.double(), strict=True):
         found = table.loc[factor, ["points", "low", "high"]].tolist()
-        assert found == pytest.approx(bootstrap_mean(row, over="pictures"))
+        assert found == pytest.approx(estimate_mean(row, over="pictures"))
     picks = np.random.default_rng(0).integers(80, size=(2000, 80))
     ratios = shares[1].numpy()[picks].mean(1) / shares.sum(0).numpy()[picks].mean(1)
     found = table.loc["strengths", ["share_low", "share_high"]].tolist()
