@@ -781,6 +781,7 @@ const FORMULAS = {
   "mean activation": "<mfrac><mrow><munder><mo>∑</mo><mi>x</mi></munder><msub><mover><mi>f</mi><mo>¯</mo></mover><mi>s</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo></mrow><mrow><mo>|</mo><mo>{</mo><mi>x</mi><mo>:</mo><msub><mover><mi>f</mi><mo>¯</mo></mover><mi>s</mi></msub><mo>(</mo><mi>x</mi><mo>)</mo><mo>&gt;</mo><mn>0</mn><mo>}</mo><mo>|</mo></mrow></mfrac>",
   "label entropy": "<mo>−</mo><munder><mo>∑</mo><mi>c</mi></munder><msub><mi>p</mi><mi>c</mi></msub><mi>log</mi><msub><mi>p</mi><mi>c</mi></msub>",
   "label spread": "<msqrt><mrow><munder><mo>∑</mo><mi>i</mi></munder><msub><mi>w</mi><mi>i</mi></msub><msup><mrow><mo>(</mo><msub><mi>c</mi><mi>i</mi></msub><mo>−</mo><mover><mi>c</mi><mo>¯</mo></mover><mo>)</mo></mrow><mn>2</mn></msup></mrow></msqrt>",
+  "partner": "<mi>cos</mi><mo>(</mo><msub><mi>w</mi><mi>s</mi></msub><mo>,</mo><msub><msup><mi>w</mi><mo>′</mo></msup><mrow><mi>π</mi><mo>(</mo><mi>s</mi><mo>)</mo></mrow></msub><mo>)</mo>",
   "IoU": "<mfrac><mrow><mo>|</mo><mi>A</mi><mo>∩</mo><mi>T</mi><mo>|</mo></mrow><mrow><mo>|</mo><mi>A</mi><mo>∪</mo><mi>T</mi><mo>|</mo></mrow></mfrac>",
 };
 const MEANT = {
@@ -788,7 +789,8 @@ const MEANT = {
   "mean activation": "f̄(x), on average over those pictures",
   "label entropy": "of the classes of its ten reference images, by activation (eq. 3); 0: all of one class",
   "label spread": "of the class numbers of its reference images; related classes are neighbours",
-  "IoU": "patches where it is active (A) and where its concept is (T), on pictures not used to choose the concept",
+  "IoU": "patches where it is above a threshold (A) and where its concept is (T), on pictures that chose neither concept nor threshold",
+  "partner": "cosine of its decoder row w and that of the latent π(s) which is matched with it in an equally long training from another seed",
 };
 
 function latentView(app) {
@@ -820,6 +822,7 @@ function latentView(app) {
     row("label entropy", of("entropy") !== undefined ? `${of("entropy").toFixed(2)} nats` : undefined);
     row("label spread", of("label_std") !== undefined ? of("label_std").toFixed(1) : undefined);
     row("IoU", of("iou") !== undefined ? `${of("iou").toFixed(2)}${of("z") !== undefined ? `, ${of("z").toFixed(1)} σ from chance` : ""}` : undefined);
+    row("partner", of("partner") !== undefined ? `${of("partner").toFixed(2)}, ${of("partner") >= 0.9 ? "found again" : of("partner") >= 0.7 ? "perhaps found again" : "not found again"} with another seed` : undefined);
     stats.replaceChildren(...rows.map(([name, value]) => {
       const formula = make("span", { className: "formula", title: MEANT[name] });
       formula.innerHTML = `<math displaystyle="true">${FORMULAS[name]}</math>`; /* constants of this file */
@@ -860,7 +863,7 @@ function latentView(app) {
     number.max = bundle.index.latents - 1;
     masks.checked = app.get("masks");
     head.textContent = `Latent ${latent}`;
-    const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class", "lies_on"];
+    const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class", "lies_on", "partner"];
     const [data] = await Promise.all([bundle.latent(latent), ...wanted.map((name) => bundle.column(name))]);
     from.hidden = !bundle.index.tasks.length;
     if (source.options.length !== bundle.index.tasks.length + 1) {
