@@ -170,7 +170,7 @@ def clustered_mean(values: npt.ArrayLike, *labels: npt.ArrayLike, over: str) -> 
         dfs.append(len(sums) - 1)
         variances.append((sums**2).sum() * len(sums) / max(dfs[-1], 1e-9) / len(x) ** 2)
     error, parts = np.sqrt(sum(variances)), np.square(variances) / dfs
-    df = sum(variances) ** 2 / parts.sum()
+    df = sum(variances) ** 2 / parts.sum() if error else np.nan  # no spread, no interval
     return _by_t(x.mean(), error, df, over)
 
 

@@ -272,3 +272,11 @@ def test_a_mean_of_0_is_0() -> None:
     means = resampled_means(np.array([[0.1, 0.2, -0.3]]), 500, seed=0)
     assert (means == 0).any()
     assert not ((means != 0) & (np.abs(means) < 1e-12)).any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_clusters_without_spread_have_no_interval() -> None:
+    labels = [0, 0, 1, 1], [0, 1, 0, 1]
+    mean, low, high = clustered_mean(np.ones(4), *labels, over="pictures × seeds")
+    assert mean == 1
+    assert np.isnan([low, high]).all()
