@@ -52,7 +52,7 @@ def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
         "::::{list-table}",
         ":header-rows: 1",
         ":class: scoreboard",
-        ":widths: 9 18 26 17 9 21",
+        ":widths: 11 16 25 17 11 20",
         "",
         "* - Where\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
     ]
