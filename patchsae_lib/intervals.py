@@ -12,9 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from scipy import optimize, stats
-from torch import Tensor
 
 #: the unit of resampling: what an interval generalises to
 Unit = Literal["pictures", "classes", "concepts", "latents", "pairs", "tasks", "seeds"]
@@ -249,10 +247,3 @@ def smallest_correlation(n: int) -> float:
     """
     z = stats.norm.ppf([0.975, POWER]).sum() * np.sqrt(1.06 / (n - 3))
     return float(np.tanh(z))
-
-
-def discoveries(z_scores: Tensor, rate: float = 0.05) -> Tensor:
-    """Return which z-scores (d,) are significant, one-sided, at a false discovery `rate`: bool, by
-    the procedure of Benjamini and Hochberg (1995). NaN counts as p = 1."""
-    p = stats.norm.sf(z_scores.nan_to_num(-torch.inf).numpy())
-    return torch.from_numpy(stats.false_discovery_control(p) <= rate)

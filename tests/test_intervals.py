@@ -13,7 +13,6 @@ from patchsae_lib import intervals
 from patchsae_lib.intervals import (
     Interval,
     clustered_mean,
-    discoveries,
     estimate_mean,
     holm,
     interval_table,
@@ -257,14 +256,6 @@ def test_holms_p_values_by_hand_and_under_bonferronis() -> None:
     assert (holm(p) <= 4 * p).all()
     assert holm([0.9, 0.8]).tolist() == [1, 1]
     assert holm([]).tolist() == []
-
-
-def test_discoveries_are_corrected_for_their_number() -> None:
-    z = torch.cat([torch.full((5,), 6.0), torch.full((95,), -0.5), torch.tensor([torch.nan])])
-    assert discoveries(z).tolist() == [True] * 5 + [False] * 96
-    assert discoveries(torch.full((100,), 1.7)).all()  # all of them are
-    assert not discoveries(torch.full((100,), 1.6)).any()  # p = 0.055
-    assert not discoveries(torch.tensor([1.7] + [0.0] * 99)).any()  # one of 100 is no wonder
 
 
 def test_a_mean_of_0_is_0() -> None:

@@ -247,21 +247,25 @@ def changed():
 
 @torch.no_grad()
 def test_tokens_of_a_place_are_adapted_and_the_others_are_not(changed) -> None:
-    clip, adapted, _, before, after, labels, (_, head) = changed
-    n, right = clip.n_tokens, {}
-    for place in PLACES:
-        right[place] = correct_at(place, adapted, head, before, after, labels)
-    mixed = after.clone()
-    mixed[:, 1:n] = before[:, 1:]
-    wanted = {"CLS": mixed, "both": after}
-    wanted["patches"] = torch.cat([before[:, :1], after[:, 1:]], 1)
-    untouched = before.clone()
-    for place, states in wanted.items():
-        answers = adapted.classify(states, head).argmax(1)
-        assert right[place].tolist() == (answers == labels).double().tolist()
-        again = correct_at(place, adapted, head, before, after, answers)
-        assert again.all()  # these very states, whether right or wrong
-    assert torch.equal(before, untouched)
+    _, adapted, _, _, _, _, (_, head) = changed
+    n, generator = adapted.n_tokens, torch.Generator().manual_seed(0)
+    after = torch.randn(24, n + adapted.n_prompts, 192, generator=generator) * 5
+    before = torch.randn(24, n, 192, generator=generator) * 5
+    cls, patches, prompts = after[:, :1], after[:, 1:n], after[:, n:]
+    states = {
+        "none": torch.cat([before, prompts], 1),
+        "CLS": torch.cat([cls, before[:, 1:], prompts], 1),
+        "patches": torch.cat([before[:, :1], patches, prompts], 1),
+        "both": after,
+    }
+    assert list(states) == list(PLACES)
+    answers = {place: adapted.classify(x, head).argmax(1) for place, x in states.items()}
+    assert (answers["CLS"] != answers["patches"]).any()  # what the test can tell
+    assert (answers["CLS"] != answers["none"]).any()
+    for place, states_of_answers in product(PLACES, PLACES):
+        labels = answers[states_of_answers]
+        right = correct_at(place, adapted, head, before, after, labels)
+        assert right.tolist() == (answers[place] == labels).double().tolist()
 
 
 def test_noise_moves_every_token_as_far_and_nowhere_in_particular() -> None:
