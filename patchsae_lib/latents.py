@@ -207,7 +207,11 @@ class LatentTable:
     def label_std(self) -> Tensor:
         """Standard deviation (d,) of the reference images' labels, weighted like `entropy`: small
         for related classes, whose numbers are close."""
-        labels, weights = self.top_labels.double(), self._weights
+        return self.label_spread(torch.arange(max(1, len(self.class_names))))
+
+    def label_spread(self, numbers: Tensor) -> Tensor:
+        """`label_std` (d,) if the classes had these `numbers` (classes,)."""
+        labels, weights = numbers.double()[self.top_labels], self._weights
         mean = (weights * labels).sum(1, keepdim=True)
         return (weights * (labels - mean).pow(2)).sum(1).sqrt()
 
@@ -381,15 +385,32 @@ def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return ((directed.pow(2).sum(1) - squares) / weights).masked_fill(alone, torch.nan)
 
 
-def partner_cosines(W_dec: Tensor, second: Tensor) -> Tensor:
-    """Compare the dictionaries of two autoencoders: the cosine (d,) of each decoder row of `W_dec`
-    (d, d_vit) with its partner among the rows of `second` (d₂ ≥ d, d_vit).
+def related_classes(
+    table: LatentTable, latents: Tensor, n: int = 999, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Test whether the classes of latents' reference images are related: their numbers are close.
+
+    Returns which of the `latents` (m,) have a smaller label standard deviation than in 95 % of n
+    random numberings of the classes, (m,) bool; and for each of these numberings the share of the
+    latents of which that would be said if it were the true one, (n,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = (torch.randperm(len(table.class_names), generator=generator) for _ in range(n))
+    null = torch.stack([table.label_spread(order)[latents] for order in orders])
+    bound = null.quantile(0.05, dim=0)
+    return table.label_std[latents] < bound, (null < bound).double().mean(1)
+
+
+def partners(W_dec: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Find for each latent of an autoencoder a partner in another: its number, and the cosine of
+    the two decoder rows, (d,) each; of `W_dec` (d, d_vit) and `second` (d₂ ≥ d, d_vit).
 
     Partners are one-to-one, with the largest sum of cosines (the Hungarian method). Two latents
     cannot share a partner. Needs d · d₂ · 8 bytes; 3,072 × 3,072 take a second.
     """
-    cosine = F.normalize(W_dec, dim=1) @ F.normalize(second, dim=1).T
-    return cosine[linear_sum_assignment(-cosine.cpu().numpy())]
+    cosine = F.normalize(W_dec, dim=1).cpu() @ F.normalize(second, dim=1).cpu().T
+    rows, number = map(torch.from_numpy, linear_sum_assignment(-cosine.numpy()))
+    return number, cosine[rows, number]
 
 
 def clusters(points: npt.ArrayLike, least: float = 0.05) -> np.ndarray:

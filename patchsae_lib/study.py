@@ -131,7 +131,7 @@ class Study:
     @cached_property
     def shipped_partners(self) -> pd.DataFrame:
         """How well another seed finds the latents of the shipped autoencoder: by `latent`, the
-        `partner cosine` (`latents.partner_cosines`) with one that was trained as long."""
+        `partner cosine` (`latents.partners`) with one trained as long, and the `partner name`."""
         assert self.shipped is not None
         about = shipped_identity(self.profile, self.clip_hash, self.clip)
         about["sae"] = weights_hash(self.shipped)

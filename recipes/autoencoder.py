@@ -19,7 +19,8 @@ from patchsae_lib.artefacts import DATA, atomic_path, weights_hash
 from patchsae_lib.evaluation import evaluate_sae
 from patchsae_lib.interop import load_sae, save_sae
 from patchsae_lib.intervals import estimate_mean
-from patchsae_lib.latents import partner_cosines
+from patchsae_lib.latents import partners
+from patchsae_lib.names import activity, name_latents
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.study import Study, shipped_identity
@@ -35,7 +36,8 @@ float16. Made by
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
 λ = {l1:g}, {minutes:.0f} minutes on {device}; the rest as in the profile `world`. As long again is
-another seed trained, for `sae_partners.parquet`: the cosine of each latent with its partner there.
+another seed trained, for `sae_partners.parquet`: the cosine of each latent with its partner there,
+and the partner's name.
 
 ## Held out ({n_test:,} single objects in all styles)
 
@@ -62,10 +64,19 @@ def make(study: Study, out: Path) -> None:
     artefacts.save(out, writer, identity)
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(card(study, sae, minutes), encoding="utf-8")
-    partners = partner_cosines(sae.W_dec, trained(study, seed=1).W_dec).cpu()
-    table = pd.DataFrame({"latent": range(len(partners)), "partner cosine": partners})
-    identity["sae"] = weights_hash(load_sae(out))
+    shipped = load_sae(out)
+    identity["sae"] = weights_hash(shipped)
+    table = partner_table(study, shipped, trained(study, seed=1))
     artefacts.save(out.with_name("sae_partners.parquet"), table, identity)
+
+
+def partner_table(study: Study, sae: SAE, second: SAE) -> pd.DataFrame:
+    """Pair the latents of an autoencoder with those of a second, and name the partners."""
+    number, cosine = partners(sae.W_dec, second.W_dec)
+    split = study.naming
+    names = name_latents(activity(second, split.tokens), split.shown)["name"]
+    columns = {"latent": range(len(number)), "partner cosine": cosine}
+    return pd.DataFrame(columns | {"partner name": names[number].to_numpy()})
 
 
 def trained(study: Study, seed: int) -> SAE:

@@ -21,7 +21,8 @@ from patchsae_lib.latents import (
     image_levels,
     mean_beyond,
     monosemanticity,
-    partner_cosines,
+    partners,
+    related_classes,
     responses,
     scan,
     scan_tokens,
@@ -152,6 +153,23 @@ def test_entropy_and_spread_by_hand() -> None:
     assert one_class.entropy[:2].tolist() == [0, 0]
     assert one_class.label_std[:2].tolist() == [0, 0]
     assert table.entropy[2:].isnan().all()  # silent
+
+
+def test_latents_of_related_classes_are_found_and_others_are_not() -> None:
+    classes = tuple(str(i) for i in range(40))
+    table = LatentTable.empty(60, classes, StatisticsConfig(k=4))
+    generator = torch.Generator().manual_seed(0)
+    table.top_labels = torch.randint(40, (60, 4), generator=generator)
+    start = torch.randint(37, (20, 1), generator=generator)
+    table.top_labels[:20] = start + torch.arange(4)  # neighbours
+    table.top_images, table.top_values = torch.arange(4).expand(60, 4), torch.ones(60, 4)
+    related, by_chance = related_classes(table, torch.arange(60), n=199)
+    assert related[:20].all()
+    assert related[20:].sum() <= 6
+    assert by_chance.mean() == pytest.approx(0.05, abs=0.01)
+    assert (by_chance >= related.double().mean()).sum() == 0
+    among, _ = related_classes(table, torch.tensor([59, 0]), n=199)
+    assert among.tolist() == [bool(related[59]), True]
 
 
 def test_unlabelled_pictures_have_everything_but_entropy() -> None:
@@ -429,31 +447,34 @@ def test_permuted_rows_with_noise_are_found_and_random_rows_are_not() -> None:
     first, order = rows(100, 0), torch.randperm(100, generator=torch.Generator().manual_seed(1))
     found = torch.arange(100) < 60
     second = torch.where(found[:, None], first + 0.2 * rows(100, 2), rows(100, 3))[order]
-    cosines = partner_cosines(3 * first, 45 * second)  # lengths do not count
+    number, cosines = partners(3 * first, 45 * second)  # lengths do not count
+    assert torch.equal(order[number][found], torch.arange(100)[found])
     assert torch.equal(cosines >= 0.9, found)
     assert cosines[found].mean() == pytest.approx(1.04**-0.5, abs=0.01)
-    assert partner_cosines(first, rows(100, 4)).max() < 0.7
+    assert partners(first, rows(100, 4))[1].max() < 0.7
 
 
 def test_two_latents_do_not_share_a_partner() -> None:
     first = torch.tensor([[1.0, 0.0], [1.0, 0.1]])
     second = torch.tensor([[1.0, 0.05], [0.0, 1.0]])
-    assert sorted((partner_cosines(first, second) > 0.9).tolist()) == [False, True]
+    assert sorted((partners(first, second)[1] > 0.9).tolist()) == [False, True]
     more = torch.cat([second, torch.tensor([[2.0, 0.1]])])  # a larger dictionary
-    assert (partner_cosines(first, more) > 0.9).all()
+    assert (partners(first, more)[1] > 0.9).all()
 
 
 def test_partners_have_the_largest_sum_of_cosines() -> None:
     first, second = rows(5, 5), rows(5, 6)
     cosine = first @ second.T
     sums = [cosine[range(5), order].sum() for order in itertools.permutations(range(5))]
-    assert partner_cosines(first, second).sum() == pytest.approx(float(max(sums)))
+    assert partners(first, second)[1].sum() == pytest.approx(float(max(sums)))
 
 
 def test_the_shipped_partners_are_of_the_shipped_autoencoder() -> None:
     study = Study("world", device="cpu")
-    partners = study.shipped_partners
+    table = study.shipped_partners
     assert study.shipped is not None
-    assert partners["latent"].tolist() == list(range(study.shipped.d_sae))
-    assert partners["partner cosine"].between(-1, 1.0001).all()
-    assert 0.05 < (partners["partner cosine"] >= 0.9).mean() < 0.5
+    assert table["latent"].tolist() == list(range(study.shipped.d_sae))
+    assert table["partner cosine"].between(-1, 1.0001).all()
+    assert 0.05 < (table["partner cosine"] >= 0.9).mean() < 0.5
+    named = table[table["partner name"] != "no name"]
+    assert len(named) > 100 and {"sky", "eye"} <= set(named["partner name"])
