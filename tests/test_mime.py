@@ -29,6 +29,7 @@ def test_the_extension_gives_the_renderers_to_myst_nb(monkeypatch):
 def test_the_scoreboard_shows_units_tests_power_and_when_the_rule_was_fixed():
     common = {"where": "§1", "paper": 0.5, "notebook": "", "interval": None, "over": ""}
     common |= {"measured": "0.6", "p": None, "detectable": "", "note": "One."}
+    common["claim"] = "it rises"
     first = {"id": "a", "verdict": "partly", "rule": "before"} | common | {"p": 0.02}
     claims = [
         first | {"interval": [0.5, 0.75], "over": "pictures × seeds"},
@@ -40,6 +41,7 @@ def test_the_scoreboard_shows_units_tests_power_and_when_the_rule_was_fixed():
     titles, *rows = page.removesuffix("\n::::").split("* - ")[1:]
     rows = [row.strip().split("\n  - ") for row in rows]
     assert titles.split("\n  - ")[4] == "Rule fixed"
+    assert [row[0] for row in rows] == 3 * ["it rises (§1)"]
     assert [row[4] for row in rows] == ["before", "after a look", "not stated"]
     assert [row[2] for row in rows] == [
         "0.6 (0.5 to 0.75 over pictures × seeds; p = 0.02, adjusted 0.04)",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import CONFIG_FILE, WEIGHTS_FILE, load_small_clip
 from patchsae_lib.world.vocabulary import COLOURS, STYLES, WORDS
+from recipes import results
 from recipes import small_clip as module
 from recipes.card import patch_probe, wilson, write_card
 from recipes.small_clip import PretrainConfig, contrastive_loss, draw_batch, pretrain
@@ -134,3 +136,24 @@ def test_what_ships_is_small_and_whole() -> None:
     assert (directory / WEIGHTS_FILE).stat().st_size <= 8_000_000
     assert (directory / CONFIG_FILE).is_file()
     assert load_small_clip(directory).n_blocks == 6
+
+
+def test_the_readme_shows_the_results_that_ship_and_these_are_of_the_claims_file() -> None:
+    claims = json.loads(results.RESULTS.read_text("utf-8"))
+    readme = results.README.read_text("utf-8")
+    assert results.fill(readme, claims) == readme
+    known = tomllib.loads((DATA / "paper" / "claims.toml").read_text("utf-8"))
+    assert [claim["id"] for claim in claims] == sorted(known)
+    for claim in claims:
+        about = {key: value for key, value in known[claim["id"]].items() if key != "note"}
+        assert {key: claim[key] for key in about} == about
+
+
+def test_only_the_table_of_the_readme_is_replaced() -> None:
+    claim = {"claim": "it rises", "where": "§1", "measured": "2", "over": "", "verdict": "partly"}
+    text = results.fill(
+        f"before\n\n{results.HEAD}| old | 1 | not |\n\nafter", [claim | {"interval": None}]
+    )
+    assert text == f"before\n\n{results.HEAD}| it rises (§1) | 2 | partly |\n\nafter"
+    with pytest.raises(ValueError, match="no table"):
+        results.fill("nothing", [])

@@ -52,16 +52,17 @@ def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
         "::::{list-table}",
         ":header-rows: 1",
         ":class: scoreboard",
-        ":widths: 11 16 25 17 11 20",
+        ":widths: 18 15 24 15 9 19",
         "",
-        "* - Where\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
+        "* - Claim\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
     ]
     for claim in with_family(claims):
         verdict = claim["verdict"]
         badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"
         if claim["notebook"]:
             badge += f" [evidence](notebooks/{claim['notebook']})"
-        cells = [claim["where"], number(claim["paper"]), measured(claim), badge]
+        sentence = f"{claim['claim']} ({claim['where']})"
+        cells = [sentence, number(claim["paper"]), measured(claim), badge]
         cells += [claim.get("rule", "not stated"), note(claim)]
         lines.append("* - " + "\n  - ".join(" ".join(str(cell).split()) for cell in cells))
     return "\n".join([*lines, "::::"]) if claims else lines[0]
@@ -80,13 +81,14 @@ def measured(claim: dict[str, Any]) -> str:
     """What we measured, with its interval, the unit of that, and the p-value.
 
     >>> measured({"measured": 0.61803, "interval": [0.5, 0.75], "over": "pictures × seeds",
-    ...           "p": 0.01, "holm": 0.04})
-    '0.618 (0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
+    ...           "interval_of": "rise", "p": 0.01, "holm": 0.04})
+    '0.618 (rise 0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
     """
     parts = []
     if claim["interval"] is not None:
         over = f" over {claim['over']}" if claim["over"] else ""
-        parts.append("{} to {}".format(*map(number, claim["interval"])) + over)
+        words = "{} {} to {}".format(claim.get("interval_of", ""), *map(number, claim["interval"]))
+        parts.append(words.strip() + over)
     if claim["p"] is not None:
         parts.append(f"p = {number(claim['p'])}, adjusted {number(claim['holm'])}")
     return number(claim["measured"]) + (f" ({'; '.join(parts)})" if parts else "")
