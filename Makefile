@@ -71,7 +71,14 @@ ifneq ($(UV),)
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ rm -rf $(VENV); echo "Python 3.11 or newer is needed, $(PYTHON) is older"; exit 1; }
 	@touch $(BEGUN)
-	uv pip install --compile-bytecode --python $(RUN) -r requirements.lock
+	@# the build of PyTorch that suits this machine: the CPU's where there is no GPU, a tenth the size;
+	@# that index cannot be reached everywhere: then PyPI's
+	@backend=$${UV_TORCH_BACKEND:-auto}; \
+	install="uv pip install --compile-bytecode --python $(RUN) -r requirements.lock"; \
+	echo "UV_TORCH_BACKEND=$$backend $$install"; \
+	UV_TORCH_BACKEND=$$backend $$install || { \
+		[ -z "$$UV_TORCH_BACKEND" ] || exit 1; \
+		echo "trying again with PyPI's build of PyTorch"; env -u UV_TORCH_BACKEND $$install; }
 	@uv pip install --quiet --python $(RUN) --no-deps -e .
 else
 	@$(RUN) -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

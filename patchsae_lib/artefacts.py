@@ -28,8 +28,11 @@ from patchsae_lib import __version__
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ROOT: Path = Path(__file__).resolve().parents[1]
-DATA: Path = ROOT / "data"
+PACKAGE: Path = Path(__file__).resolve().parent
+#: the repository, or, where the library is installed without it, the folder one stands in
+ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
+#: what ships: beside the library in the repository, and in it where it is installed from a wheel
+DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
 
@@ -58,8 +61,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def run_dir(profile_name: str) -> Path:
-    """Return the folder of a profile's artefacts: `runs/<profile>/` in the repository, or below
-    the folder that the environment variable PATCHSAE_RUNS names."""
+    """Return the folder of a profile's artefacts: `runs/<profile>/` in the repository (without
+    it, where one stands), or below the folder that the environment variable PATCHSAE_RUNS names."""
     return Path(os.environ.get("PATCHSAE_RUNS") or ROOT / "runs") / profile_name
 
 

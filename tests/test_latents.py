@@ -477,4 +477,5 @@ def test_the_shipped_partners_are_of_the_shipped_autoencoder() -> None:
     assert table["partner cosine"].between(-1, 1.0001).all()
     assert 0.05 < (table["partner cosine"] >= 0.9).mean() < 0.5
     named = table[table["partner name"] != "no name"]
-    assert len(named) > 100 and {"sky", "eye"} <= set(named["partner name"])
+    assert len(named) > 100
+    assert "eye" in set(named["partner name"])
