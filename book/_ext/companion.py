@@ -27,6 +27,7 @@ from house import read_house
 from house_page import page as house_page
 from mime import ExplorerRenderer, PlotlyRenderer
 from patchsae_lib.intervals import POWER, holm
+from schematics import FIGURES
 
 VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
 LOGGER = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
         "<!-- scoreboard -->": lambda: latest_scoreboard(Path(app.srcdir) / "notebooks"),
         "<!-- library -->": library,
         "<!-- house -->": lambda: house_page(read_house()),
+        **{f"<!-- schematic: {name} -->": draw for name, draw in FIGURES.items()},
     }
     for comment in (comment for comment in parts if comment in source[0]):
         try:
