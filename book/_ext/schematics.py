@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from itertools import count
 
 import numpy as np
 import torch
@@ -33,7 +32,6 @@ N_MASKS = 4  # latents that the first schematic shows
 N_PICTURES = 5  # pictures of a class that the second one shows
 STATES = {"all": "all on", "on": f"on top-{K}", "off": f"off top-{K}", "none": "all off"}
 CELL = 9.2  # from one square of a latent to the next
-IDS = count()
 
 
 # --- what is real --------------------------------------------------------------------------------
@@ -162,8 +160,8 @@ def repaired() -> Repaired:
     task, sae, grid = study.tasks["Flower species"], study.sae, study.clip.grid
     adapted = task.adapted(0)
     models = task.base, adapted.base
-    wrong, right = (split.correct() for split in models)
-    row = int((right > wrong).nonzero()[0])
+    hit_before, hit_after = (split.correct() for split in models)
+    row = int((hit_after > hit_before).nonzero()[0])
     one = [split.select([row]) for split in models]
     z = [split.tokens[torch.tensor([0])].float() for split in one]
     cut, flower = sae.cuts(study.profile.statistics.tau), on_object(one[0].truth)[0]
@@ -171,7 +169,7 @@ def repaired() -> Repaired:
     ranked = [x[:, flower].sum(1).argsort(descending=True, stable=True) for x in above]
     latents, label = ranked[0][:N_MASKS], int(one[0].labels[0])
     share = torch.stack([logits(split, x).softmax(-1)[0] for split, x in zip(one, z, strict=True)])
-    others = [c for c in share[0].argsort(descending=True).tolist() if c != label]
+    rivals = [c for c in share[0].argsort(descending=True).tolist() if c != label]
     counted = task.counted.select((task.counted.labels == label).nonzero()[:, 0])
     table = scan_tokens(sae, counted.tokens, counted.labels, counted.class_names)
     return Repaired(
@@ -184,8 +182,8 @@ def repaired() -> Repaired:
         per_picture=table.class_per_image[label, latents].tolist(),
         n_pictures=len(counted),
         n_same=int(torch.isin(*(x[:10] for x in ranked)).sum()),
-        names=[task.base.class_names[c] for c in (label, *others[:2])],
-        shares=share[:, [label, *others[:2]]],
+        names=[task.base.class_names[c] for c in (label, *rivals[:2])],
+        shares=share[:, [label, *rivals[:2]]],
         template=adapted.clip.prompts.template,
         shape=tuple(adapted.clip.prompts.text.shape[:2]),
     )
@@ -215,11 +213,13 @@ def tag(name: str, content: str = "", **attributes: object) -> str:
     return f"<{name}{pairs}>{content}</{name}>"
 
 
+INDEX = '<tspan class="index" dy="3">\\1</tspan><tspan dy="-3">\u200b</tspan>'
+
+
 def say(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
     """Return a line of text, in which *x* is a symbol and ~s~ an index."""
     marked = re.sub(r"\*(.+?)\*", r'<tspan class="symbol">\1</tspan>', escape(words, quote=False))
-    index = r'<tspan class="index" dy="3">\1</tspan><tspan dy="-3">\u200b</tspan>'
-    marked = re.sub("~(.+?)~", index.replace(r"\u200b", "\u200b"), marked)
+    marked = re.sub("~(.+?)~", INDEX, marked)
     return tag("text", marked, kind=kind, x=x, y=y, text_anchor=anchor)
 
 
@@ -236,13 +236,13 @@ def line(d: str, kind: str = "arrow") -> str:
     return tag("path", kind=kind, d=d)
 
 
-def row(x: float, y: float, n: int, pitch: float, size: float, kinds: dict[int, str]) -> str:
-    """Return n square cells side by side, some of a kind of their own."""
-    cells = (
-        tag("rect", kind=kinds.get(i, "cell"), x=x + i * pitch, y=y, width=size, height=size, rx=2)
-        for i in range(n)
-    )
-    return "".join(cells)
+def cells(
+    x: float, y: float, n: int, pitch: float, size: float, kind: str = "", lit: Container[int] = ()
+) -> str:
+    """Return n square cells of a kind side by side, some of which are lit."""
+    kinds = ("cell lit" if i in lit else f"cell {kind}" for i in range(n))
+    square = {"y": y, "width": size, "height": size, "rx": 2}
+    return "".join(tag("rect", kind=k, x=x + i * pitch, **square) for i, k in enumerate(kinds))
 
 
 def bend(x0: float, y0: float, x1: float, y1: float) -> str:
@@ -257,7 +257,7 @@ def squares(places: Iterable[Sequence[int]]) -> str:
     >>> squares([(0, 0), (3, 1)])
     'M0 0h1v1h-1zM3 1h1v1h-1z'
     """
-    return "".join(f"M{column} {row}h1v1h-1z" for column, row in places)
+    return "".join(f"M{x} {y}h1v1h-1z" for x, y in places)
 
 
 def image(pixels: np.ndarray, x: float, y: float, size: float, kind: str = "") -> str:
@@ -269,12 +269,11 @@ def image(pixels: np.ndarray, x: float, y: float, size: float, kind: str = "") -
 
 def mask(values: Tensor, x: float, y: float, size: float, n_levels: int = 5) -> str:
     """Return the patches where `values` (rows, columns) ≥ 0 are not 0, in `n_levels` strengths."""
-    level = (values / values.max().clamp_min(1e-9)).sqrt().mul(n_levels).ceil().int()
-    paths = [
-        tag("path", d=squares((level == n).nonzero().flip(1).tolist()), opacity=0.85 * n / n_levels)
-        for n in level.unique().tolist()
-        if n
-    ]
+    level = (values / values.max().clamp_min(1e-9)).sqrt().mul(n_levels).ceil()
+    places = {n: (level == n).nonzero().flip(1).tolist() for n in range(1, n_levels + 1)}
+    paths = (
+        tag("path", d=squares(at), opacity=0.85 * n / n_levels) for n, at in places.items() if at
+    )
     place = f"translate({x} {y}) scale({size / len(values):.4f})"
     return tag("g", "".join(paths), kind="mask", transform=place)
 
@@ -294,24 +293,28 @@ HEAD = (
 def panel(title: str, about: str, height: int, *parts: str) -> str:
     """Return an SVG of `WIDTH` × `height` with a title, and a description for those who cannot
     see it."""
-    number = next(IDS)
-    ids = f"schematic-{number}-title schematic-{number}-about"
-    head = (
-        f'<title id="{ids.split()[0]}">{escape(title)}</title>'
-        f'<desc id="{ids.split()[1]}">{escape(about)}</desc>'
+    name = "schematic-" + title.lower().replace(" ", "-")
+    ends = {colour: f"{name}-{colour}" for colour in ("grey", "teal", "orange")}
+    heads = "".join(HEAD.format(place, colour) for colour, place in ends.items())
+    content = (
+        f'<title id="{name}">{escape(title)}</title>'
+        f'<desc id="{name}-about">{escape(about)}</desc><defs>{heads}</defs>'
     )
-    ends = {name: f"schematic-{number}-{name}" for name in ("head", "teal", "orange")}
-    heads = "".join(HEAD.format(place, name) for name, place in ends.items())
-    content = f"{head}<defs>{heads}</defs>" + say(EDGE, 24, title, "title") + "".join(parts)
-    style = "; ".join(f"--{name}-end: url(#{place})" for name, place in ends.items())
-    view = f"0 0 {WIDTH} {height}"
-    return tag("svg", content, viewBox=view, role="group", aria_labelledby=ids, style=style)
+    return tag(
+        "svg",
+        content + say(EDGE, 24, title, "title") + "".join(parts),
+        viewBox=f"0 0 {WIDTH} {height}",
+        role="group",
+        aria_labelledby=f"{name} {name}-about",
+        style="; ".join(f"--{colour}-end: url(#{place})" for colour, place in ends.items()),
+    )
 
 
 def schematic(kind: str, panels: Sequence[str], caption: str, above: str = "") -> str:
     """Return a figure, as MyST markdown: what stands above the panels, the panels, the caption."""
     content = f'{above}<div class="panels">{"".join(panels)}</div>'
-    figure = tag("figure", f"{content}<figcaption>{caption}</figcaption>", kind=f"schematic {kind}")
+    content += tag("figcaption", caption)
+    figure = tag("figure", content, kind=f"schematic {kind}")
     return f"```{{raw}} html\n{figure}\n```"
 
 
@@ -325,12 +328,12 @@ def story() -> str:
         f"<strong>The story in one picture</strong> (after Fig. 1 of the paper, redrawn). Left: a "
         f"picture becomes tokens, and each token a short list of latents; a latent has a place in "
         f"the picture, and a class has latents that it uses. Right: look at the middle, where "
-        f"nothing moves, then at the lines, which do. The picture, of a {r.names[0]}, is the first "
-        f"test picture of the task “Flower species” that CLIP gets wrong and the adapted CLIP "
-        f"right. The latents are the {len(r.latents)} that are above τ on most of its patches with "
-        f"the flower, with their masks in CLIP; of the first ten by this rule {r.n_same} are the "
-        f"same in both models. Masks, counts and probabilities are measured; the lines only say "
-        f"what each model answers."
+        f"nothing moves, then at the lines, which do. The picture, of a {r.names[0]}, is the "
+        f"first test picture of the task “Flower species” that CLIP gets wrong and the adapted "
+        f"CLIP right. The latents are the {len(r.latents)} that are above τ on most of its "
+        f"patches with the flower, with their masks in CLIP; of the ten first by this rule, "
+        f"{r.n_same} are the same in both models. Masks, counts and probabilities are measured; "
+        f"the lit squares are a sketch, and the lines only say what each model answers."
     )
     return schematic("story", [reading(r), remapping(r)], caption)
 
@@ -343,15 +346,20 @@ def reading(r: Repaired) -> str:
         line("M100 80H113"),
         box(118, 58, 74, 44, "box", "first half", "of CLIP"),
         line("M196 80H209"),
-        *(tag("rect", kind="cell", x=214, y=46 + 14 * i, width=74, height=9, rx=2) for i in range(5)),
+        *(
+            tag("rect", kind="cell", x=214, y=46 + 14 * i, width=74, height=9, rx=2)
+            for i in range(5)
+        ),
         say(288, 136, "tokens *z*", "note", "end"),
         line("M251 144V155"),
         box(202, 160, 86, 44, "box", "sparse", "autoencoder"),
         line("M198 182H181"),
-        row(12, 166, 12, 14, 11, {4: "cell lit"}),
-        row(12, 180, 12, 14, 11, {7: "cell lit", 9: "cell lit"}),
+        cells(12, 166, 12, 14, 11, lit=(4,)),
+        cells(12, 180, 12, 14, 11, lit=(7, 9)),
         say(12, 156, "latents *f*(*z*)", "note"),
         say(12, 224, "Where is a latent active?", "name"),
+        line("M12 404H288", "base"),
+        say(288, 423, f"patches per picture, {r.n_pictures} pictures", "note", "end"),
         say(12, 337, f"Which latents does “{r.names[0]}” use?", "name"),
     ]
     for i, latent in enumerate(r.latents):
@@ -363,43 +371,37 @@ def reading(r: Repaired) -> str:
             say(x + 32, 400 - high, f"{r.per_picture[i]:.0f}", "note", "middle"),
         ]
     about = (
-        f"A picture goes through the first half of CLIP and becomes tokens; the sparse autoencoder "
+        f"A picture goes through the first half of CLIP and becomes tokens; the autoencoder "
         f"writes each as latents, about {r.l0:.0f} of them active. Below, the masks of latents "
         f"{listed(r.latents)} on the picture, and on how many patches of a picture of the class "
         f"{r.names[0]} each counts: {listed(f'{n:.0f}' for n in r.per_picture)}."
     )
-    return panel("From a picture to latents", about, 432, *parts, line("M12 404H288", "base"),
-                 say(288, 423, f"patches per picture, {r.n_pictures} pictures", "note", "end"))
+    return panel("From a picture to latents", about, 432, *parts)
 
 
 def remapping(r: Repaired) -> str:
     """Return the second panel: the same latents go to another class name."""
-    places, parts = (330, 122, 226), []
-    for model, (x, answer) in enumerate(((12, 1), (220, 0))):
-        colour = ("clip", "adapted")[model]
-        header = (12, 52, "CLIP", "name clip"), (288, 52, "adapted CLIP", "name adapted", "end")
-        parts.append(say(*header[model]))
-        start, end = ((118, 80), (182, 220))[model]
-        parts += [
-            line(bend(start, 98 + 84 * i, end, places[answer]), colour)
-            for i in range(len(r.latents))
-        ]
+    parts = [
+        say(12, 52, "CLIP", "name clip"),
+        say(150, 52, "latents", "name", "middle"),
+        say(288, 52, "adapted CLIP", "name adapted", "end"),
+    ]
+    middles = (330, 122, 226)  # of the boxes of the class names
+    sides = (("clip", 1, 12, 118, 80), ("adapted", 0, 220, 182, 220))
+    for (colour, answer, x, start, end), shares in zip(sides, r.shares.tolist(), strict=True):
+        for i in range(len(r.latents)):
+            parts.append(line(bend(start, 98 + 84 * i, end, middles[answer]), colour))
         for i, name in enumerate(r.names):
-            kind, y = f"box {colour}" if i == answer else "box faint", places[i]
-            parts += [
-                box(x, y - 21, 68, 42, kind, name, f"{r.shares[model, i]:.1%}"),
-            ]
-    parts.append(say(150, 52, "latents", "name", "middle"))
-    for i in range(len(r.latents)):
-        y = 66 + 84 * i
-        count = f"{r.before[i]} → {r.after[i]}"
+            kind = f"box {colour}" if i == answer else "box faint"
+            parts.append(box(x, middles[i] - 21, 68, 42, kind, name, f"{shares[i]:.1%}"))
+    for i, patches in enumerate(zip(r.before, r.after, strict=True)):
         parts += [
-            masked(r.pixels, r.activations[i], 118, y, 64),
-            say(150, y + 77, count, "note", "middle"),
+            masked(r.pixels, r.activations[i], 118, 66 + 84 * i, 64),
+            say(150, 143 + 84 * i, "{} → {}".format(*patches), "note", "middle"),
         ]
     about = (
-        f"The latents {listed(r.latents)} are above the threshold on {listed(r.before)} patches in "
-        f"CLIP and on {listed(r.after)} in the adapted CLIP. In CLIP lines lead from them to the "
+        f"The latents {listed(r.latents)} are above τ on {listed(r.before)} patches in CLIP and "
+        f" on {listed(r.after)} in the adapted CLIP. In CLIP lines lead from them to the "
         f"class {r.names[1]}, in the adapted CLIP to {r.names[0]}, which is right."
     )
     note = say(150, 423, "patches above τ, before → after", "note", "middle")
@@ -431,10 +433,11 @@ def autoencoder() -> str:
         f"Fig. 2 of the paper, redrawn for the small CLIP). Left: CLIP is hooked after block "
         f"{study.clip.block + 1} of {study.clip.n_blocks}; every token there, CLS or patch, is "
         f"written as latents and back. The lit squares are a sketch of how few are active: "
-        f"{p.l0:.0f} of {study.sae.d_sae:,} in the mean over this picture's tokens. Right: the "
-        f"counts are sums, of patches, then of images, then of classes. The picture is the first "
-        f"photo among the test pictures; the latent, no. {p.latent}, is the one of the ten that "
-        f"count most in its class that is above τ on most patches of the {p.name}."
+        f"{p.l0:.0f} of {study.sae.d_sae:,} in the mean over this picture’s tokens. Right, for "
+        f"the section on counts below: they are sums, of patches, then of images, then of "
+        f"classes. The picture is the first photo among the test pictures; the latent, no. "
+        f"{p.latent}, is the one of the ten that count most in its class that is above τ on most "
+        f"patches of the {p.name}."
     )
     return schematic("vit", [hooked(p), pyramid(p)], caption)
 
@@ -445,7 +448,6 @@ def hooked(p: Photo) -> str:
     n, at = study.clip.n_blocks, study.clip.block
     lefts = [84 + 24 * i + (20 if i > at else 0) for i in range(n)]
     hook, last = lefts[at] + 32, lefts[-1] + 20
-    lit = {5: "cell lit", 13: "cell lit"}, {9: "cell lit"}
     parts = [
         say(84, 50, "blocks of the ViT", "note"),
         say(hook, 50, "hook", "note teal", "middle"),
@@ -457,19 +459,19 @@ def hooked(p: Photo) -> str:
         line(f"M{last} 84H{last + 11}"),
         say(WIDTH - EDGE, 88, "class", "", "end"),
         line(f"M{hook} 84V126H150V138", "arrow teal"),
-        row(96, 143, 9, 12, 10, {}),
+        cells(96, 143, 9, 12, 10),
         say(88, 152, "*z*", "", "end"),
         say(212, 152, f"width {study.clip.d_vit}", "note"),
         tag("path", kind="box", d="M94 159H206L276 201H24z"),
         say(150, 176, "encoder", "", "middle"),
         say(150, 193, "ReLU((*z* − *b*~dec~) *W*~enc~ + *b*~enc~)", "note", "middle"),
-        row(24, 207, 21, 12, 10, lit[0]),
-        row(24, 219, 21, 12, 10, lit[1]),
+        cells(24, 207, 21, 12, 10, lit=(5, 13)),
+        cells(24, 219, 21, 12, 10, lit=(9,)),
         say(19, 222, "*f*", "", "end"),
         tag("path", kind="box", d="M24 235H276L206 277H94z"),
         say(150, 253, "decoder", "", "middle"),
         say(150, 269, "*f* *W*~dec~ + *b*~dec~", "note", "middle"),
-        row(96, 283, 9, 12, 10, {}),
+        cells(96, 283, 9, 12, 10),
         say(88, 292, "*ẑ*", "", "end"),
         line(f"M208 288H288V126H{lefts[-1] + 10}V114", "arrow dashed"),
         say(12, 324, f"{p.l0:.0f} of {study.sae.d_sae:,} latents are active", "name"),
@@ -477,9 +479,9 @@ def hooked(p: Photo) -> str:
     ]
     about = (
         f"The picture's tokens pass {n} blocks. After block {at + 1} a token z of "
-        f"{study.clip.d_vit} numbers goes to the encoder, which writes {study.sae.d_sae:,} latents, "
-        f"{p.l0:.0f} of them active; the decoder makes the reconstruction of them, which replaces "
-        f"the token before block {at + 2} when latents are switched off."
+        f"{study.clip.d_vit} numbers goes to the encoder, which writes {study.sae.d_sae:,} "
+        f"latents, {p.l0:.0f} of them active; the decoder makes the reconstruction of them, which "
+        f"replaces the token before block {at + 2} when latents are switched off."
     )
     return panel("The autoencoder in the ViT", about, 356, *parts)
 
@@ -491,11 +493,12 @@ def pyramid(p: Photo) -> str:
     shown = (*names[at - 1 : at + 2], f"{len(names) - 3} more")
     parts = [
         masked(p.pixels, p.activations, 12, 42, 64),
-        say(88, 68, "> *τ*", "note", "middle"),
-        line("M80 76H94"),
-        masked(p.pixels, p.counted.float(), 100, 42, 64),
-        say(176, 70, "image", "name"),
-        say(176, 88, f"*n*~s~(*x*) = {n} patches"),
+        say(92, 68, "> *τ*", "note", "middle"),
+        line("M81 76H101"),
+        masked(p.pixels, p.counted.float(), 108, 42, 64),
+        say(188, 62, "image:", "name"),
+        say(188, 79, f"*n*~s~(*x*) = {n}", "name"),
+        say(188, 96, "patches above *τ*", "note"),
         line("M150 116V134"),
         say(12, 160, f"class: *n*~s~({p.name}) = {p.n_class:,}", "name"),
         say(12, 177, f"{p.n_pictures} pictures, the first {len(p.counts)} of them:", "note"),
@@ -512,8 +515,8 @@ def pyramid(p: Photo) -> str:
         say(12, 302, f"data set: *n*~s~(*D*) = sum over {len(names)} classes", "name"),
     ]
     about = (
-        f"Latent {p.latent} is above the threshold on {n} patches of the image. In pictures of the "
-        f"class {p.name} it is on {listed(p.counts)} patches and so on, {p.n_class:,} in all "
+        f"Latent {p.latent} is above τ on {n} patches of the image. In pictures of the class "
+        f"{p.name} it is on {listed(p.counts)} patches and so on, {p.n_class:,} in all "
         f"{p.n_pictures}. The data set sums all {len(names)} classes."
     )
     return panel("From patches to the data set", about, 356, *parts)
@@ -523,23 +526,26 @@ def masks() -> str:
     """Return what masks keep and remove, with a switch, after Fig. 5a."""
     p = photo()
     at = world_study().test.class_names.index(p.name)
-    said = {s: f"{STATES[s]} {p.answers[s][at]:.0%}" for s in STATES}
+    shares = {s: f"{STATES[s]} {p.answers[s][at]:.0%}" for s in STATES}
     caption = (
         f"<strong>Latents switched on and off</strong> (after Fig. 5a of the paper, redrawn). "
         f"Choose above what stays on, and compare the squares with the bars. The picture is the "
         f"first photo among the test pictures, the squares are the {len(p.active)} latents active "
         f"in it, and {p.n_of_class} of them are among the {K} with the largest *n* of its class "
-        f"over the training pictures. The {p.name} gets {listed(said.values())}. "
-        f"That is one picture; notebook 4 has all of them."
+        f"over the training pictures. The {p.name} gets {listed(shares.values())}. "
+        f"That is one picture; <a href='notebooks/4_ablation.html'>notebook 4</a> has all of them."
     ).replace("*n*", "<em>n</em>")
     return schematic("masks", [switched(p), classified(p)], caption, switch())
+
+
+CHECKED = ' checked=""'
 
 
 def switch() -> str:
     """Return radio buttons, one a state; without them on, the figure shows "on"."""
     buttons = "".join(
         f'<label><input type="radio" name="schematic-mask" value="{state}"'
-        f"{' checked' * (state == 'on')}> {words}</label>"
+        f"{CHECKED * (state == 'on')}/> {words}</label>"
         for state, words in STATES.items()
     )
     return f'<fieldset class="switch"><legend>Latents</legend>{buttons}</fieldset>'
@@ -549,17 +555,17 @@ def switched(p: Photo) -> str:
     """Return the first panel: a square for each latent that is active in the picture."""
     columns = int((WIDTH - 2 * EDGE) // CELL)
     places = [(i % columns, i // columns) for i in range(len(p.active))]
-    of_class, others = places[: p.n_of_class], places[p.n_of_class :]
+    of_class, outside = places[: p.n_of_class], places[p.n_of_class :]
     parts = [
         image(p.pixels, 12, 38, 76),
         say(100, 52, f"{len(p.active)} latents are active", "name"),
-        row(100, 62, 1, 0, 10, {0: "cell lit"}),
+        cells(100, 62, 1, 0, 10, "lit"),
         say(116, 71, f"{p.n_of_class} of {p.name}’s first {K}"),
-        row(100, 80, 1, 0, 10, {0: "cell dark"}),
-        say(116, 89, f"{len(others)} others"),
-        row(100, 98, 1, 0, 10, {0: "cell off"}),
+        cells(100, 80, 1, 0, 10, "dark"),
+        say(116, 89, f"{len(outside)} others"),
+        cells(100, 98, 1, 0, 10, "off"),
         say(116, 107, "switched off"),
-        tag("g", lights(of_class, "of-class") + lights(others, "others"),
+        tag("g", lights(of_class, "of-class") + lights(outside, "others"),
             transform="translate(12 130)"),
     ]  # fmt: skip
     about = (
@@ -580,18 +586,18 @@ def classified(p: Photo) -> str:
     """Return the second panel: the probabilities of five classes under each mask."""
     names = world_study().test.class_names
     at, most = names.index(p.name), torch.stack(list(p.answers.values())).amax(0)
-    others = [c for c in most.argsort(descending=True).tolist() if c != at]
+    rivals = [c for c in most.argsort(descending=True).tolist() if c != at]
     parts = [
         box(12, 40, 66, 30, "box", "decoder"),
         line("M78 55H88"),
-        row(93, 50, 5, 12, 10, {}),
+        cells(93, 50, 5, 12, 10),
         say(122, 45, "*ẑ*", "", "middle"),
         line("M153 55H162"),
-        box(166, 40, 80, 30, "box", "last block"),
-        line("M248 55H256"),
+        box(166, 40, 76, 30, "box", "last block"),
+        line("M242 55H253"),
         say(288, 59, "class", "", "end"),
     ]
-    for i, c in enumerate((at, *others[:4])):
+    for i, c in enumerate((at, *rivals[:4])):
         y, values = 100 + 50 * i, {s: float(p.answers[s][c]) for s in STATES}
         style = "; ".join(f"--{state}: {value:.4f}" for state, value in values.items())
         parts += [
@@ -601,16 +607,19 @@ def classified(p: Photo) -> str:
             tag("rect", kind="bar grows" if c == at else "bar grows dark", x=12, y=y + 7,
                 width=276, height=14, rx=2, style=style),
         ]  # fmt: skip
-    about = "The decoder's reconstruction goes through the last block to the class names. " + " ".join(
-        f"{words.capitalize()}: {names[int(p.answers[s].argmax())]} {p.answers[s].max():.0%}, "
-        f"{p.name} {p.answers[s][at]:.0%}."
-        for s, words in STATES.items()
+    about = (
+        "The decoder's reconstruction goes through the last block to the class names. "
+        + " ".join(
+            f"{words.capitalize()}: {names[int(p.answers[s].argmax())]} {p.answers[s].max():.0%}, "
+            f"{p.name} {p.answers[s][at]:.0%}."
+            for s, words in STATES.items()
+        )
     )
     return panel("What CLIP makes of them", about, 350, *parts)
 
 
 LIT = """
-.prompts:has(.{0}:is(:hover, :focus-visible)) {{
+.prompts:has(.{0}:hover), .prompts:not(:has(.part:hover)):has(.{0}:focus-visible) {{
   .part:not(.{0}) {{ opacity: 0.15; }}
   .says .rest {{ visibility: hidden; }}
   .says .{0} {{ visibility: visible; }}
@@ -621,8 +630,8 @@ def prompts() -> str:
     """Return MaPLe's prompts in both encoders, after Fig. 9."""
     (depth, n), study = repaired().shape, world_study()
     about = {
-        f"depth-{i}": f"Block {i + 1}: learnt context of the text, and the learnt map from it to "
-        "the prompts of the image."
+        f"depth-{i}": f"Block {i + 1}: the text's learnt context, and the map from it to the "
+        "image's prompts."
         for i in range(depth)
     } | {
         "frozen": "The blocks of both encoders are those of CLIP: frozen.",
@@ -632,12 +641,13 @@ def prompts() -> str:
         f"<strong>The adapted CLIP</strong> (after Fig. 9 of the paper, redrawn for the small "
         f"CLIP). Orange is learnt: {n} context tokens in each of the first {depth} blocks of the "
         f"text encoder, and maps F from these to {n} prompts behind the patches. All else is CLIP "
-        f"as it was, so the autoencoder of CLIP reads the adapted model, too. Point at a part, or "
-        f"go to it with the tab key, and see what it is coupled with. A sketch: the grey and teal "
+        f"as it was, so the autoencoder of CLIP reads the adapted model, too. A part that is "
+        f"pointed at lights what it is coupled with. A sketch: the empty and the teal "
         f"squares stand for the words and for CLS and {study.clip.n_tokens - 1} patches."
     )
-    spans = "".join(tag("span", words, kind=part) for part, words in about.items())
-    says = f'<p class="says" aria-hidden="true"><span class="rest">Point at a part.</span>{spans}</p>'
+    spans = "".join(tag("span", words, kind=kind) for kind, words in about.items())
+    first = tag("span", "Point at a part, or press the tab key.", kind="rest")
+    says = f'<p class="says" aria-hidden="true">{first}{spans}</p>'
     style = f"<style>{''.join(map(LIT.format, about))}</style>"
     return schematic("prompts", [coupled(about, n), bypass(about, n)], caption, style + says)
 
@@ -668,15 +678,15 @@ def coupled(about: dict[str, str], n: int) -> str:
     ]
     for i, y in enumerate(tops):
         parts += [
-            row(12 + 18 * n, y - 18, 6 - n, 18, 14, {}),
-            row(184, y - 18, 6 - n, 18, 14, {}),
+            part("plain", "", *(cells(x, y - 18, 6 - n, 18, 14) for x in (12 + 18 * n, 184))),
             part(
                 f"depth-{i}",
                 about[f"depth-{i}"],
-                row(12, y - 18, n, 18, 14, dict.fromkeys(range(n), "cell learnt")),
+                tag("rect", kind="hit", x=8, y=y - 37, width=284, height=35),
+                cells(12, y - 18, n, 18, 14, "learnt"),
                 line(f"M{10 + 9 * n} {y - 20}V{y - 26}H{290 - 9 * n}V{y - 21}", "arrow orange"),
                 box(134, y - 35, 32, 18, "box learnt", f"F~{i + 1}~"),
-                row(292 - 18 * n, y - 18, n, 18, 14, dict.fromkeys(range(n), "cell learnt")),
+                cells(292 - 18 * n, y - 18, n, 18, 14, "learnt"),
             ),
         ]
     hook = say(226, later[-1] + 36, "hook", "note teal", "end")
@@ -705,26 +715,31 @@ def bypass(about: dict[str, str], n: int) -> str:
         part(
             "read",
             about["read"],
-            row(12, 60, 12, 18, 14, dict.fromkeys(range(12), "cell lit")),
+            tag("rect", kind="hit", x=8, y=56, width=220, height=166),
+            cells(12, 60, 12, 18, 14, "lit"),
             say(12, 90, "CLS", "note"),
             say(118, 90, f"{clip.n_tokens - 1} patches", "note", "middle"),
-            line("M118 98V117"),
-            box(12, 122, 212, 46, "box lit", "the autoencoder of CLIP:", "counts and masks"),
-            line("M118 171V207"),
-            say(128, 194, "*z*, or *ẑ* when masked", "note"),
+            line("M118 98V121"),
+            box(12, 126, 212, 46, "box lit", "the autoencoder of CLIP:", "counts and masks"),
+            line("M118 172V220"),
+            say(128, 201, "*z*, or *ẑ* when masked", "note"),
         ),
-        row(288 - 18 * n + 4, 60, n, 18, 14, dict.fromkeys(range(n), "cell learnt")),
-        say(288, 90, f"{n} prompts", "note orange", "end"),
-        line("M270 98V207", "arrow orange"),
-        part("frozen", "", box(12, 212, 276, 30, "box", f"block {clip.block + 2}")),
-        line("M150 245V257"),
-        box(12, 262, 276, 30, "box", "cosine with the texts of the classes"),
-        row(12, 319, 1, 0, 12, {0: "cell learnt"}),
-        say(30, 329, "learnt"),
-        row(88, 319, 1, 0, 12, {0: "box"}),
-        say(106, 329, "frozen"),
-        row(166, 319, 1, 0, 12, {0: "cell lit"}),
-        say(184, 329, "autoencoder"),
+        part(
+            f"depth-{len(about) - 3}",
+            "",
+            cells(292 - 18 * n, 60, n, 18, 14, "learnt"),
+            say(288, 90, f"{n} prompts", "note orange", "end"),
+            line(f"M{290 - 9 * n} 98V220", "arrow orange"),
+        ),
+        part("frozen", "", box(12, 225, 276, 30, "box", f"block {clip.block + 2}")),
+        line("M150 255V275"),
+        box(12, 280, 276, 30, "box", "cosine with the texts of the classes"),
+        cells(12, 340, 1, 0, 12, "learnt"),
+        say(30, 350, "learnt"),
+        cells(88, 340, 1, 0, 12),
+        say(106, 350, "frozen"),
+        cells(166, 340, 1, 0, 12, "lit"),
+        say(184, 350, "autoencoder"),
     ]
     words = (
         f"Of the tokens after block {clip.block + 1} the autoencoder reads CLS and "
