@@ -10,6 +10,7 @@ import torch
 
 from companion import fill_page
 from patchsae_lib.ablation import drop, keep
+from patchsae_lib.pictures.naming import in_the_world
 from patchsae_lib.pictures.sources import world_of
 from schematics import FIGURES, STATES, K, answers, mask, photo, repaired, world_study
 
@@ -78,6 +79,15 @@ def above(f: torch.Tensor) -> torch.Tensor:
     return f * study.sae.W_dec.norm(dim=1) > study.profile.statistics.tau
 
 
+def thing_patches(picture) -> torch.Tensor:
+    """Which patches (n_patches,) the only thing of a picture fills by half or more."""
+    rows, columns = world_study().clip.grid
+    thing = torch.from_numpy(picture.thing_mask(0)).float()
+    height, width = thing.shape
+    patches = thing.view(rows, height // rows, columns, width // columns)
+    return (patches.mean((1, 3)) >= 0.5).flatten()
+
+
 def test_each_schematic_stands_in_the_page_with_its_caption(page_text, figures):
     assert set(FIGURES) == set(FIGURE_OF)
     assert "<!-- schematic" not in page_text
@@ -127,7 +137,7 @@ def test_the_masks_are_those_of_the_latents(figures):
     soft, counted = masks_in(pyramid)
     assert soft == where((f[:, p.latent] > 0).view(grid))
     assert counted == where(above(f)[:, p.latent].view(grid))
-    assert f"= {len(counted)}" in "".join(pyramid.itertext())
+    assert f"= {p.n_image}" in "".join(pyramid.itertext())
 
 
 def test_the_photo_is_the_first_and_its_counts_are_sums():
@@ -140,14 +150,15 @@ def test_the_photo_is_the_first_and_its_counts_are_sums():
     rows = [i for i in range(len(study.train)) if train.label(i) == world.label(row)]
     by_picture = [above(encoded(train.picture(i).pixels)).sum(0) for i in rows]
     counts = torch.stack(by_picture)
-    in_patches = above(encoded(train.picture(rows[1]).pixels)[1:])
-    assert p.counts[1] == int(in_patches[:, p.latent].sum())
+    assert p.counts == pytest.approx(counts[: len(p.counts), p.latent].tolist(), abs=1)
     assert p.n_pictures == len(rows)
     # kept tokens are rounded: a patch at the threshold may fall on its other side
     assert p.n_class == pytest.approx(int(counts.sum(0)[p.latent]), rel=0.002)
     first = counts.sum(0).argsort(descending=True, stable=True)[:K]
     f = encoded(p.pixels)
-    assert p.latent in first[:10]
+    assert p.n_image == int(above(f)[:, p.latent].sum())
+    on_thing = above(f[1:])[thing_patches(world.picture(row))].sum(0)
+    assert p.latent == first[on_thing[first[:10]].argmax()]
     assert set(p.active.tolist()) == set((f > 0).any(0).nonzero()[:, 0].tolist())
     assert p.n_of_class == int((f[:, first] > 0).any(0).sum())
     assert torch.isin(p.active[: p.n_of_class], first).all()
@@ -180,12 +191,16 @@ def test_the_repaired_picture_is_the_first_of_its_kind():
     predicted = [split.predictions() for split in (task.base, adapted.base)]
     wanted = (predicted[0] != task.base.labels) & (predicted[1] == task.base.labels)
     row = int(wanted.nonzero()[0])
-    picture = task.base.pictures.batch([row])[0].permute(1, 2, 0).numpy()
+    world, (number,) = in_the_world(task.base.select([row]).pictures)
+    picture = world.picture(number).pixels
     assert (r.pixels == picture).all()
     names = task.base.class_names
     assert r.names[:2] == [names[task.base.labels[row]], names[predicted[0][row]]]
     assert r.shares[0].argmax() == 1
     assert r.shares[1].argmax() == 0
+    thing = thing_patches(world.picture(number))
+    on_thing = above(encoded(picture)[1:])[thing].sum(0)
+    assert int(on_thing[r.latents].min()) >= int(on_thing.topk(len(r.latents)).values[-1]) - 1
     counts = [above(encoded(picture, m)[1:]).sum(0)[r.latents] for m in (None, adapted.clip)]
     assert [r.before, r.after] == [n.tolist() for n in counts]
     assert r.shape == tuple(adapted.clip.prompts.text.shape[:2])

@@ -48,9 +48,9 @@ class Photo:
     """A test photo and its class, for the second and third schematic.
 
     `active` (n,) are the latents active in it, those of the class's first `K` first: `n_of_class`
-    of them. `latent` has `activations` (rows, columns) on it, which are `counted` above τ, and on
-    the first `pictures` of the class that were counted so many patches above τ as `counts`;
-    `n_class` is their sum over all `n_pictures`. `answers[state]` (classes,) are probabilities.
+    of them. `latent` has `activations` (rows, columns) on its patches, which are `counted` above
+    τ; `n_image` are all such tokens, `counts` those of the first training `pictures` of the class,
+    and `n_class` those of all `n_pictures`. `answers[state]` (classes,) are probabilities.
     """
 
     pixels: np.ndarray
@@ -61,6 +61,7 @@ class Photo:
     latent: int
     activations: Tensor
     counted: Tensor
+    n_image: int
     pictures: list[np.ndarray]
     counts: list[int]
     n_class: int
@@ -89,7 +90,7 @@ def photo() -> Photo:
     latent = int(order[(f[1:, order[:10]] > cut[order[:10]])[thing].sum(0).argmax()])
     is_active, shown = (f[:, order] > 0).any(0), of_class.select(range(N_PICTURES))
     mask = latent_masks(sae, z, [latent], study.clip.grid)[0, 0]
-    above = latent_masks(sae, shown.tokens, [latent], study.clip.grid)[:, 0] > cut[latent]
+    encoded = (sae.encode(x[0])[:, latent] for x in shown.tokens.split(1))
     return Photo(
         pixels=world.picture(row).pixels,
         name=split.label_names[0],
@@ -99,8 +100,9 @@ def photo() -> Photo:
         latent=latent,
         activations=mask,
         counted=mask > cut[latent],
+        n_image=int((f[:, latent] > cut[latent]).sum()),
         pictures=pixels_of(shown),
-        counts=above.sum((1, 2)).tolist(),
+        counts=[int((x > cut[latent]).sum()) for x in encoded],
         n_class=int(table.class_above[label, latent]),
         n_pictures=len(of_class),
         answers=answers(split, order),
@@ -121,8 +123,8 @@ def answers(split: Split, order: Tensor) -> dict[str, Tensor]:
     rank = order.argsort().int()[None]
     with torch.no_grad():
         (masked,) = masked_logits(split.clip, z, split.head, rank, (K,))
-        whole = [split.clip.classify(x, split.head) for x in (z.base + z.decoded, z.base)]
-    logits = (whole[0], *masked, whole[1])
+        unmasked = [split.clip.classify(x, split.head) for x in (z.base + z.decoded, z.base)]
+    logits = (unmasked[0], *masked, unmasked[1])
     return {state: x.softmax(-1).flatten() for state, x in zip(STATES, logits, strict=True)}
 
 
@@ -131,9 +133,9 @@ class Repaired:
     """A picture that CLIP gets wrong and the adapted CLIP right, for the first and last schematic.
 
     `latents` (n,) have `activations` (n, rows, columns) and are above τ on `before` and `after`
-    (n,) patches of it, and on `per_picture` (n,) patches of a picture of its class. `names` are
+    (n,) patches of it, and on `per_picture` (n,) tokens of a picture of its class. `names` are
     its class, the wrong one, and the next by CLIP's probability, `shares` (2, 3) the probabilities
-    of these in both models; `template` and `shape` (depth, tokens) are of the prompts.
+    of these in both models; `shape` (depth, tokens) is that of the prompts.
     """
 
     pixels: np.ndarray
@@ -147,7 +149,6 @@ class Repaired:
     n_same: int
     names: list[str]
     shares: Tensor
-    template: str
     shape: tuple[int, int]
 
 
@@ -162,18 +163,21 @@ def repaired() -> Repaired:
     models = task.base, adapted.base
     hit_before, hit_after = (split.correct() for split in models)
     row = int((hit_after > hit_before).nonzero()[0])
-    one = [split.select([row]) for split in models]
-    z = [split.tokens[torch.tensor([0])].float() for split in one]
-    cut, flower = sae.cuts(study.profile.statistics.tau), on_object(one[0].truth)[0]
+    single = [split.select([row]) for split in models]
+    z = [split.tokens[torch.tensor([0])].float() for split in single]
+    cut, flower = sae.cuts(study.profile.statistics.tau), on_object(single[0].truth)[0]
     above = [latent_masks(sae, x, range(sae.d_sae), grid)[0].flatten(1) > cut[:, None] for x in z]
     ranked = [x[:, flower].sum(1).argsort(descending=True, stable=True) for x in above]
-    latents, label = ranked[0][:N_MASKS], int(one[0].labels[0])
-    share = torch.stack([logits(split, x).softmax(-1)[0] for split, x in zip(one, z, strict=True)])
+    latents, label = ranked[0][:N_MASKS], int(single[0].labels[0])
+    n_blocks, n_tokens, _ = adapted.clip.prompts.text.shape
+    share = torch.stack(
+        [logits(split, x).softmax(-1)[0] for split, x in zip(single, z, strict=True)]
+    )
     rivals = [c for c in share[0].argsort(descending=True).tolist() if c != label]
     counted = task.counted.select((task.counted.labels == label).nonzero()[:, 0])
     table = scan_tokens(sae, counted.tokens, counted.labels, counted.class_names)
     return Repaired(
-        pixels=pixels_of(one[0])[0],
+        pixels=pixels_of(single[0])[0],
         l0=float((sae.encode(z[0]) > 0).sum(-1).float().mean()),
         latents=latents.tolist(),
         activations=latent_masks(sae, z[0], latents.tolist(), grid)[0],
@@ -184,8 +188,7 @@ def repaired() -> Repaired:
         n_same=int(torch.isin(*(x[:10] for x in ranked)).sum()),
         names=[task.base.class_names[c] for c in (label, *rivals[:2])],
         shares=share[:, [label, *rivals[:2]]],
-        template=adapted.clip.prompts.template,
-        shape=tuple(adapted.clip.prompts.text.shape[:2]),
+        shape=(n_blocks, n_tokens),
     )
 
 
@@ -241,8 +244,10 @@ def cells(
 ) -> str:
     """Return n square cells of a kind side by side, some of which are lit."""
     kinds = ("cell lit" if i in lit else f"cell {kind}" for i in range(n))
-    square = {"y": y, "width": size, "height": size, "rx": 2}
-    return "".join(tag("rect", kind=k, x=x + i * pitch, **square) for i, k in enumerate(kinds))
+    return "".join(
+        tag("rect", kind=k, x=x + i * pitch, y=y, width=size, height=size, rx=2)
+        for i, k in enumerate(kinds)
+    )
 
 
 def bend(x0: float, y0: float, x1: float, y1: float) -> str:
@@ -359,7 +364,7 @@ def reading(r: Repaired) -> str:
         say(12, 156, "latents *f*(*z*)", "note"),
         say(12, 224, "Where is a latent active?", "name"),
         line("M12 404H288", "base"),
-        say(288, 423, f"patches per picture, {r.n_pictures} pictures", "note", "end"),
+        say(288, 423, f"tokens per picture, {r.n_pictures} pictures", "note", "end"),
         say(12, 337, f"Which latents does “{r.names[0]}” use?", "name"),
     ]
     for i, latent in enumerate(r.latents):
@@ -373,7 +378,7 @@ def reading(r: Repaired) -> str:
     about = (
         f"A picture goes through the first half of CLIP and becomes tokens; the autoencoder "
         f"writes each as latents, about {r.l0:.0f} of them active. Below, the masks of latents "
-        f"{listed(r.latents)} on the picture, and on how many patches of a picture of the class "
+        f"{listed(r.latents)} on the picture, and on how many tokens of a picture of the class "
         f"{r.names[0]} each counts: {listed(f'{n:.0f}' for n in r.per_picture)}."
     )
     return panel("From a picture to latents", about, 432, *parts)
@@ -434,7 +439,7 @@ def autoencoder() -> str:
         f"{study.clip.block + 1} of {study.clip.n_blocks}; every token there, CLS or patch, is "
         f"written as latents and back. The lit squares are a sketch of how few are active: "
         f"{p.l0:.0f} of {study.sae.d_sae:,} in the mean over this picture’s tokens. Right, for "
-        f"the section on counts below: they are sums, of patches, then of images, then of "
+        f"the section on counts below: they are sums, of tokens, then of images, then of "
         f"classes. The picture is the first photo among the test pictures; the latent, no. "
         f"{p.latent}, is the one of the ten that count most in its class that is above τ on most "
         f"patches of the {p.name}."
@@ -488,7 +493,7 @@ def hooked(p: Photo) -> str:
 
 def pyramid(p: Photo) -> str:
     """Return the second panel: counts over τ of patches, of an image, a class and a data set."""
-    n, names = int(p.counted.sum()), world_study().train.class_names
+    names = world_study().train.class_names
     at = names.index(p.name)
     shown = (*names[at - 1 : at + 2], f"{len(names) - 3} more")
     parts = [
@@ -497,8 +502,8 @@ def pyramid(p: Photo) -> str:
         line("M81 76H101"),
         masked(p.pixels, p.counted.float(), 108, 42, 64),
         say(188, 62, "image:", "name"),
-        say(188, 79, f"*n*~s~(*x*) = {n}", "name"),
-        say(188, 96, "patches above *τ*", "note"),
+        say(188, 79, f"*n*~s~(*x*) = {p.n_image}", "name"),
+        say(188, 96, "tokens above *τ*", "note"),
         line("M150 116V134"),
         say(12, 160, f"class: *n*~s~({p.name}) = {p.n_class:,}", "name"),
         say(12, 177, f"{p.n_pictures} pictures, the first {len(p.counts)} of them:", "note"),
@@ -515,8 +520,8 @@ def pyramid(p: Photo) -> str:
         say(12, 302, f"data set: *n*~s~(*D*) = sum over {len(names)} classes", "name"),
     ]
     about = (
-        f"Latent {p.latent} is above τ on {n} patches of the image. In pictures of the class "
-        f"{p.name} it is on {listed(p.counts)} patches and so on, {p.n_class:,} in all "
+        f"Latent {p.latent} is above τ on {p.n_image} tokens of the image. In pictures of the "
+        f"class {p.name} it is on {listed(p.counts)} tokens and so on, {p.n_class:,} in all "
         f"{p.n_pictures}. The data set sums all {len(names)} classes."
     )
     return panel("From patches to the data set", about, 356, *parts)
