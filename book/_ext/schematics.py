@@ -538,7 +538,7 @@ def masks() -> str:
         f"first photo among the test pictures, the squares are the {len(p.active)} latents active "
         f"in it, and {p.n_of_class} of them are among the {K} with the largest *n* of its class "
         f"over the training pictures. The {p.name} gets {listed(shares.values())}. "
-        f"That is one picture; <a href='notebooks/4_ablation.html'>notebook 4</a> has all of them."
+        'That is one picture; <a href="notebooks/4_ablation.html">notebook 4</a> has all of them.'
     ).replace("*n*", "<em>n</em>")
     return schematic("masks", [switched(p), classified(p)], caption, switch())
 
