@@ -74,9 +74,9 @@ def partner_table(study: Study, sae: SAE, second: SAE) -> pd.DataFrame:
     """Pair the latents of an autoencoder with those of a second, and name the partners."""
     number, cosine = partners(sae.W_dec, second.W_dec)
     split = study.naming
-    names = name_latents(activity(second, split.tokens), split.shown)["name"]
+    names = name_latents(activity(second, split.tokens), split.shown)["name"].to_numpy()
     columns = {"latent": range(len(number)), "partner cosine": cosine}
-    return pd.DataFrame(columns | {"partner name": names[number].to_numpy()})
+    return pd.DataFrame(columns | {"partner name": names[number.numpy()]})
 
 
 def trained(study: Study, seed: int) -> SAE:

@@ -32,13 +32,13 @@ def row(claim: dict[str, Any]) -> tuple[str, str, str]:
     ...      "interval_of": "rise", "over": "pictures", "verdict": "not"})
     ('a rises (Fig. 1)', '2 (rise 1 to 3.14 over pictures)', 'not reproduced')
     """
-    here = str(claim["measured"])
+    text = str(claim["measured"])
     if claim["interval"]:
         low, high = (f"{x:.3g}".replace("-", "−") for x in claim["interval"])
         words = claim.get("interval_of", ""), low, "to", high, "over", claim["over"]
-        here += f" ({' '.join(filter(None, words))})"
+        text += f" ({' '.join(filter(None, words))})"
     sentence = f"{claim['claim']} ({claim['where']})"
-    return sentence, here, WORDS.get(claim["verdict"], claim["verdict"])
+    return sentence, text, WORDS.get(claim["verdict"], claim["verdict"])
 
 
 def fill(text: str, claims: Sequence[dict[str, Any]]) -> str:
