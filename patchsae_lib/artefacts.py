@@ -62,7 +62,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def run_dir(profile_name: str) -> Path:
     """Return the folder of a profile's artefacts: `runs/<profile>/` in the repository (without
-    it, where one stands), or below the folder that the environment variable PATCHSAE_RUNS names."""
+    it, where one stands), or below the folder that the variable PATCHSAE_RUNS names."""
     return Path(os.environ.get("PATCHSAE_RUNS") or ROOT / "runs") / profile_name
 
 
