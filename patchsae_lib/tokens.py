@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from patchsae_lib.artefacts import atomic_path, config_hash, difference, plain, 
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.distributed import from_first, my_part, rank, wait_for_all, world_size
 from patchsae_lib.pictures import Pictures
-from patchsae_lib.pictures.naming import read_pictures, require_readable
+from patchsae_lib.pictures.naming import require_readable
+from patchsae_lib.pictures.reading import Batch, read_batches
 from patchsae_lib.profiles import TrainConfig
 from patchsae_lib.sae import require_tokens
 
@@ -151,12 +153,17 @@ class Tokens:
 def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """Collect the residual tokens of all pictures, in memory, in bfloat16.
 
-    Raises `ValueError` for no pictures, and for tokens that are NaN, infinite or zero.
+    Raises `ValueError` for no pictures, and for tokens that are NaN, infinite or zero, and
+    `OSError` for a picture that cannot be read.
     """
     if not len(pictures):
         raise ValueError("no pictures to collect tokens of")
-    parts = _stretches(range(len(pictures)), BATCH)
-    return Tokens.hold(torch.cat([_tokens_of(clip, pictures.batch(part), part) for part in parts]))
+    parts, tokens = _stretches(range(len(pictures)), BATCH), []
+    for readable, images, skipped in read_batches(pictures, parts):
+        if skipped:
+            pictures.batch(skipped[:1])  # which raises what is wrong with it
+        tokens.append(_tokens_of(clip, images, readable))
+    return Tokens.hold(torch.cat(tokens))
 
 
 def _stretches(indices: range, n: int) -> list[range]:
@@ -191,15 +198,19 @@ def collect_shards(
         raise ValueError("no pictures to collect tokens of")
     paths = {folder / f"{i:05}.safetensors": s for i, s in enumerate(_stretches(range(n), SHARD))}
     share, skipped = list(paths.items())[rank() :: world_size()], list[int]()
-    total, shown = sum(len(stretch) for _, stretch in share), {} if rank() == 0 else HIDDEN
-    with tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown) as bar:
-        for path, stretch in share:
-            about = {"made_by": config_hash(made_by), "pictures": f"{stretch[0]}-{stretch[-1]}"}
-            if _metadata(path) != about:
-                tensors = _collect_shard(clip, pictures, stretch, skipped)
-                require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
-                with atomic_path(path) as temporary:
-                    save_file(tensors, temporary, about)
+    made = config_hash(made_by)
+    abouts = {p: {"made_by": made, "pictures": f"{s[0]}-{s[-1]}"} for p, s in share}
+    missing = [(path, stretch) for path, stretch in share if _metadata(path) != abouts[path]]
+    batches = read_batches(pictures, [part for _, s in missing for part in _stretches(s, BATCH)])
+    total, shown = sum(len(stretch) for _, stretch in missing), {} if rank() == 0 else HIDDEN
+    bar = tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown)
+    with bar, closing(batches):
+        for path, stretch in missing:
+            of_shard = islice(batches, -(-len(stretch) // BATCH))
+            tensors = _collect_shard(clip, pictures, of_shard, stretch, skipped)
+            require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, abouts[path])
             bar.update(len(stretch))
     wait_for_all()
     if rank() == 0:
@@ -209,11 +220,15 @@ def collect_shards(
 
 
 def _collect_shard(
-    clip: SplitCLIP, pictures: Pictures, stretch: range, skipped: list[int]
+    clip: SplitCLIP,
+    pictures: Pictures,
+    batches: Iterable[Batch],
+    stretch: range,
+    skipped: list[int],
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for part in _stretches(stretch, BATCH):
-        readable, images = read_pictures(pictures, part, skipped)
+    for readable, images, unreadable in batches:
+        skipped += unreadable
         if readable:
             tokens.append(_tokens_of(clip, images, readable))
             indices += readable
