@@ -114,6 +114,8 @@ class Tokens:
 
     def _stored(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
         """Return the numbers of rows in the shards."""
+        if self.rows is None and isinstance(rows, slice):  # of millions, a few are asked for
+            return torch.arange(*rows.indices(len(self)))
         return (torch.arange(len(self)) if self.rows is None else self.rows)[rows]
 
     def row_of(self, pictures: Tensor) -> Tensor:
@@ -158,12 +160,16 @@ def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """
     if not len(pictures):
         raise ValueError("no pictures to collect tokens of")
-    parts, tokens = _stretches(range(len(pictures)), BATCH), []
-    for readable, images, skipped in read_batches(pictures, parts):
+    collected = torch.empty(0)
+    parts = _stretches(range(len(pictures)), BATCH)
+    for part, (_, images, skipped) in zip(parts, read_batches(pictures, parts), strict=True):
         if skipped:
             pictures.batch(skipped[:1])  # which raises what is wrong with it
-        tokens.append(_tokens_of(clip, images, readable))
-    return Tokens.hold(torch.cat(tokens))
+        z = _tokens_of(clip, images, part)
+        if not len(collected):  # in place: parts and their sum would need twice the memory
+            collected = z.new_empty(len(pictures), *z.shape[1:])
+        collected[part.start : part.stop] = z
+    return Tokens.hold(collected)
 
 
 def _stretches(indices: range, n: int) -> list[range]:
@@ -242,9 +248,10 @@ def _write_about(
     folder: Path, made_by: Mapping[str, Any], pictures: Pictures, paths: Sequence[Path]
 ) -> None:
     """Write `cache.json`."""
-    indices = [_read_shard(path, "indices") for path in paths]
-    readable = set(torch.cat(indices).tolist())
-    skipped = [i for i in range(len(pictures)) if i not in readable]
+    indices = [_indices(path) for path in paths]
+    is_skipped = torch.ones(len(pictures), dtype=torch.bool)
+    is_skipped[torch.cat(indices)] = False
+    skipped = is_skipped.nonzero()[:, 0].tolist()
     require_readable(skipped, len(pictures), f"Mend them, delete {folder}, and start again")
     _, n_tokens, d_vit = _read_shard(paths[0], "tokens").shape
     shards = [{"file": p.name, "images": len(i)} for p, i in zip(paths, indices, strict=True)]
@@ -302,7 +309,7 @@ def _from_about(folder: Path, about: Mapping[str, Any]) -> Tokens:
             )
         return z
 
-    indices = torch.cat([_read_shard(folder / file, "indices") for file in files])
+    indices = torch.cat([_indices(folder / file) for file in files])
     return Tokens(read, sizes, n_tokens, d_vit, indices, skipped)
 
 
@@ -315,6 +322,10 @@ def _read_shard(path: Path, name: str) -> Tensor:
         raise ValueError(
             f"{path} is not a whole shard of tokens ({error}): delete it to collect it again"
         ) from error
+
+
+def _indices(path: Path) -> Tensor:
+    return _read_shard(path, "indices").clone()  # or all shards would stay mapped
 
 
 def _metadata(path: Path) -> dict[str, str]:
