@@ -35,7 +35,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from patchsae_lib.artefacts import atomic_path, config_hash, difference, plain, write_json
 from patchsae_lib.clip import SplitCLIP
@@ -51,7 +50,6 @@ ABOUT = "cache.json"
 BATCH = 32  # pictures that pass through CLIP together
 SHARD = 1024  # pictures of a file: 310 MB of ViT-B/16
 BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
-HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABLE decides
 
 
 @dataclass(frozen=True)
@@ -160,16 +158,9 @@ def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """
     if not len(pictures):
         raise ValueError("no pictures to collect tokens of")
-    collected = torch.empty(0)
     parts = _stretches(range(len(pictures)), BATCH)
-    for part, (_, images, skipped) in zip(parts, read_batches(pictures, parts), strict=True):
-        if skipped:
-            pictures.batch(skipped[:1])  # which raises what is wrong with it
-        z = _tokens_of(clip, images, part)
-        if not len(collected):  # in place: parts and their sum would need twice the memory
-            collected = z.new_empty(len(pictures), *z.shape[1:])
-        collected[part.start : part.stop] = z
-    return Tokens.hold(collected)
+    tokens = [_tokens_of(clip, images, part) for part, images in read_batches(pictures, parts)]
+    return Tokens.hold(torch.cat(tokens))
 
 
 def _stretches(indices: range, n: int) -> list[range]:
@@ -203,21 +194,17 @@ def collect_shards(
     if not n:
         raise ValueError("no pictures to collect tokens of")
     paths = {folder / f"{i:05}.safetensors": s for i, s in enumerate(_stretches(range(n), SHARD))}
-    share, skipped = list(paths.items())[rank() :: world_size()], list[int]()
-    made = config_hash(made_by)
-    abouts = {p: {"made_by": made, "pictures": f"{s[0]}-{s[-1]}"} for p, s in share}
-    missing = [(path, stretch) for path, stretch in share if _metadata(path) != abouts[path]]
-    batches = read_batches(pictures, [part for _, s in missing for part in _stretches(s, BATCH)])
-    total, shown = sum(len(stretch) for _, stretch in missing), {} if rank() == 0 else HIDDEN
-    bar = tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown)
-    with bar, closing(batches):
-        for path, stretch in missing:
-            of_shard = islice(batches, -(-len(stretch) // BATCH))
-            tensors = _collect_shard(clip, pictures, of_shard, stretch, skipped)
+    share, made, skipped = [*paths][rank() :: world_size()], config_hash(made_by), list[int]()
+    abouts = {p: {"made_by": made, "pictures": f"{paths[p][0]}-{paths[p][-1]}"} for p in share}
+    missing = [path for path in share if _metadata(path) != abouts[path]]
+    parts = [part for path in missing for part in _stretches(paths[path], BATCH)]
+    title = f"tokens of {n} pictures" if rank() == 0 else ""
+    with closing(read_batches(pictures, parts, skipped, title)) as batches:
+        for path in missing:
+            tensors = _collect_shard(clip, pictures, batches, paths[path])
             require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, abouts[path])
-            bar.update(len(stretch))
     wait_for_all()
     if rank() == 0:
         _write_about(folder, made_by, pictures, list(paths))
@@ -226,15 +213,10 @@ def collect_shards(
 
 
 def _collect_shard(
-    clip: SplitCLIP,
-    pictures: Pictures,
-    batches: Iterable[Batch],
-    stretch: range,
-    skipped: list[int],
+    clip: SplitCLIP, pictures: Pictures, batches: Iterator[Batch], stretch: range
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for readable, images, unreadable in batches:
-        skipped += unreadable
+    for readable, images in islice(batches, -(-len(stretch) // BATCH)):
         if readable:
             tokens.append(_tokens_of(clip, images, readable))
             indices += readable
@@ -248,7 +230,7 @@ def _write_about(
     folder: Path, made_by: Mapping[str, Any], pictures: Pictures, paths: Sequence[Path]
 ) -> None:
     """Write `cache.json`."""
-    indices = [_indices(path) for path in paths]
+    indices = [_read_shard(path, "indices").clone() for path in paths]
     is_skipped = torch.ones(len(pictures), dtype=torch.bool)
     is_skipped[torch.cat(indices)] = False
     skipped = is_skipped.nonzero()[:, 0].tolist()
@@ -309,7 +291,8 @@ def _from_about(folder: Path, about: Mapping[str, Any]) -> Tokens:
             )
         return z
 
-    indices = torch.cat([_indices(folder / file) for file in files])
+    # cloned, or all shards would stay mapped
+    indices = torch.cat([_read_shard(folder / file, "indices").clone() for file in files])
     return Tokens(read, sizes, n_tokens, d_vit, indices, skipped)
 
 
@@ -322,10 +305,6 @@ def _read_shard(path: Path, name: str) -> Tensor:
         raise ValueError(
             f"{path} is not a whole shard of tokens ({error}): delete it to collect it again"
         ) from error
-
-
-def _indices(path: Path) -> Tensor:
-    return _read_shard(path, "indices").clone()  # or all shards would stay mapped
 
 
 def _metadata(path: Path) -> dict[str, str]:

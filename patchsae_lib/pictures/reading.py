@@ -10,50 +10,70 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from time import perf_counter
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from patchsae_lib.pictures.naming import read_pictures
 from patchsae_lib.pictures.sources import Pictures
 
-Batch = tuple[list[int], Tensor, list[int]]
+Batch = tuple[list[int], Tensor]  # indices, and their pictures
 WORTH = 2.0  # seconds of decoding from which on processes are started for it
 MOST = 16  # processes, two batches ahead each
 BLOCKS = 4  # of 16 MB that Pillow keeps instead of asking the system for each large picture again
 
 
-def read_batches(pictures: Pictures, parts: Sequence[Sequence[int]]) -> Generator[Batch]:
+def read_batches(
+    pictures: Pictures,
+    parts: Sequence[Sequence[int]],
+    skipped: list[int] | None = None,
+    title: str = "",
+) -> Generator[Batch]:
     """Read the pictures of each part, in order, whichever process reads them.
 
-    Yields the indices of those that can be read; their pixels (b, 3, h, w) uint8, pinned where
-    there is a GPU; and the indices of the others, whose reading raises `OSError`.
+    Yields the indices of those that can be read, and their pixels (b, 3, h, w) uint8, in pinned
+    memory where there is a GPU. The others raise `OSError`, or are added to `skipped` if it is
+    given. With a `title` there is a progress bar.
     """
+    hidden = {} if title else {"disable": True}  # else the variable TQDM_DISABLE decides
+    with tqdm(total=sum(map(len, parts)), desc=title, unit=" pictures", **hidden) as bar:
+        for readable, images, unreadable in _batches(pictures, parts):
+            if unreadable and skipped is None:
+                pictures.batch(unreadable[:1])  # which raises what is wrong with it
+            elif skipped is not None:
+                skipped += unreadable
+            yield readable, images
+            bar.update(len(readable) + len(unreadable))
+
+
+def _batches(
+    pictures: Pictures, parts: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], Tensor, list[int]]]:
     if not parts:
         return
-    reader = _Reader(pictures)
-    start = perf_counter()
+    reader, start = _Reader(pictures), perf_counter()
     first = reader[parts[0]]
     seconds = (perf_counter() - start) * (len(parts) - 1)
     n = _n_workers(first[1].nbytes) if seconds > WORTH else 0
-    rest: DataLoader[Batch] = DataLoader(
-        reader,  # type: ignore[arg-type]  # all that a Dataset needs is __getitem__
-        batch_size=None,
-        sampler=parts[1:],
-        collate_fn=tuple,
-        num_workers=n,
-        worker_init_fn=_start,
-        multiprocessing_context="fork" if n else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw from everybody's
+    ahead = iter(
+        DataLoader(
+            reader,  # type: ignore[arg-type]  # all that a Dataset needs is __getitem__
+            batch_size=None,
+            sampler=parts[1:],
+            collate_fn=tuple,
+            num_workers=n,
+            worker_init_fn=_keep_blocks,
+            multiprocessing_context="fork" if n else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from everybody's
+        )
     )
-    ahead = iter(rest)  # before the first is used: now they start
-    yield first
+    yield first  # when the others are under way
     yield from ahead
 
 
@@ -63,7 +83,7 @@ class _Reader:
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
+    def __getitem__(self, indices: Sequence[int]) -> tuple[list[int], Tensor, list[int]]:
         skipped: list[int] = []
         return *read_pictures(self.pictures, indices, skipped), skipped
 
@@ -78,5 +98,5 @@ def _n_workers(size: int) -> int:
     return min(max(1, cores), MOST, room)
 
 
-def _start(_number: Any) -> None:
+def _keep_blocks(_number: int) -> None:
     Image.core.set_blocks_max(BLOCKS)
