@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from patchsae_lib.artefacts import atomic_path, config_hash, difference, plain, write_json
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.distributed import from_first, my_part, rank, wait_for_all, world_size
 from patchsae_lib.pictures import Pictures
-from patchsae_lib.pictures.naming import read_pictures, require_readable
+from patchsae_lib.pictures.naming import require_readable
+from patchsae_lib.pictures.reading import Batch, read_batches
 from patchsae_lib.profiles import TrainConfig
 from patchsae_lib.sae import require_tokens
 
@@ -49,7 +50,6 @@ ABOUT = "cache.json"
 BATCH = 32  # pictures that pass through CLIP together
 SHARD = 1024  # pictures of a file: 310 MB of ViT-B/16
 BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
-HIDDEN = {"disable": True}  # a progress bar; otherwise the variable TQDM_DISABLE decides
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class Tokens:
 
     def _stored(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
         """Return the numbers of rows in the shards."""
+        if self.rows is None and isinstance(rows, slice):  # of millions, a few are asked for
+            return torch.arange(*rows.indices(len(self)))
         return (torch.arange(len(self)) if self.rows is None else self.rows)[rows]
 
     def row_of(self, pictures: Tensor) -> Tensor:
@@ -151,12 +153,14 @@ class Tokens:
 def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """Collect the residual tokens of all pictures, in memory, in bfloat16.
 
-    Raises `ValueError` for no pictures, and for tokens that are NaN, infinite or zero.
+    Raises `ValueError` for no pictures, and for tokens that are NaN, infinite or zero, and
+    `OSError` for a picture that cannot be read.
     """
     if not len(pictures):
         raise ValueError("no pictures to collect tokens of")
     parts = _stretches(range(len(pictures)), BATCH)
-    return Tokens.hold(torch.cat([_tokens_of(clip, pictures.batch(part), part) for part in parts]))
+    tokens = [_tokens_of(clip, images, part) for part, images in read_batches(pictures, parts)]
+    return Tokens.hold(torch.cat(tokens))
 
 
 def _stretches(indices: range, n: int) -> list[range]:
@@ -190,17 +194,17 @@ def collect_shards(
     if not n:
         raise ValueError("no pictures to collect tokens of")
     paths = {folder / f"{i:05}.safetensors": s for i, s in enumerate(_stretches(range(n), SHARD))}
-    share, skipped = list(paths.items())[rank() :: world_size()], list[int]()
-    total, shown = sum(len(stretch) for _, stretch in share), {} if rank() == 0 else HIDDEN
-    with tqdm(total=total, desc=f"tokens of {n} pictures", unit=" pictures", **shown) as bar:
-        for path, stretch in share:
-            about = {"made_by": config_hash(made_by), "pictures": f"{stretch[0]}-{stretch[-1]}"}
-            if _metadata(path) != about:
-                tensors = _collect_shard(clip, pictures, stretch, skipped)
-                require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
-                with atomic_path(path) as temporary:
-                    save_file(tensors, temporary, about)
-            bar.update(len(stretch))
+    share, made, skipped = [*paths][rank() :: world_size()], config_hash(made_by), list[int]()
+    abouts = {p: {"made_by": made, "pictures": f"{paths[p][0]}-{paths[p][-1]}"} for p in share}
+    missing = [path for path in share if _metadata(path) != abouts[path]]
+    parts = [part for path in missing for part in _stretches(paths[path], BATCH)]
+    title = f"tokens of {n} pictures" if rank() == 0 else ""
+    with closing(read_batches(pictures, parts, skipped, title)) as batches:
+        for path in missing:
+            tensors = _collect_shard(clip, pictures, batches, paths[path])
+            require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, abouts[path])
     wait_for_all()
     if rank() == 0:
         _write_about(folder, made_by, pictures, list(paths))
@@ -209,11 +213,10 @@ def collect_shards(
 
 
 def _collect_shard(
-    clip: SplitCLIP, pictures: Pictures, stretch: range, skipped: list[int]
+    clip: SplitCLIP, pictures: Pictures, batches: Iterator[Batch], stretch: range
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for part in _stretches(stretch, BATCH):
-        readable, images = read_pictures(pictures, part, skipped)
+    for readable, images in islice(batches, -(-len(stretch) // BATCH)):
         if readable:
             tokens.append(_tokens_of(clip, images, readable))
             indices += readable
@@ -227,9 +230,10 @@ def _write_about(
     folder: Path, made_by: Mapping[str, Any], pictures: Pictures, paths: Sequence[Path]
 ) -> None:
     """Write `cache.json`."""
-    indices = [_read_shard(path, "indices") for path in paths]
-    readable = set(torch.cat(indices).tolist())
-    skipped = [i for i in range(len(pictures)) if i not in readable]
+    indices = [_read_shard(path, "indices").clone() for path in paths]
+    is_skipped = torch.ones(len(pictures), dtype=torch.bool)
+    is_skipped[torch.cat(indices)] = False
+    skipped = is_skipped.nonzero()[:, 0].tolist()
     require_readable(skipped, len(pictures), f"Mend them, delete {folder}, and start again")
     _, n_tokens, d_vit = _read_shard(paths[0], "tokens").shape
     shards = [{"file": p.name, "images": len(i)} for p, i in zip(paths, indices, strict=True)]
@@ -287,7 +291,8 @@ def _from_about(folder: Path, about: Mapping[str, Any]) -> Tokens:
             )
         return z
 
-    indices = torch.cat([_read_shard(folder / file, "indices") for file in files])
+    # cloned, or all shards would stay mapped
+    indices = torch.cat([_read_shard(folder / file, "indices").clone() for file in files])
     return Tokens(read, sizes, n_tokens, d_vit, indices, skipped)
 
 

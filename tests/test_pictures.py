@@ -23,7 +23,6 @@ from patchsae_lib.pictures import (
     ReadOnce,
     Subset,
     captions_of,
-    huggingface,
     labels_of,
     open_pictures,
     read_image,
@@ -31,7 +30,6 @@ from patchsae_lib.pictures import (
     world_of,
 )
 from patchsae_lib.pictures.torchvision_sets import class_labels, class_names, torchvision
-from patchsae_lib.pictures.webdataset import add_file
 from patchsae_lib.world import World
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -618,6 +616,12 @@ def encoded(i: int) -> bytes:
     return content.getvalue()
 
 
+def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
 def shards(folder: Path, per_shard: int = 4, n: int = 10, labels: bool = True) -> Path:
     """Shards 000, 001, … as the webdataset package writes them."""
     import webdataset
@@ -766,17 +770,80 @@ def test_pictures_inside_other_files_and_rows_without_any(
 def test_a_killed_stream_leaves_nothing_that_is_taken_for_whole(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = iter(range(9))
+    from datasets.arrow_writer import ArrowWriter
+
+    calls, write = iter(range(9)), ArrowWriter.write
 
     def killed(*args: object) -> None:
         next(calls)  # StopIteration on the tenth
-        add_file(*args)
+        write(*args)
 
-    monkeypatch.setattr(huggingface, "add_file", killed)
-    with pytest.raises((StopIteration, RuntimeError)):
+    monkeypatch.setattr(ArrowWriter, "write", killed)
+    with pytest.raises((StopIteration, RuntimeError, OSError)):
         open_pictures(f"hf:{hub}")
-    monkeypatch.setattr(huggingface, "add_file", add_file)
+    assert list((hub.parent / "cache" / "patchsae").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(hub.parent / "cache"))
     assert len(open_pictures(f"hf:{hub}")) == 16
+
+
+def table(folder: Path, features: object, part: str = "train", **columns: list) -> None:
+    """Write a part of a data set, as `datasets` publishes it."""
+    library = pytest.importorskip("datasets")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    rows = {"image": [{"bytes": encoded(i)} for i in range(12)]} | columns
+    features = library.Features({"image": library.Image(), **features})
+    library.Dataset.from_dict(rows, features).to_parquet(folder / "data" / f"{part}-0.parquet")
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+def test_pictures_of_the_hub_of_which_some_have_no_label(
+    hub: Path, tmp_path: Path, missing: int | None
+) -> None:
+    library = pytest.importorskip("datasets")
+    kind = library.ClassLabel(names=["cat\nbig", "dog", ""])  # a name may be anything
+    labels = [i % 2 if i < 6 else missing for i in range(12)]
+    table(tmp_path / "some", {"label": kind}, label=labels)
+    parts = [open_pictures(f"hf:{tmp_path / 'some'}", s, size=4) for s in ("train", "test")]
+    for part in parts:
+        expected = [tone % 2 if tone < 6 else -1 for tone in tones(part, len(part))]
+        assert labels_of(part).tolist() == expected
+        assert part.class_names == ("cat\nbig", "dog", "")
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "fine"])
+def test_a_test_split_of_the_hub_whose_labels_are_secret_is_not_used(
+    hub: Path, tmp_path: Path, column: str
+) -> None:
+    library = pytest.importorskip("datasets")
+    kind = {column: library.ClassLabel(names=["cat", "dog"])}
+    table(tmp_path / "secret", kind, **{column: [i % 2 for i in range(12)]})
+    table(tmp_path / "secret", kind, "test", **{column: [-1] * 12})
+    test = open_pictures(f"hf:{tmp_path / 'secret'}", "test", size=4)
+    assert (len(test), sorted({*labels_of(test).tolist()})) == (3, [0, 1])
+
+
+def test_files_of_the_hub_are_kept_as_they_are(hub: Path, tmp_path: Path) -> None:
+    made = tmp_path / "zipped"
+    (made / "x").mkdir(parents=True)
+    for i in range(5):
+        Image.new("CMYK", (8, 8), (0, 0, 0, 10 * i)).save(made / "x" / f"{i}.jpg")
+    expected = {(made / "x" / f"{i}.jpg").read_bytes() for i in range(5)}
+    shutil.make_archive(str(made / "train"), "zip", made / "x")
+    shutil.rmtree(made / "x")
+    parts = [open_pictures(f"hf:{made}", s, size=4) for s in ("train", "test")]
+    kept = {p.source.item(i).getvalue() for p in parts for i in range(len(p))}
+    assert kept == expected
+
+
+def test_a_broken_picture_of_the_hub_is_left_out(hub: Path, tmp_path: Path) -> None:
+    contents = [{"bytes": b"no picture" if i == 2 else encoded(i)} for i in range(12)]
+    table(tmp_path / "broken", {}, image=contents)
+    with pytest.warns(
+        UserWarning, match=r"1 pictures left out: .*arrow, number \d+, cannot be re"
+    ):
+        parts = [open_pictures(f"hf:{tmp_path / 'broken'}", s) for s in ("train", "test")]
+    assert sum(map(len, parts)) == 11
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def read_image(item: Item, fast: bool = False) -> Image.Image:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             if fast:
                 image.draft("RGB", (1, 1))
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"{name} cannot be read as a picture: {error}") from error
 
@@ -60,4 +61,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

@@ -50,13 +50,6 @@ def wds(pattern: str, split: str) -> Source:
     return Source(item, labels, names, divided, paths)
 
 
-def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Append a file to a tar file that is being written."""
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
 def _read(place: Place) -> io.BytesIO:
     with place.shard.open("rb") as file:
         file.seek(place.start)
