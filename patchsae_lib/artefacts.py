@@ -14,14 +14,17 @@ import math
 import os
 import platform
 import subprocess
+import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from patchsae_lib import __version__
 
@@ -35,6 +38,7 @@ ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path
 DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
+TRACE = "PATCHSAE_TRACE"  # a build's name for the file in which a notebook notes what it does
 
 Reader = Callable[[Path], Any]
 
@@ -155,6 +159,48 @@ def load(path: str | Path, identity: object, *, made_by: str, read: Reader | Non
         hashes = f"config {made_with}, this is {config_hash(identity)}"
         raise ArtefactError(f"{name} was made by {hashes} ({differ}): {again}")
     return (read or _read)(path)
+
+
+def made_once(
+    path: Path, identity: object, make: Callable[[], Any], read: Reader | None = None
+) -> Any:
+    """Read an artefact that any notebook may make, or make and write it."""
+    with exclusive(path):
+        try:
+            return load(path, identity, made_by="this notebook", read=read)
+        except ArtefactError:
+            save(path, made := make(), identity)
+            return made
+
+
+def note(event: str, *about: Any) -> None:
+    """Add an event to the trace of the build that runs this notebook, if one does."""
+    if trace := os.environ.get(TRACE):
+        with open(trace, "a", encoding="utf-8") as file:
+            file.write(json.dumps([event, *about], default=float) + "\n")
+
+
+def note_reading(path: Path, made_by: str) -> None:
+    """Wait while a build has the notebook `made_by` still to run; note what is read. `path` may
+    be a pattern."""
+    if trace := os.environ.get(TRACE):
+        if (pending := Path(trace).with_name(f"{made_by}.pending")).exists():
+            note("waits", made_by)
+        while pending.exists():
+            time.sleep(0.1)
+        note("reads", made_by, str(path), fingerprint(path))
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of the names and contents of the files that `path`, or a pattern, names."""
+    return config_hash({file.name: sha256(file) for file in path.parent.glob(path.name)})
+
+
+def exclusive(path: Path) -> AbstractContextManager[Any]:
+    """Let one notebook of a build at a time make an artefact: the next waits, and finds it."""
+    if trace := os.environ.get(TRACE):
+        return FileLock(Path(trace).with_name(f"{config_hash({'path': str(path)})}.lock"))
+    return nullcontext()
 
 
 def _write(path: Path, obj: Any, suffix: str) -> None:
@@ -298,9 +344,11 @@ def record_claim(
     claim["note"] = claim["note"].format(**values)
     claim["verdict"] = VERDICTS[3 if holds is None else 0 if holds else 1 if partly else 2]
     path = Path(folder) / "claims.json"
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    kept = [c for c in recorded if c["id"] != id]
-    write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))
+    with exclusive(path):
+        recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        kept = [c for c in recorded if c["id"] != id]
+        write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))
+    note("claims", claim)
 
 
 def _bounds(id: str, interval: Sequence[float] | None) -> list[float] | None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from patchsae_lib import artefacts
-from patchsae_lib.artefacts import ArtefactError
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import BATCH, HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
@@ -54,7 +53,8 @@ class Split:
         be read."""
         if self.keep is None:
             return collect(self.clip, self.pictures)
-        tokens = collect_shards(self.clip, self.pictures, *self.keep)
+        with artefacts.exclusive(self.keep[0]):
+            tokens = collect_shards(self.clip, self.pictures, *self.keep)
         advice = f"Mend them, delete {self.keep[0]}, and start again"
         require_readable(tokens.skipped, len(self), advice, allowed=0)
         return tokens
@@ -92,12 +92,10 @@ class Split:
         folder, made_by = self.keep
         path = folder / "truth.safetensors"
         identity = {"pictures": made_by["pictures"], "grid": self.clip.grid, "concepts": CONCEPTS}
-        try:
-            return PatchTruth(**artefacts.load(path, identity, made_by="2_statistics"))
-        except ArtefactError:
-            truth = sparse_truth(world, rows, grid=self.clip.grid)
-            artefacts.save(path, vars(truth), identity)
-            return truth
+        tensors = artefacts.made_once(
+            path, identity, lambda: vars(sparse_truth(world, rows, grid=self.clip.grid))
+        )
+        return PatchTruth(**tensors)
 
     @property
     def truth(self) -> Tensor:
@@ -107,7 +105,8 @@ class Split:
     def readable(self) -> Split:
         """Collect the tokens, and choose the pictures that can be read."""
         assert self.keep is not None
-        tokens = collect_shards(self.clip, self.pictures, *self.keep)
+        with artefacts.exclusive(self.keep[0]):
+            tokens = collect_shards(self.clip, self.pictures, *self.keep)
         if not tokens.skipped:
             return self
         part = self.select(tokens.indices)

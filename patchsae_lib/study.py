@@ -251,14 +251,12 @@ class Study:
     def table(self) -> LatentTable:
         """The table of the training split: read if it is of exactly these models, pictures and
         constants, else counted and kept."""
-        sae = self.sae  # if there is none, tokens are not collected first
-        try:
-            return self.kept("latents.safetensors", "2_statistics", read=LatentTable.load)
-        except ArtefactError:
-            counted = self.train.tokens, self.train.labels, self.train.class_names
-            table = scan_tokens(sae, *counted, self.profile.statistics)
-            self.keep("latents.safetensors", table)
-            return table
+        path, identity = self.folder / "latents.safetensors", self.identity()
+        return artefacts.made_once(path, identity, self._count, LatentTable.load)
+
+    def _count(self) -> LatentTable:
+        counted = self.train.tokens, self.train.labels, self.train.class_names
+        return scan_tokens(self.sae, *counted, self.profile.statistics)
 
     def references(self, latent: int, n: int = 8) -> Split:
         """The reference images of a latent, the n first at most; `IndexError` without it."""
@@ -270,8 +268,9 @@ class Study:
     def autoencoders(self, kind: str) -> dict[Any, SAE]:
         """Read the autoencoders that notebook 1 keeps as `sae-<kind>-<name>`, by name, or by
         number if the name is one."""
-        paths = self.folder.glob(f"sae-{kind}-*.safetensors")
-        names = [path.stem.removeprefix(f"sae-{kind}-") for path in paths]
+        files = self.folder / f"sae-{kind}-*.safetensors"
+        artefacts.note_reading(files, "1_training")  # which there are, too
+        names = [p.stem.removeprefix(f"sae-{kind}-") for p in self.folder.glob(files.name)]
         names.sort(key=lambda name: name.zfill(9))  # 2 before 10
         read = partial(self.kept, made_by="1_training", read=load_sae, sae=None)
         saes = [read(f"sae-{kind}-{name}.safetensors").to(self.device) for name in names]
@@ -369,14 +368,15 @@ class Study:
         words = name_of(spec), content, control, str(seed)
         name = f"{'-'.join(filter(None, words))}.safetensors"
         folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
-        for path in (folder / name for folder in folders):
-            if not train and path.is_file() and (kept := load_prompts(path)).config == run:
-                return kept
-        unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
-        prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
-        save_prompts(folders[0] / name, prompts)
-        unfinished.unlink()
-        return prompts
+        with artefacts.exclusive(folders[0] / name):
+            for path in (folder / name for folder in folders):
+                if not train and path.is_file() and (kept := load_prompts(path)).config == run:
+                    return kept
+            unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
+            prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
+            save_prompts(folders[0] / name, prompts)
+            unfinished.unlink()
+            return prompts
 
     def identity(self, **constants: Any) -> dict[str, Any]:
         """Return all that decides an artefact: the profile, CLIP and the training pictures, the
@@ -400,6 +400,7 @@ class Study:
             about = {"profile": self.profile.name, "clip": self.clip_hash}
             obj = SimpleNamespace(save=partial(save_sae, sae=obj, config=about))
         artefacts.save(self.folder / name, obj, self.identity(**constants))
+        artefacts.note("writes", str(self.folder / name))
 
     def kept(
         self, name: str, made_by: str, read: artefacts.Reader | None = None, **constants: Any
@@ -408,8 +409,9 @@ class Study:
 
         Raises `ArtefactError`, which says what differs and what to run.
         """
-        identity = self.identity(**constants)
-        return artefacts.load(self.folder / name, identity, made_by=made_by, read=read)
+        path, identity = self.folder / name, self.identity(**constants)
+        artefacts.note_reading(path, made_by)
+        return artefacts.load(path, identity, made_by=made_by, read=read)
 
     def reported(self, name: str) -> pd.DataFrame:
         """Read a table of the paper's own numbers, `data/paper/<name>.csv`."""

@@ -47,6 +47,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from patchsae_lib.artefacts import note
 from patchsae_lib.explorer.files import (
     SIDE,
     base64_of,
@@ -156,6 +157,7 @@ def write_bundle(
     }  # fmt: skip
     write_shard(folder / "index.js", index)  # the last file: without it a bundle is not whole
     (folder / UNFINISHED).unlink()
+    note("writes", str(folder / "first.js"))
     return folder
 
 
@@ -253,6 +255,7 @@ def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
     for number, task in enumerate(tasks):
         _write_task(folder, number, task, index)
     write_shard(folder / "index.js", index | {"tasks": [task.about() for task in tasks]})
+    note("writes", str(folder / "index.js"))
 
 
 def _write_task(folder: Path, number: int, task: Task, index: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchsae_lib.ablation import by_score
+from patchsae_lib.artefacts import note_reading
 from patchsae_lib.explorer.bundle import Latents, Task, write_bundle, write_tasks
 from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
@@ -51,6 +52,7 @@ def write_study(
     `n_shown`: pictures of a task that can be looked at patch by patch. Returns the tasks and, by
     their names, the lenses with which a kernel looks at a user's pictures.
     """
+    note_reading(study.folder / "explorer" / "first.js", "2_statistics")
     tasks, lenses = [], {}
     task, lens = _trained_on(study)
     tasks.append(task)
