@@ -38,6 +38,7 @@ from records import (
 JOBS = min(2, os.cpu_count() or 1)  # each has all cores; the second uses what the first leaves
 SPARE = 2  # kernels beyond these that may be alive, waiting: each holds memory
 POLL = 0.1  # seconds
+RUNNER = execution.__file__  # runs one notebook
 RECORDS = ".runs"  # the folder of the records, beside the executed copies
 
 # Kernels share the cores: a thread that waits for another must sleep, or it would slow the rest
@@ -104,7 +105,7 @@ class Job:
         arguments = [str(self.source), str(self.target), json.dumps(dict(self.parameters))]
         with open(self.printed, "wb") as printed:
             self.process = subprocess.Popen(
-                [sys.executable, execution.__file__, *arguments],
+                [sys.executable, RUNNER, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 cwd=ROOT,
