@@ -2,6 +2,8 @@
 PROFILE ?= world
 PYTHON ?=
 ARGS ?=
+FRESH ?=
+JOBS ?=
 PORT ?= 8000
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -18,12 +20,14 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo "  PROFILE=smoke|world|trial|clip|paper|my.toml   what to build from (world)"
 	@echo "  ARGS='-p images folder:/my/photos'       parameters of the notebooks"
+	@echo "  FRESH=1                                  run every notebook, changed or not"
+	@echo "  JOBS=1                                   notebooks that run side by side (2)"
 	@echo "  PYTHON=python3.12                        the interpreter of a new environment"
 
 setup: $(READY) ## the environment in .venv, only
 
-book: $(READY) ## run the notebooks, build _build/html/index.html
-	@$(RUN) book/build.py --profile "$(PROFILE)" $(ARGS)
+book: $(READY) ## run the notebooks that changed, build _build/html/index.html
+	@$(RUN) book/build.py --profile "$(PROFILE)" $(if $(FRESH),--fresh) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 serve: $(READY) ## read the built book at http://localhost:PORT
 	@test -f _build/html/index.html || { echo "no book yet: run make book"; exit 1; }

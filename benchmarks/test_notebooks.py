@@ -3,7 +3,8 @@
 import pytest
 from report import against
 
-from build import NOTEBOOKS, execute
+from build import NOTEBOOKS
+from execution import execute
 
 SOURCES = sorted(NOTEBOOKS.glob("*.ipynb"))
 

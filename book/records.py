@@ -89,11 +89,10 @@ def changed_parts(before: Parts, now: Parts) -> str:
 
 def changed_files(record: Record) -> str:
     """Say which artefact that a run has read or written is not as it was; "" if all are."""
-    read = {path: print_ for path, (_, print_) in record.reads.items()}
-    for path, print_ in (read | record.writes).items():
-        if fingerprint(Path(path)) != print_:
-            there = list(Path(path).parent.glob(Path(path).name))
-            return f"{Path(path).name} {'changed' if there else 'is gone'}"
+    expected = {name: hash for name, (_, hash) in record.reads.items()} | record.writes
+    for path, hash in ((Path(name), hash) for name, hash in expected.items()):
+        if fingerprint(path) != hash:
+            return f"{path.name} {'changed' if any(path.parent.glob(path.name)) else 'is gone'}"
     return ""
 
 

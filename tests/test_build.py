@@ -11,18 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import build as runner
-from build import (
-    MARKER,
-    NotebookError,
-    build_pages,
-    execute,
-    main,
-    mark,
-    only_build,
-    remove_folder,
-    replace_folder,
-    tidy,
-)
+from build import build_pages, main, make_book
+from execution import execute, tidy
+from folders import MARKER, NotebookError, mark, only_build, remove_folder, replace_folder
 from patchsae_lib.artefacts import ROOT
 
 
@@ -81,11 +72,12 @@ def test_papermill_alone_refuses_an_unknown_parameter_too(tmp_path):
 
 
 def test_a_failing_notebook_is_one_line_and_leaves_the_last_book_alone(checkout, capsys):
+    (checkout / "book").mkdir()
     mark(checkout / "_build/html")
     (checkout / "_build/html/index.html").write_text("the last good book")
     write(checkout / "1_bad.ipynb", "x = n", "raise RuntimeError('first line\\n  second line')")
     write(checkout / "2_never.ipynb", "print('not reached')")
-    assert main(["--profile", "smoke", "-p", "n", "2"]) == 1
+    assert main(["--profile", "smoke", "-p", "n", "2", "--jobs", "1"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("1_bad.ipynb, code cell 3: RuntimeError: first line second line")
     assert (checkout / "_build/html/index.html").read_text() == "the last good book"
@@ -135,7 +127,8 @@ def test_tidy_takes_out_what_differs_from_run_to_run():
 
 
 def test_the_pages_of_one_run_are_the_same_bytes_twice(build, tmp_path):
-    again = build_pages(build / "notebooks/smoke", tmp_path / "staging")
+    executed = build / "notebooks/smoke"
+    again = build_pages(executed, tmp_path / "staging", runner.pages_made_of(executed))
     names = sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     once = build / "html"
     assert names == sorted(p.relative_to(once) for p in once.rglob("*") if p.is_file())
@@ -150,7 +143,41 @@ def test_a_warning_of_the_pages_is_an_error_with_its_text(checkout):
     (pages / "intro.md").write_text("# A page\n\n[gone](nowhere.md)\n")
     mark(checkout / "executed")
     with pytest.raises(NotebookError, match=r"book/intro.md:3: WARNING: .*nowhere.md"):
-        build_pages(checkout / "executed", checkout / "staging")
+        build_pages(checkout / "executed", checkout / "staging", {})
+
+
+def test_pages_are_built_again_only_if_something_in_them_has_changed(
+    checkout, monkeypatch, capsys
+):
+    """With Sphinx left out: what is asked of it, and what becomes of its pages."""
+
+    def pretend(executed, staging, made_of):
+        (staging / "html").mkdir(parents=True)
+        mark(staging)
+        mark(staging / "html")
+        (staging / "html/index.html").write_text((checkout / "book/intro.md").read_text())
+        runner.write_json(staging / "html" / runner.STAMP, made_of)
+        return staging / "html"
+
+    def book(**how):
+        index = make_book("smoke", {}, **how)
+        return index.read_text(), capsys.readouterr().err.splitlines()[-1]
+
+    monkeypatch.setattr(runner, "build_pages", pretend)
+    monkeypatch.setattr(runner, "run_notebooks", lambda runs, executed, *_: mark(executed))
+    (checkout / "book").mkdir()
+    write(checkout / "1_a.ipynb")
+    (checkout / "book/intro.md").write_text("a page")
+    assert book() == ("a page", f"pages: built, {checkout}/_build/html is not there")
+    assert book() == ("a page", "pages: kept")
+    (checkout / "book/intro.md").write_text("a better page")
+    assert book() == ("a better page", "pages: built, text changed: intro.md")
+    (checkout / "_build/notebooks/smoke/1_a.ipynb").write_text("a notebook")
+    assert book()[1] == "pages: built, notebooks changed: 1_a.ipynb"
+    shutil.rmtree(checkout / "book/notebooks")
+    assert book()[1] == f"pages: built, {checkout}/book/notebooks is not there"
+    assert (checkout / "book/notebooks/1_a.ipynb").exists()
+    assert book(fresh=True)[1] == "pages: built, asked to"
 
 
 # --- folders -------------------------------------------------------------------------------------

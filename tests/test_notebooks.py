@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from build import read_parameters
+from execution import read_parameters
 from patchsae_lib.artefacts import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from build import typed
+from execution import typed
 from patchsae_lib.parameters import assignments, check_names, injected
 
 DEFAULTS = "profile = 'world'\nimages: str = ''"
