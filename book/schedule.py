@@ -216,8 +216,8 @@ class Schedule:
                 job.start()
         if len(waits) == len(self.running) and len(self.records) < len(self.jobs):
             pairs = waits | {job.name: ", ".join(job.makers) for job in self.undecided}
-            each = "; ".join(f"{name} for {maker}" for name, maker in pairs.items())
-            raise NotebookError(f"notebooks wait for each other: {each}")
+            listed = "; ".join(f"{name} for {maker}" for name, maker in pairs.items())
+            raise NotebookError(f"notebooks wait for each other: {listed}")
 
     def _path(self, job: Job, passed: frozenset[str] = frozenset()) -> float:
         """Return the seconds, in the last build, from its start to the end of what needs it."""
