@@ -22,7 +22,7 @@ from typing import Any
 
 from execution import read_cells
 from patchsae_lib import EXPORTS
-from patchsae_lib.artefacts import DATA, ROOT, config_hash, fingerprint, plain, sha256, write_json
+from patchsae_lib.artefacts import DATA, ROOT, config_hash, plain, sha256, write_json
 from patchsae_lib.profiles import Profile
 
 LIBRARY = "patchsae_lib"
@@ -94,6 +94,11 @@ def changed_files(record: Record) -> str:
         if fingerprint(path) != hash:
             return f"{path.name} {'changed' if any(path.parent.glob(path.name)) else 'is gone'}"
     return ""
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of the names and contents of the files that a path, or a pattern, names."""
+    return config_hash({file.name: sha256(file) for file in path.parent.glob(path.name)})
 
 
 # --- what a notebook is made of ------------------------------------------------------------------

@@ -23,12 +23,13 @@ from typing import Any
 
 import execution
 from folders import NotebookError, mark, remove_folder
-from patchsae_lib.artefacts import ROOT, TRACE, fingerprint, run_dir, sha256, short, write_json
+from patchsae_lib.artefacts import ROOT, TRACE, run_dir, sha256, short, write_json
 from patchsae_lib.profiles import Profile
 from records import (
     Record,
     changed_files,
     changed_parts,
+    fingerprint,
     listing_hash,
     made_of,
     read_record,
@@ -136,7 +137,7 @@ class Job:
         for event, *about in read_trace(self.trace):
             by_kind.setdefault(event, []).append(about)
         claims = {claim["id"]: claim for (claim,) in by_kind["claims"]}
-        reads = {path: [maker, hash] for maker, path, hash in by_kind["reads"]}
+        reads = {path: [maker, fingerprint(Path(path))] for maker, path in by_kind["reads"]}
         writes = {path: fingerprint(Path(path)) for (path,) in by_kind["writes"]}
         hashes = sha256(self.source), sha256(self.target)
         return Record(self.made_of, *hashes, seconds, reads, writes, list(claims.values()))

@@ -181,19 +181,14 @@ def note(event: str, *about: Any) -> None:
 
 
 def note_reading(path: Path, made_by: str) -> None:
-    """Wait while a build has the notebook `made_by` still to run; note what is read. `path` may
-    be a pattern."""
+    """Wait while a build has the notebook `made_by` still to run; note what is read, a path or a
+    pattern."""
     if trace := os.environ.get(TRACE):
         if (pending := Path(trace).with_name(f"{made_by}.pending")).exists():
             note("waits", made_by)
         while pending.exists():
             time.sleep(0.1)
-        note("reads", made_by, str(path), fingerprint(path))
-
-
-def fingerprint(path: Path) -> str:
-    """Return a hash of the names and contents of the files that `path`, or a pattern, names."""
-    return config_hash({file.name: sha256(file) for file in path.parent.glob(path.name)})
+        note("reads", made_by, str(path))
 
 
 def exclusive(path: Path) -> AbstractContextManager[Any]:
