@@ -37,8 +37,9 @@ class Record:
     """One run of a notebook.
 
     `made_of`: what decides its outputs. `text` and `executed`: hashes of the source and of the
-    executed copy. `reads`: artefact → (the notebook that writes it, its fingerprint). `writes`:
-    artefact → fingerprint. `claims`: what it has recorded for the scoreboard.
+    executed copy. `reads`: artefact, as seen from the run's folder → (the notebook that writes it,
+    its fingerprint). `writes`: artefact → fingerprint. `claims`: what it has recorded for the
+    scoreboard.
     """
 
     made_of: Parts
@@ -87,10 +88,11 @@ def changed_parts(before: Parts, now: Parts) -> str:
     return ""
 
 
-def changed_files(record: Record) -> str:
-    """Say which artefact that a run has read or written is not as it was; "" if all are."""
+def changed_files(record: Record, run: Path) -> str:
+    """Say which artefact in the run's folder that a notebook has read or written is not as it
+    was; "" if all are."""
     expected = {name: hash for name, (_, hash) in record.reads.items()} | record.writes
-    for path, hash in ((Path(name), hash) for name, hash in expected.items()):
+    for path, hash in ((run / name, hash) for name, hash in expected.items()):
         if fingerprint(path) != hash:
             return f"{path.name} {'changed' if any(path.parent.glob(path.name)) else 'is gone'}"
     return ""
@@ -107,14 +109,13 @@ def fingerprint(path: Path) -> str:
 def made_of(source: Path, parameters: Mapping[str, Any], profile: Profile) -> Parts:
     """Return all that decides the outputs of a notebook, but for artefacts of other notebooks."""
     cells = [cell for cell in read_cells(source) if cell["cell_type"] == "code"]
-    keys = [[c["id"], c["source"], c["metadata"].get("tags", [])] for c in cells]
     codes = [without_magics("".join(cell["source"])) for cell in cells]
     modules = reachable(codes)
     claims = tomllib.loads(CLAIMS.read_text("utf-8")).items()
     named = [*strings(plain(profile)), *strings(parameters)]
     return {
-        "notebook": {"cells": config_hash({"cells": keys})},
-        "parameters": dict(parameters),
+        "notebook": {"cells": config_hash({"cells": cells})},
+        "parameters": plain(parameters),
         "profile": plain(profile),
         "code": {name: code_hash(code) for name, code in modules.items()},
         "data": shipped_files() | {n: x for n in named if (x := named_files(n))},

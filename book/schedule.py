@@ -71,6 +71,7 @@ class Job:
         self.trace, self.pending, self.printed = (
             self.traces / f"{self.name}.{kind}" for kind in ("trace", "pending", "out")
         )
+        self.run = run_dir(self.profile.name)
         self.last = read_record(self.record)
         self.pending.touch()
 
@@ -133,14 +134,19 @@ class Job:
         if self.process.returncode:
             lines = self.printed.read_text("utf-8").splitlines()
             raise NotebookError(lines[-1] if lines else f"{short(self.source)}: its process died")
-        by_kind: dict[str, list[list[Any]]] = {"reads": [], "writes": [], "claims": []}
+        record = Record(self.made_of, sha256(self.source), sha256(self.target), seconds)
+        claims = {}
         for event, *about in read_trace(self.trace):
-            by_kind.setdefault(event, []).append(about)
-        claims = {claim["id"]: claim for (claim,) in by_kind["claims"]}
-        reads = {path: [maker, fingerprint(Path(path))] for maker, path in by_kind["reads"]}
-        writes = {path: fingerprint(Path(path)) for (path,) in by_kind["writes"]}
-        hashes = sha256(self.source), sha256(self.target)
-        return Record(self.made_of, *hashes, seconds, reads, writes, list(claims.values()))
+            if event == "claims":
+                claims[about[0]["id"]] = about[0]
+            if event in ("reads", "writes"):
+                path, hash = os.path.relpath(about[-1], self.run), fingerprint(Path(about[-1]))
+                if event == "reads":
+                    record.reads[path] = [about[0], hash]
+                else:
+                    record.writes[path] = hash
+        record.claims = list(claims.values())
+        return record
 
 
 class Schedule:
@@ -175,7 +181,7 @@ class Schedule:
             job.why = "asked to" if self.fresh else job.outdated
             if not job.why and job.makers & pending:
                 continue
-            job.why = job.why or (changed_files(job.last) if job.last else "")
+            job.why = job.why or (changed_files(job.last, job.run) if job.last else "")
             self.undecided.remove(job)
             if job.why:
                 self.queued.append(job)
@@ -246,14 +252,12 @@ class Schedule:
         a notebook that does not write it."""
         for path, (maker, _) in record.reads.items():
             written = self.records[maker].writes if maker in self.records else {}
-            files = [str(file) for file in Path(path).parent.glob(Path(path).name)]
-            if not set(files) <= set(written):
-                raise NotebookError(
-                    f"{job.name} reads {short(Path(path))}, which {maker} does not write"
-                )
+            files = {os.path.relpath(file, job.run) for file in job.run.glob(path)}
+            if not files <= set(written):
+                raise NotebookError(f"{job.name} reads {path}, which {maker} does not write")
         for name, known in self.records.items():
             if common := sorted(set(record.writes) & set(known.writes)):
-                raise NotebookError(f"{name} and {job.name} both write {short(Path(common[0]))}")
+                raise NotebookError(f"{name} and {job.name} both write {common[0]}")
 
 
 def run_notebooks(
