@@ -138,6 +138,28 @@ def use(folder: Path, patch: pytest.MonkeyPatch) -> Checkout:
     return checkout
 
 
+def drive(folder: str) -> None:
+    """Build in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        use(Path(folder), patch).build()
+
+
+def driven(folder: Path, **how) -> subprocess.Popen:
+    """Start a process that builds, and a group of its own for it, as a terminal does."""
+    code = f"import test_schedule; test_schedule.drive({str(folder)!r})"
+    path = ":".join(map(str, (ROOT, ROOT / "book", ROOT / "tests")))
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, start_new_session=True, **how)
+
+
+def wait_for(path: Path, build: subprocess.Popen) -> None:
+    """Wait for a file that a notebook writes."""
+    while not path.exists():
+        assert build.poll() is None
+        time.sleep(0.005)
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     return use(tmp_path, monkeypatch).set_up()
@@ -388,19 +410,27 @@ def test_the_first_failure_ends_the_others(checkout):
     assert (checkout.run / "c").exists()
 
 
-def test_ctrl_c_ends_all(checkout, monkeypatch):
-    checkout.only(a1=BEAT)
-
-    def interrupt(seconds, sleep=time.sleep):
-        sleep(seconds)
-        if (checkout.run / "beat").exists():
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(schedule.time, "sleep", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+def test_what_failed_runs_again_even_if_it_is_changed_back(checkout, lines):
+    checkout.build()
+    before = (checkout.folder / "notebooks/3_c.ipynb").read_text()
+    checkout.write("3_c", "raise ValueError('why it failed')")
+    with pytest.raises(NotebookError):
         checkout.build()
-    monkeypatch.undo()
+    (checkout.folder / "notebooks/3_c.ipynb").write_text(before)
+    lines()
+    checkout.build()
+    assert lines() == again("3_c", "its last run did not end")
+
+
+def test_ctrl_c_is_for_the_build_which_ends_all(checkout):
+    checkout.only(a1=BEAT)
+    with driven(checkout.folder, stderr=subprocess.PIPE, text=True) as build:
+        wait_for(checkout.run / "beat", build)
+        os.killpg(build.pid, signal.SIGINT)
+        _, errors = build.communicate(timeout=20)
     assert not beats(checkout)
+    assert errors.count("Traceback") == 1  # of this test's driver
+    assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_notebooks_that_wait_for_each_other_are_an_error(checkout):
@@ -449,12 +479,6 @@ def test_two_notebooks_record_claims_at_once(checkout):
 # --- killed builds -------------------------------------------------------------------------------
 
 
-def drive(folder: str) -> None:
-    """Build in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        use(Path(folder), patch).build()
-
-
 @pytest.mark.parametrize("moment", ["a.json", "b", "c"])
 def test_a_killed_build_does_not_spoil_the_next(tmp_path, monkeypatch, moment):
     slow = "time.sleep(0.2)"
@@ -471,14 +495,8 @@ def test_a_killed_build_does_not_spoil_the_next(tmp_path, monkeypatch, moment):
         if name == "killed":
             if moment != "a.json":
                 (checkout.run / "go").touch()
-            code = f"import test_schedule; test_schedule.drive({str(checkout.folder)!r})"
-            path = f"{ROOT}:{ROOT}/book:{ROOT}/tests"
-            build = subprocess.Popen(
-                [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}
-            )
-            while not (checkout.run / moment).exists():
-                assert build.poll() is None
-                time.sleep(0.005)
+            build = driven(checkout.folder)
+            wait_for(checkout.run / moment, build)
             build.send_signal(signal.SIGKILL)
             build.wait()
             time.sleep(0.3)  # the notebooks notice
