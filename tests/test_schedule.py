@@ -470,8 +470,13 @@ def test_claims_of_notebooks_that_are_kept_stay(checkout, lines):
 def test_two_notebooks_record_claims_at_once(checkout):
     texts = tomllib.loads((DATA / "paper/claims.toml").read_text("utf-8"))
     ids = sorted(id for id, claim in texts.items() if "{" not in claim["note"])
-    many = "\nfor id in {!r}: claim(id)\nassert json.loads((folder / 'claims.json').read_text())"
-    checkout.only(a1=many.format(ids[::2] * 5), b2=many.format(ids[1::2] * 5))
+    many = "for id in {!r}: claim(id)"
+    read = "json.loads((folder / 'claims.json').read_text())"
+    checkout.only(
+        a1=(many.format(ids[::2] * 5), "keep('a', 1)"),
+        b2=(many.format(ids[1::2] * 5), "keep('b', 1)"),
+        c3=("kept('a', '1_a'); kept('b', '2_b')", f"assert len({read}) == {len(ids)}, 'lost'"),
+    )
     checkout.build(n_jobs=2)
     assert checkout.claims() == ids
 
