@@ -42,10 +42,14 @@ from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of,
 from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
+from patchsae_lib.truth import VALUES
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
-DENSE_LATENTS = 2**30  # values of units on scored patches that are held at once: 4 GB
+SCORED = (
+    2**32
+)  # bytes for units on scored patches: 4 GB, of which `truth.VALUES` take up to a third
+PATCH = 24, 6000  # bytes that a scored patch takes: so many a dimension, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
@@ -177,9 +181,10 @@ class Study:
     @cached_property
     def scored(self) -> Split:
         """Pictures of the embedded world, with whose `truth` units of any kind are compared: as
-        many as the profile tests on or has, while 4 GB hold the values of all units, which of
-        neurons and directions are dense."""
-        fit = DENSE_LATENTS // (self.sae.d_sae * (self.clip.n_tokens - 1))
+        many as the profile tests on or has, while `SCORED` bytes hold their tokens, neurons, truth
+        and scores, and the values of the units that are compared together."""
+        per_patch = PATCH[0] * self.clip.d_vit + PATCH[1]
+        fit = (SCORED - 12 * VALUES) // (per_patch * (self.clip.n_tokens - 1))
         n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
         return self.open("world", "test", n)
 
