@@ -74,8 +74,7 @@ class SplitCLIP(nn.Module):
 
     @property
     def at_once(self) -> int:
-        """How many images it computes together, with about ten values a token and dimension: see
-        `batch_size`."""
+        """How many images it computes together, with ten values a token and dimension."""
         return batch_size(self.device, 10 * self.n_tokens * self.d_vit, least=8)
 
     @property

@@ -1,5 +1,4 @@
-"""Devices and processes: the best device and what fits it, and what `torchrun` has started,
-joined into one.
+"""Devices and what fits them; and the processes that `torchrun` has started, joined into one.
 
 Every process computes on its own part of each batch (`my_part`), and what all must know is added
 up or gathered. With a single process each function here gives back what it was given.

@@ -116,10 +116,9 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
     kept, original = (float(x.float().mean()) for x in (correct, held_out.original[1]))
     chance, n = 1 / len(held_out.head), len(held_out.tokens) * n_tokens
     recovered = (kept - chance) / (original - chance) if original != chance else 0.0
-    dead = float((sums.pop("active") == 0).float().mean())
-    variance = float(sums["squares"] - sums.pop("z").pow(2).sum() / n)
-    mse, error, l0, l1 = (float(sums[name]) for name in ("mse", "error", "l0", "l1"))
-    measures = mse / n, 1 - error / variance, l0 / n, l1 / n, dead
+    variance, dead = sums["squares"] - sums["z"].pow(2).sum() / n, sums["active"] == 0
+    mse, l0, l1 = (float(sums[name]) / n for name in ("mse", "l0", "l1"))
+    measures = mse, 1 - float(sums["error"] / variance), l0, l1, float(dead.float().mean())
     clip_measures = loss, loss_original, kept, original, recovered
     return Report(*measures, *clip_measures, correct, losses)
 
@@ -144,8 +143,7 @@ def accuracy_kept(correct: Tensor, original: Tensor, chance: float, least: float
 
 
 def _token_sums(sae: SAE, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruct z (b, tokens, d_vit), and sum over its tokens what a `Report` needs, where z
-    is."""
+    """Reconstruct z (b, tokens, d_vit), and sum over its tokens what a `Report` needs."""
     f = sae.encode(z)
     z_hat, exact = sae.decode(f), z.double()
     return z_hat, {

@@ -97,8 +97,7 @@ class LatentTable:
     def add(self, sae: SAE, z: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
         """Count the tokens z (b, tokens, d_vit) of the pictures `indices` (b,), in place.
 
-        `labels` (b,): their classes; without, they count for no class. Where the table is on the
-        device of `sae`, a GPU is waited for once for every `sae.images_at_once`.
+        `labels` (b,): their classes; without, they count for no class.
         """
         b, t, _ = z.shape
         labels = torch.full((b,), -1) if labels is None else labels.long().cpu()
@@ -411,7 +410,7 @@ def related_classes(
 
 def partners(W_dec: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Find for each latent of an autoencoder a partner in another: its number, and the cosine of
-    the two decoder rows, (d,) each, on the CPU; of `W_dec` (d, d_vit) and `second` (d₂ ≥ d, d_vit).
+    the two decoder rows, (d,) each, of `W_dec` (d, d_vit) and `second` (d₂ ≥ d, d_vit).
 
     Partners are one-to-one, with the largest sum of cosines (the Hungarian method). Two latents
     cannot share a partner. Needs d · d₂ · 8 bytes; 3,072 × 3,072 take a second.

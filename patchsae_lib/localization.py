@@ -36,8 +36,8 @@ def share_inside(sae: SAE, tokens: Tensor | Tokens, latents: Tensor, inside: Ten
         latent, region = (x.to(device)[:, None] for x in chosen)
         f = sae.encode(z[:, 1 : 1 + inside.shape[1]])
         activity = f.gather(2, latent.expand(-1, inside.shape[1], -1))  # (b, n_patches, k)
-        within = region.float() @ activity
-        shares.append((within / activity.sum(1, keepdim=True).clamp_min(1e-9))[:, 0].cpu())
+        within = (region.float() @ activity)[:, 0]
+        shares.append((within / activity.sum(1).clamp_min(1e-9)).cpu())
     return torch.cat(shares)
 
 
@@ -57,9 +57,8 @@ def patch_changes(
         f, g = (sae.encode(z[:, patches]) for z in (a, b))
         is_in = region.to(device).flatten()
         sums += torch.stack([is_in, ~is_in]).float() @ (g - f).abs_().flatten(0, 1)
-    n_changed = int(is_changed.sum())
-    counts = torch.tensor([[n_changed], [is_changed.numel() - n_changed]])
-    return sums.cpu() / counts.clamp_min(1)
+    counts = torch.stack([is_changed.sum(), (~is_changed).sum()])[:, None]
+    return sums.cpu() / counts.cpu().clamp_min(1)
 
 
 @torch.no_grad()

@@ -91,9 +91,8 @@ def correct_at(
     tokens of a place (one of `PLACES`) are those of `after` (n, 1 + n_patches + n_prompts, d_vit),
     the prompts' with them, and the others those of `before` (n, 1 + n_patches, d_vit)."""
     right, n = [], adapted.n_tokens
-    read = (x.split(adapted.at_once) for x in (before, after, labels))
-    for z0, z1, y in zip(*read, strict=True):
-        z0, z1, y = (x.to(adapted.device) for x in (z0, z1, y))
+    parts = zip(*(x.split(adapted.at_once) for x in (before, after, labels)), strict=True)
+    for z0, z1, y in ([x.to(adapted.device) for x in part] for part in parts):
         states = torch.cat([z0, z1[:, n:]], 1).float()
         states[:, :n][:, PLACES[place]] = z1[:, :n][:, PLACES[place]].float()
         right.append(adapted.classify(states, head).argmax(1) == y)

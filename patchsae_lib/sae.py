@@ -62,9 +62,8 @@ def keep_largest(pre: Tensor, candidates: Tensor, n_kept: int) -> Tensor:
 
 
 def keep_above(pre: Tensor, cut: Tensor) -> Tensor:
-    """Keep pre-activations (…, d_sae) above `cut`, () or (d_sae,): without waiting for a GPU, on a
-    CPU in a single pass if there is one cut."""
-    if cut.ndim == 0 and cut.device.type == "cpu":
+    """Keep pre-activations (…, d_sae) above `cut`, () or (d_sae,), without waiting for a GPU."""
+    if cut.ndim == 0 and cut.device.type == "cpu":  # in a single pass
         return F.threshold(pre, float(cut), 0.0)
     return pre.where(pre > cut, 0.0)
 
@@ -154,8 +153,7 @@ class SAE(nn.Module):
         return ACTIVATIONS[self.activation](pre, self.k)
 
     def encode(self, z: Tensor) -> Tensor:
-        """Latents f(z) (…, d_sae) ≥ 0 of residual tokens z (…, d_vit) (eq. 1), where the
-        autoencoder is and in its precision, from tokens of any.
+        """Latents f(z) (…, d_sae) ≥ 0, where the SAE is, of residual tokens z (…, d_vit) (eq. 1).
         Raises `ValueError` for another width and for NaN or infinity in z."""
         if z.shape[-1] != self.d_vit:
             got = f"z {tuple(z.shape)}"
@@ -165,7 +163,7 @@ class SAE(nn.Module):
         return self.activate(self.pre_activations(z))
 
     def images_at_once(self, n_tokens: int, least: int = 1) -> int:
-        """How many images of so many tokens are encoded together: see `batch_size`."""
+        """How many images of so many tokens are encoded together."""
         return batch_size(self.W_dec.device, n_tokens * self.d_sae, least)
 
     def decode(self, f: Tensor) -> Tensor:

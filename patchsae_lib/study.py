@@ -46,10 +46,8 @@ from patchsae_lib.truth import VALUES
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
-SCORED = (
-    2**32
-)  # bytes for units on scored patches: 4 GB, of which `truth.VALUES` take up to a third
-PATCH = 24, 6000  # bytes that a scored patch takes: so many a dimension, and a constant
+SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are scored
+PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
@@ -181,10 +179,9 @@ class Study:
     @cached_property
     def scored(self) -> Split:
         """Pictures of the embedded world, with whose `truth` units of any kind are compared: as
-        many as the profile tests on or has, while `SCORED` bytes hold their tokens, neurons, truth
-        and scores, and the values of the units that are compared together."""
+        many as the profile tests on or has, while `SCORED` bytes hold all that this needs."""
         per_patch = PATCH[0] * self.clip.d_vit + PATCH[1]
-        fit = (SCORED - 12 * VALUES) // (per_patch * (self.clip.n_tokens - 1))
+        fit = (SCORED - 5 * VALUES) // (per_patch * (self.clip.n_tokens - 1))
         n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
         return self.open("world", "test", n)
 

@@ -91,7 +91,7 @@ def dense_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass
         pre = sae.pre_activations(z)
         divided = sae.activation == "batchtopk" and distributed.world_size() > 1
         f = _batchtopk_of_all(pre, sae.k) if divided else sae.activate(pre)
-        ghosts = None if dead is None else _ghosts(pre.index_select(1, dead), sae, dead)
+        ghosts = None if dead is None else pre[:, dead].exp() @ sae.W_dec[dead]
         return Latents(f, f.detach().amax(dim=0) > 0, l1_loss(f)), sae.decode(f), ghosts
 
 
@@ -103,13 +103,8 @@ def sparse_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pas
     ghosts = None
     if dead is not None:
         pre = centred @ sae.W_enc.index_select(1, dead) + bias[dead]
-        ghosts = _ghosts(pre, sae, dead)
+        ghosts = pre.exp() @ sae.W_dec.index_select(0, dead)
     return Latents(f, fired, f.sum() / len(z)), decoded + sae.b_dec, ghosts
-
-
-def _ghosts(pre: Tensor, sae: SAE, dead: Tensor) -> Tensor:
-    """The `ghosts` (n, d_vit) of pre-activations (n, m) of the latents `dead` (m,)."""
-    return pre.exp() @ sae.W_dec.index_select(0, dead)
 
 
 def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
@@ -168,13 +163,13 @@ class Trainer:
 
     def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
         """Add up the gradients of z (n, d_vit), chunk by chunk, and over all processes.
-        Returns the measures of the whole batch, and how long latents are then silent (d_sae,). A
-        GPU is waited for twice: for the number of dead latents, and for the measures."""
+        Returns the measures of the whole batch, and how long latents are then silent (d_sae,).
+        A GPU is waited for twice: for the number of dead latents, and for the measures."""
         sae, l1, bfloat16 = self.sae, self.sae_config.l1, self.train_config.precision == "bfloat16"
         dead, dead_after = None, self.train_config.dead_after
         if self.sae_config.ghost_gradients:
-            dead = (self.silent > dead_after).nonzero()[:, 0]
-            dead = dead if len(dead) else None
+            numbers = (self.silent > dead_after).nonzero()[:, 0]
+            dead = numbers if len(numbers) else None
         sparse, n_tokens = self._is_sparse(z), int(sum_of_all(torch.tensor(len(z))))
         undivided = sparse or sae.activation == "batchtopk"  # which chooses among all tokens
         at_once = len(z) if undivided else batch_size(z.device, sae.d_sae, least=1024)

@@ -7,7 +7,6 @@ patch shows, so it is a number here, between a floor and a ceiling.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -25,8 +24,7 @@ from patchsae_lib.world.truth import CONCEPTS, KINDS, N_SINGLE, Concept
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of patches on which a unit fires
 MINIMUM = Profile.min_patches  # positives of a concept that is scored, in either half
-ROWS = 1024  # tokens at least whose values are computed together
-VALUES = 2**27  # of units in the patches of a half that are compared together: 0.5 GB
+VALUES = 2**27  # of units in patches that are compared together; 4.8 bytes each are held
 RIDGE = 1e-2  # of a linear probe, relative to the mean variance of a dimension
 
 #: tokens (…, d_vit) → values (…, n) of n units, each of which may stand for a concept
@@ -155,43 +153,36 @@ def compare_units(
     `CONCEPTS` are compared. A set is a function of tokens, or
     values (images, patches, n). Units are chosen on the first half of the pictures and scored on
     the second. Further columns: `units`, the name of the set, and `unit`, the number in it.
-    Values of more than `VALUES` units × patches are computed in turns: memory grows with the
-    pictures' tokens and truth, and not with the number of units.
+    Units are computed so many at a time that memory does not grow with their number.
     """
     truth_a, truth_b = halves(truth[..., :N_SINGLE].cpu())
     kept = enough(truth_a, truth_b, minimum)
     truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [CONCEPTS[i] for i in kept]
     tables = []
     for name, units in sets.items():
-        values = (lambda x: x) if isinstance(units, Tensor) else units
-        a, b = halves(units if isinstance(units, Tensor) else z)
-        d = values(a[:1]).shape[1]
-        best = _best_units(values, a, truth_a, torch.arange(d).split(max(1, VALUES // len(a))))
+        values, read = ((lambda x: x), units) if isinstance(units, Tensor) else (units, z)
+        a, b = halves(read)
+        blocks = torch.arange(values(a[:1]).shape[1]).split(max(1, VALUES // len(a)))
+        iou = [_best_iou(_values(values, a, block), truth_a) for block in blocks]
+        best = torch.cat(iou, 1).argmax(1)
         chosen = [_values(values, x, best).cpu() for x in (a, b)]
         table = concept_scores((chosen[0], truth_a), (chosen[1], truth_b), names, minimum)
         tables.append(table.assign(units=name, unit=best.tolist()))
     return pd.concat(tables, ignore_index=True)
 
 
-def _best_units(units: Units, z: Tensor, truth: Tensor, blocks: Sequence[Tensor]) -> Tensor:
-    """Return the units (c,) with the highest IoU of any threshold, compared block by block."""
-    found = []
-    for block in blocks:
-        values = _values(units, z, block)
-        found.append(iou_tables(values, truth, thresholds(values)).amax(0).cpu())
-        del values  # before the next ones are made
-    return torch.cat(found, 1).argmax(1)
+def _best_iou(units: Tensor, truth: Tensor) -> Tensor:
+    """Return the IoU (c, d) of units (n, d) at the best threshold for each concept (n, c)."""
+    return iou_tables(units, truth, thresholds(units)).amax(0).cpu()
 
 
 def _values(units: Units, z: Tensor, chosen: Tensor) -> Tensor:
     """Return the values (n, k) of the units `chosen` (k,) in tokens z (n, d_vit), where they are
     computed: of a batch of tokens at a time."""
-    at_once = batch_size(z.device, len(chosen), least=ROWS)
-    parts = (units(part) for part in z.split(at_once))
-    first = next(parts)
-    values = first.new_empty(len(z), len(chosen))
-    for rows, part in zip(values.split(at_once), chain([first], parts), strict=True):
-        torch.index_select(part, 1, chosen.to(part.device), out=rows)
+    first = units(z[:1])  # all units of it: where they are, and how many
+    values, n = first.new_empty(len(z), len(chosen)), batch_size(first.device, first.shape[1])
+    for rows, part in zip(values.split(n), z.split(n), strict=True):
+        rows.copy_(units(part)[:, chosen])
     return values
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +22,13 @@ from PIL import Image
 from pretended import CPU, CUDA, Gpu, pretended
 from scipy import sparse as scipy_sparse
 from test_maple import NAMES, random_prompts, tiny
+from test_study import TINY, sae_file, tiny_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import patchsae_lib
 import patchsae_lib.clip as clip_module
+import patchsae_lib.study as study_module
 from patchsae_lib import (
     ablation,
     evaluation,
@@ -41,10 +44,12 @@ from patchsae_lib import (
 from patchsae_lib.explorer import drawings
 from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
+from patchsae_lib.explorer.studies import write_latents, write_study
 from patchsae_lib.pictures import Subset
 from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
+from patchsae_lib.study import Study
 from patchsae_lib.tokens import Tokens, collect
 from patchsae_lib.world import World
 from patchsae_lib.world.truth import sparse_truth
@@ -258,7 +263,7 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
     "latents.image_levels": lambda w: latents.image_levels(w.sae, w.z),
     "latents.responses": lambda w: latents.responses(w.levels, 2 * w.levels[None]).cpu(),
     "latents.selectivity": lambda w: [x.cpu() for x in latents.selectivity(w.levels, w.levels)],
-    "latents.partner_cosines": lambda w: latents.partner_cosines(w.sae.W_dec, w.W),
+    "latents.partners": lambda w: latents.partners(w.sae.W_dec, w.W),
     "latents.monosemanticity": lambda w: latents.monosemanticity(
         [(w.levels.cpu(), w.clip.features(w.z))]
     ),
@@ -463,7 +468,7 @@ def waits_of(device: Gpu, run: Callable[[], Any]) -> int:
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of three pictures, of which there are four."""
-    monkeypatch.setattr(SAE, "images_at_once", lambda *_: 3)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 3)
     monkeypatch.setattr(clip_module.SplitCLIP, "at_once", 3)
     monkeypatch.setattr(latents, "BATCH", 3)
 
@@ -539,3 +544,44 @@ def test_what_cuda_allows_is_allowed_and_counted(gpu) -> None:
     (leaf * x[0]).sum().backward()
     assert leaf.grad.device == CUDA
     assert leaf.grad.tolist() == [0.0, 1.0, 2.0]
+
+
+# --- a study ---------------------------------------------------------------------------------
+
+
+def findings(device: str, folder: Path) -> Any:
+    """What a study of one device finds, and keeps in a folder."""
+    study = Study(TINY, sae=sae_file(folder), n_task=16, device=device)
+    task, order = study.tasks["Land cover (world)"], ablation.at_random(study.sae.d_sae)
+    adapted = task.adapted(0)
+    study.keep_autoencoders("seed", {0: study.sae})
+    levels = {
+        f"{task.title}/{name}": study.table.class_per_image[:4] for name in ("CLIP", "MaPLe")
+    }
+    write_latents(study, study.table.frame()[["frequency"]])
+    _, lenses = write_study(study, levels, 1)
+    return (
+        study.table, study.references(0, 2).tokens, study.mask(study.test, {"one": order}, [3]),
+        [x.correct() for x in (task.base, task.novel, adapted.base, adapted.novel)],
+        adapted.clip.text, study.autoencoders("seed")[0], study.identity(tasks=True)["sae"],
+        lenses["land"].without(0, [1]),
+    )  # fmt: skip
+
+
+def test_a_study_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    monkeypatch.setattr(study_module, "DATA", tmp_path / "data")
+    monkeypatch.setattr(
+        study_module, "load_clip", lambda config, place: tiny_clip(config.block).to(place)
+    )
+    with pretended():
+        for device in ("cpu", "cuda"):
+            (tmp_path / device).mkdir()
+            monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path / device))
+            found[device] = plain(findings(device, tmp_path / device))
+        assert CUDA in {x.device for x in found["cuda"] if isinstance(x, Tensor)}
+        for x, y in zip(*found.values(), strict=True):
+            if isinstance(x, Tensor):
+                torch.testing.assert_close(y.cpu(), x, rtol=1e-3, atol=1e-3)
+            elif not isinstance(x, np.ndarray):
+                assert x == y

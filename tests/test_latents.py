@@ -230,7 +230,7 @@ def test_a_table_does_not_depend_on_how_pictures_are_batched(monkeypatch) -> Non
     tokens, expected = Tokens.hold(z, torch.tensor(indices)), counted(z, indices, labels)
     for batch, chunk in ((7, 2), (64, 1), (1, 100)):
         monkeypatch.setattr(latents, "BATCH", batch)
-        monkeypatch.setattr(SAE, "images_at_once", lambda *_, n=chunk: n)
+        monkeypatch.setattr(SAE, "images_at_once", lambda *_, n=chunk, **__: n)
         config = StatisticsConfig(k=K)
         same(scan_tokens(identity(), tokens, torch.tensor(labels), CLASSES, config), expected)
     unlabelled = scan_tokens(identity(), tokens, None, CLASSES, config)

@@ -400,7 +400,7 @@ def test_the_gain_is_that_of_batches_of_tokens_as_they_are_stored(changed, monke
     before, after = before.bfloat16(), after.bfloat16()
     held = Tokens.hold(before), Tokens.hold(after)
     at_once = decompose(adapted, sae, before.float(), after.float(), labels, heads)
-    monkeypatch.setattr(SAE, "images_at_once", lambda *_: 3)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 3)
     batched = decompose(adapted, sae, *held, labels, heads)
     assert torch.equal(batched.correct, at_once.correct)
     assert torch.equal(batched.only_new, at_once.only_new)
