@@ -17,11 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.evaluation import BATCH
 from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.latents import DEFAULTS, LatentTable
 from patchsae_lib.sae import SAE
-from patchsae_lib.sparse import SparseLatents
+from patchsae_lib.sparse import SparseLatents, sum_rows
 from patchsae_lib.tokens import Tokens
 
 NEIGHBOURS = 16  # latents of similar frequency among which `matched` exchanges
@@ -156,17 +155,19 @@ def mask_latents(
     _check_rankings(rankings, ks, len(head), sae.d_sae)
     ks = tuple(sorted(set(ks)))
     ranks = [order.argsort(dim=1).int().expand(len(head), -1) for order in rankings.values()]
-    parts = zip(tokens.split(BATCH), classes.cpu().split(BATCH), strict=True)
-    batches = []
-    for z, rows in tqdm(parts, "masks", -(-len(tokens) // BATCH), disable=None):
+    at_once = min(clip.at_once, sae.images_at_once(tokens.shape[1], least=8))
+    parts = zip(tokens.split(at_once), classes.cpu().split(at_once), strict=True)
+    head, batches = head.to(clip.device), []
+    for z, rows in tqdm(parts, "masks", -(-len(tokens) // at_once), disable=None):
+        z = z.to(sae.W_dec.device, torch.float32)
         split = Decomposition.of(sae, z, None if prompts else clip.n_tokens, error)
-        states = z.float(), split.base + split.decoded, split.base
-        predicted = [clip.classify(state, head).argmax(1).cpu() for state in states]
+        states = z, split.base + split.decoded, split.base
+        predicted = [clip.classify(state, head).argmax(1) for state in states]
         for rank in ranks:
-            logits = masked_logits(clip, split, head, rank[rows], ks)
-            predicted.append(torch.stack([x.argmax(-1) for x in logits], 1).cpu())
+            logits = masked_logits(clip, split, head, rank[rows.to(rank.device)], ks)
+            predicted.append(torch.stack([x.argmax(-1) for x in logits], 1))
         batches.append(predicted)
-    original, on, off, *masked = (torch.cat(x, -1) for x in zip(*batches, strict=True))
+    original, on, off, *masked = (torch.cat(x, -1).cpu() for x in zip(*batches, strict=True))
     predictions = dict(zip(rankings, masked, strict=True))
     return Masked(ks, labels.cpu(), original, on, off, predictions)
 
@@ -225,14 +226,16 @@ def masked_logits(
     `rank` (b, d_sae) is the place of each latent, from 0, in the order of each image. The latents
     between two k's are decoded once: on(k₂) = on(k₁) + their sum, and off(k) = all − on(k).
     """
-    latents, device = split.latents, split.base.device
+    latents, device, n = split.latents, split.base.device, split.base[..., 0].numel()
     place = rank.to(device)[latents.image, latents.latent]
     step = torch.bucketize(place, torch.tensor(ks, device=device), right=True)
     order = step.argsort(stable=True)  # within a step, tokens stay in ascending order
-    counts = step.bincount(minlength=len(ks) + 1)[: len(ks)].tolist()
+    entries, bag = latents.select(order), (step * n + latents.token)[order]
+    # those of no step come last, in bags that nothing reads: a GPU need not count them first
+    bags = sum_rows(entries.latent, bag, entries.value, split.W_dec, (len(ks) + 1) * n)
     on = torch.zeros_like(split.base)
-    for entries in order[: sum(counts)].split(counts):
-        on = on + latents.select(entries).decode(split.W_dec)
+    for between in bags.view(-1, *split.base.shape)[: len(ks)]:
+        on = on + between
         masked = torch.cat([split.base + on, split.base + split.decoded - on])
         yield clip.classify(masked, head).unflatten(0, (2, -1))
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
+from patchsae_lib.distributed import batch_size
+
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -69,6 +71,11 @@ class SplitCLIP(nn.Module):
     def device(self) -> torch.device:
         """The device of the model; every method moves its inputs there."""
         return self.mean.device
+
+    @property
+    def at_once(self) -> int:
+        """How many images it computes together, with ten values a token and dimension."""
+        return batch_size(self.device, 10 * self.n_tokens * self.d_vit, least=8)
 
     @property
     def visual(self) -> Any:
@@ -134,7 +141,7 @@ class SplitCLIP(nn.Module):
         if tuple(z.shape[1:]) != expected:
             raise ValueError(f"features expects z (b, *{expected}), got {tuple(z.shape)}")
         last = max(self.block + 1, self.n_blocks - 1)
-        x = self._run(z.to(self.device), self.block + 1, last)
+        x = self._run(z.to(self.mean), self.block + 1, last)
         x = self._cls_of_last_block(x) if self._only_cls_leaves(last) else self._run(x, last)
         return F.normalize(self.visual._pool(x)[0] @ self.visual.proj, dim=-1)
 
@@ -145,8 +152,8 @@ class SplitCLIP(nn.Module):
     def classify(self, z: Tensor, text_features: Tensor) -> Tensor:
         """Compute logits (b, c), the scaled cosines of image features and text features
         (c, d_embed), from residual tokens."""
-        features = self.features(z)
-        return self.logit_scale * features @ text_features.to(features.device).T
+        features, scale = self.features(z), self.model.logit_scale.detach().exp()
+        return scale * features @ text_features.to(features.device).T
 
     @torch.no_grad()
     def text_features(
@@ -224,4 +231,4 @@ def _checked_tower(model: Any, block: int) -> Any:
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of rows of (n, c) whose largest logit is at the label (n,), 0 to 1."""
-    return (logits.argmax(dim=-1) == labels).float().mean().item()
+    return (logits.argmax(dim=-1) == labels.to(logits.device)).float().mean().item()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,7 @@ from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import image_counts
 from patchsae_lib.tokens import Tokens
 
-BATCH = 64  # pictures that pass through CLIP together
-CHUNK = 1024  # tokens encoded at a time: their latents stay in the CPU's cache
+BATCH = 64  # pictures at least whose counts are added together
 DEFAULTS: StatisticsConfig = StatisticsConfig()
 
 
@@ -90,6 +89,10 @@ class LatentTable:
             tau=config.tau,
         )
 
+    def to(self, device: str | torch.device) -> LatentTable:
+        """Return the same table with its tensors on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
     @torch.no_grad()
     def add(self, sae: SAE, z: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
         """Count the tokens z (b, tokens, d_vit) of the pictures `indices` (b,), in place.
@@ -101,26 +104,28 @@ class LatentTable:
         n_classes = len(self.class_names)
         if len(labels) and (largest := int(labels.max())) >= n_classes:
             raise ValueError(f"label {largest}: the table knows {n_classes} classes")
-        parts = z.split(max(1, CHUNK // t))
-        encoded = (sae.encode(part.to(sae.W_enc.device).float()) for part in parts)
+        parts = z.split(sae.images_at_once(t))
         cuts = sae.cuts(self.tau)
-        columns = zip(*(image_counts(f, cuts) for f in encoded), strict=True)
-        sums, active, above = (torch.cat(column) for column in columns)
+        columns = zip(*(image_counts(sae.encode(part), cuts) for part in parts), strict=True)
+        device = self.total.device
+        sums, active, above = (torch.cat(column).to(device) for column in columns)
         self.images += b
         self.tokens += b * t
         self._count(sums, active, above, labels)
         rows = len(self.top_values), b
-        self._rank((sums / t).T, indices.expand(rows), labels.expand(rows))
+        images, labels = (x.to(device).expand(rows) for x in (indices, labels))
+        self._rank((sums / t).T, images, labels)
 
     def _count(self, sums: Tensor, active: Tensor, above: Tensor, labels: Tensor) -> None:
-        """Add what images (b, d) hold of each latent."""
+        """Add what images (b, d) hold of each latent; their labels (b,) are on the CPU."""
         self.n_images += (active > 0).sum(0)
         self.n_active += active.sum(0)
         self.total += sums.double().sum(0)
         self.n_above += above.sum(0)
-        known = labels >= 0
-        self.class_above.index_add_(0, labels[known], above[known].int())
-        self.class_images += torch.bincount(labels[known], minlength=len(self.class_images))
+        known = (labels >= 0).nonzero()[:, 0].to(above.device)
+        labels = labels.to(above.device)[known]
+        self.class_above.index_add_(0, labels, above[known].int())
+        self.class_images.index_add_(0, labels, torch.ones_like(labels))
 
     def _rank(self, values: Tensor, images: Tensor, labels: Tensor) -> None:
         """Consider more candidates (d, n) for reference images."""
@@ -275,11 +280,12 @@ def scan(
     chosen = list(range(len(pictures))) if indices is None else [int(i) for i in indices]
     if not chosen:
         raise ValueError("no pictures to scan")
-    table = LatentTable.empty(sae.d_sae, pictures.class_names, config)
+    table = LatentTable.empty(sae.d_sae, pictures.class_names, config).to(sae.W_enc.device)
     options = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
+    at_once = max(BATCH, min(clip.at_once, sae.images_at_once(clip.n_tokens)))
     with tqdm(total=len(chosen), desc="latents", unit=" pictures", **options) as bar:
-        for start in range(0, len(chosen), BATCH):
-            part = chosen[start : start + BATCH]
+        for start in range(0, len(chosen), at_once):
+            part = chosen[start : start + at_once]
             readable, images = read_pictures(pictures, part, table.skipped)
             require_readable(table.skipped, len(chosen))
             bar.update(len(part))
@@ -289,7 +295,7 @@ def scan(
                 z = z if prompts else z[:, : clip.n_tokens]
                 labels = torch.tensor([pictures.label(i) for i in readable])
                 table.add(sae, z, torch.tensor(readable), labels)
-    return table
+    return table.to("cpu")
 
 
 def scan_tokens(
@@ -300,18 +306,19 @@ def scan_tokens(
     config: StatisticsConfig = DEFAULTS,
 ) -> LatentTable:
     """Count as `scan` does, from the tokens of pictures; `labels` (images,) are their classes."""
-    table = LatentTable.empty(sae.d_sae, class_names, config)
-    for rows, z in zip(torch.arange(len(tokens)).split(BATCH), tokens.split(BATCH), strict=True):
-        table.add(sae, z, tokens.indices[rows], None if labels is None else labels[rows])
-    return table
+    table = LatentTable.empty(sae.d_sae, class_names, config).to(sae.W_enc.device)
+    labels = torch.full((len(tokens),), -1) if labels is None else labels.cpu()
+    n = max(BATCH, sae.images_at_once(tokens.n_tokens))
+    for part in zip(*(x.split(n) for x in (tokens, tokens.indices, labels)), strict=True):
+        table.add(sae, *part)
+    return table.to("cpu")
 
 
 @torch.no_grad()
 def image_levels(sae: SAE, tokens: Tokens | Tensor) -> Tensor:
     """Return the image-level activations (images, d), the mean over tokens, on the CPU."""
-    device = sae.W_enc.device
-    images = (z.to(device).float() for part in tokens.split(BATCH) for z in part)
-    return torch.stack([sae.encode(z).mean(0).cpu() for z in images])
+    parts = tokens.split(sae.images_at_once(tokens.shape[1]))
+    return torch.cat([sae.encode(z).mean(1).cpu() for z in parts])
 
 
 def strongest_in_pairs(levels: Tensor, k: int = 10) -> tuple[Tensor, dict[str, Tensor]]:
@@ -347,10 +354,10 @@ def responses(levels: Tensor, changed: Tensor) -> Tensor:
     0: no effect; 1: as large as that of another image. NaN for a latent that is the same in all.
     """
     n = len(levels)
-    rank = torch.arange(n, dtype=torch.double)
+    rank = torch.arange(n, dtype=torch.double, device=levels.device)
     apart = (2 * rank + 1 - n) @ levels.double().sort(0).values  # Σ_{i<j} |a_i − a_j|
     spread = apart / (n * (n - 1) / 2)
-    moved = (changed - levels).double().abs().mean(1)
+    moved = (changed.to(levels.device) - levels).double().abs().mean(1)
     return moved / spread.masked_fill(spread <= 0, torch.nan)
 
 
@@ -375,7 +382,7 @@ def monosemanticity(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     sums: list[Tensor] = []
     for a, e in pairs:
         a = a.double()
-        more = [a.T @ F.normalize(e.double(), dim=1), a.sum(0), a.pow(2).sum(0)]
+        more = [a.T @ F.normalize(e.to(a), dim=1), a.sum(0), a.pow(2).sum(0)]
         sums = [x + y for x, y in zip(sums, more, strict=True)] if sums else more
     if not sums:
         raise ValueError("no images to compare")
@@ -403,12 +410,12 @@ def related_classes(
 
 def partners(W_dec: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Find for each latent of an autoencoder a partner in another: its number, and the cosine of
-    the two decoder rows, (d,) each; of `W_dec` (d, d_vit) and `second` (d₂ ≥ d, d_vit).
+    the two decoder rows, (d,) each, of `W_dec` (d, d_vit) and `second` (d₂ ≥ d, d_vit).
 
     Partners are one-to-one, with the largest sum of cosines (the Hungarian method). Two latents
     cannot share a partner. Needs d · d₂ · 8 bytes; 3,072 × 3,072 take a second.
     """
-    cosine = F.normalize(W_dec, dim=1).cpu() @ F.normalize(second, dim=1).cpu().T
+    cosine = (F.normalize(W_dec, dim=1) @ F.normalize(second.to(W_dec), dim=1).T).cpu()
     rows, number = map(torch.from_numpy, linear_sum_assignment(-cosine.numpy()))
     return number, cosine[rows, number]
 

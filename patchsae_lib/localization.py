@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchsae_lib.evaluation import BATCH
 from patchsae_lib.sae import SAE
 from patchsae_lib.tokens import Tokens
 
@@ -21,10 +20,10 @@ def latent_masks(
     `tokens` (images, t, d_vit) start with CLS, which has no place; the patches after it fill the
     `grid` (rows, columns).
     """
-    patches, device = _patches_of(grid, tokens), sae.W_dec.device
-    encoded = (sae.encode(z[0].to(device, torch.float32)) for z in tokens.split(1))
-    masks = torch.stack([f[patches, list(latents)] for f in encoded])
-    return masks.transpose(1, 2).unflatten(2, grid).cpu()
+    patches, chosen = _patches_of(grid, tokens), torch.tensor(list(latents), dtype=torch.long)
+    parts = tokens.split(sae.images_at_once(tokens.shape[1]))
+    masks = torch.cat([sae.encode(z[:, patches])[..., chosen].cpu() for z in parts])
+    return masks.transpose(1, 2).unflatten(2, grid)
 
 
 @torch.no_grad()
@@ -32,12 +31,14 @@ def share_inside(sae: SAE, tokens: Tensor | Tokens, latents: Tensor, inside: Ten
     """Return the share of latents' activity in patches that lies inside a region: (images, k) in
     0..1, 0 for silent latents. Each image has its `latents` (images, k) and its region, `inside`
     (images, n_patches) bool."""
-    shares = []
-    for z, chosen, region in zip(tokens.split(1), latents, inside, strict=True):
-        f = sae.encode(z[0].to(sae.W_dec.device, torch.float32)).cpu()
-        activity = f[1 : 1 + len(region), chosen]
-        shares.append(activity[region].sum(0) / activity.sum(0).clamp_min(1e-9))
-    return torch.stack(shares)
+    n, device, shares = sae.images_at_once(tokens.shape[1]), sae.W_dec.device, []
+    for z, *chosen in zip(*(x.split(n) for x in (tokens, latents, inside)), strict=True):
+        latent, region = (x.to(device)[:, None] for x in chosen)
+        f = sae.encode(z[:, 1 : 1 + inside.shape[1]])
+        activity = f.gather(2, latent.expand(-1, inside.shape[1], -1))  # (b, n_patches, k)
+        within = (region.float() @ activity)[:, 0]
+        shares.append((within / activity.sum(1).clamp_min(1e-9)).cpu())
+    return torch.cat(shares)
 
 
 @torch.no_grad()
@@ -50,14 +51,14 @@ def patch_changes(
     `first` and `second` (images, t, d_vit) are the tokens of pictures before and after the change,
     `is_changed` (images, n_patches) bool says where; 0 where there is no such patch.
     """
-    sums = torch.zeros(2, sae.d_sae)
-    for a, b, region in zip(first.split(1), second.split(1), is_changed, strict=True):
-        patches = slice(1, 1 + len(region))
-        f, g = (sae.encode(z[0, patches].to(sae.W_dec.device, torch.float32)) for z in (a, b))
-        moved = (g - f).abs().cpu()
-        sums += torch.stack([moved[region].sum(0), moved[~region].sum(0)])
-    n = int(is_changed.sum())
-    return sums / torch.tensor([[n], [is_changed.numel() - n]]).clamp_min(1)
+    device, patches = sae.W_dec.device, slice(1, 1 + is_changed.shape[1])
+    n, sums = sae.images_at_once(first.shape[1]), torch.zeros(2, sae.d_sae, device=device)
+    for a, b, region in zip(*(x.split(n) for x in (first, second, is_changed)), strict=True):
+        f, g = (sae.encode(z[:, patches]) for z in (a, b))
+        is_in = region.to(device).flatten()
+        sums += torch.stack([is_in, ~is_in]).float() @ (g - f).abs_().flatten(0, 1)
+    counts = torch.stack([is_changed.sum(), (~is_changed).sum()])[:, None]
+    return sums.cpu() / counts.cpu().clamp_min(1)
 
 
 @torch.no_grad()
@@ -67,14 +68,15 @@ def reference_masks(sae: SAE, tokens: Tokens, images: Tensor, grid: tuple[int, i
     `images` (d, k) are the reference images of a `LatentTable`: numbers of pictures among
     `tokens.indices`, or −1 for none, whose mask is 0. Each picture is encoded once.
     """
-    patches = _patches_of(grid, tokens)
+    patches, images = _patches_of(grid, tokens), images.cpu()
+    n = sae.images_at_once(tokens.n_tokens)
     masks = torch.zeros(*images.shape, grid[0] * grid[1], dtype=torch.float16)
     latent, place = (images >= 0).nonzero().unbind(1)
     pictures, number = images[latent, place].unique(return_inverse=True)
-    for start in range(0, len(pictures), BATCH):
-        z = tokens[tokens.row_of(pictures[start : start + BATCH])][:, patches]
-        f = sae.encode(z.to(sae.W_dec.device, torch.float32))
-        in_batch = (number >= start) & (number < start + BATCH)
+    for start in range(0, len(pictures), n):
+        z = tokens[tokens.row_of(pictures[start : start + n])][:, patches]
+        f = sae.encode(z)
+        in_batch = (number >= start) & (number < start + n)
         image, active = number[in_batch] - start, latent[in_batch]
         masks[active, place[in_batch]] = f[image, :, active].half().cpu()
     return masks.unflatten(2, grid)

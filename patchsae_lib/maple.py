@@ -247,13 +247,15 @@ def _epoch(
         logits = adapted.classify(adapted.tokens(clip.preprocess(x)), adapted.encode_text(ids))
         target = labels[rows].to(logits.device)
         loss = F.cross_entropy(logits, target)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in epoch {epoch}: lower prompts.lr")
+        right = (logits.argmax(1) == target).sum()
+        value, n_right = torch.stack([loss.detach(), right]).tolist()  # a GPU is waited for once
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} in epoch {epoch}: lower prompts.lr")
         sgd.zero_grad()
         loss.backward()
         sgd.step()
-        losses.append(loss.item())
-        hits += int((logits.argmax(1) == target).sum())
+        losses.append(value)
+        hits += int(n_right)
     mean = sum(losses) / len(losses)
     return {"epoch": epoch, "loss": mean, "accuracy": hits / len(order), "lr": lr}
 

@@ -32,7 +32,6 @@ from patchsae_lib.world.truth import CONCEPTS, N_SINGLE, SINGLE, Concept, PatchT
 
 Array = npt.NDArray[Any]
 
-BATCH = 8  # pictures that are encoded together
 BLOCK = 256  # latents whose hits are in memory together
 RANKS = tuple(25 * 2**k for k in range(12))  # patches above a cut; above the last, 0, are all
 #: kinds of concept that CLS may stand for: those of a whole picture or of its object
@@ -92,10 +91,10 @@ class Activity(NamedTuple):
 
 @torch.no_grad()
 def activity(sae: SAE, tokens: Tokens) -> Activity:
-    """Encode the tokens of pictures, CLS first; never are the latents of more than 8 dense."""
+    """Encode the tokens of pictures, CLS first; the latents of a batch alone are ever dense."""
     first, f = [np.zeros(1, np.int64)], (np.empty(0, np.float32), np.empty(0, np.int32))
-    for z in tokens.split(BATCH):
-        part = SparseLatents.encode(sae, z.to(sae.W_enc.device, torch.float32))
+    for z in tokens.split(sae.images_at_once(tokens.n_tokens)):
+        part = SparseLatents.encode(sae, z)
         counts = part.token.bincount(minlength=z.shape[0] * z.shape[1]).cpu().numpy()
         first.append(first[-1][-1] + counts.cumsum())
         if first[-1][-1] > len(f[0]):  # grown in place: many small pieces would hold on to memory

@@ -21,7 +21,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from patchsae_lib.ablation import by_score
-from patchsae_lib.evaluation import BATCH
 from patchsae_lib.intervals import resampled_means
 from patchsae_lib.latents import DEFAULTS, scan_tokens
 from patchsae_lib.maple import AdaptedCLIP
@@ -51,7 +50,7 @@ def with_noise(before: Tensor, after: Tensor, seed: int = 0) -> Tensor:
     """Move each token of `before` as far as it is from `after`, both (…, d_vit), in a random
     direction: what a change of this size does that knows nothing."""
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(seed))
-    distance = (after - before).norm(dim=-1, keepdim=True)
+    distance = (after.to(before.device) - before).norm(dim=-1, keepdim=True)
     return before + distance * F.normalize(noise, dim=-1).to(before.device)
 
 
@@ -92,11 +91,12 @@ def correct_at(
     tokens of a place (one of `PLACES`) are those of `after` (n, 1 + n_patches + n_prompts, d_vit),
     the prompts' with them, and the others those of `before` (n, 1 + n_patches, d_vit)."""
     right, n = [], adapted.n_tokens
-    for z0, z1, y in zip(*(x.split(BATCH) for x in (before, after, labels)), strict=True):
+    parts = zip(*(x.split(adapted.at_once) for x in (before, after, labels)), strict=True)
+    for z0, z1, y in ([x.to(adapted.device) for x in part] for part in parts):
         states = torch.cat([z0, z1[:, n:]], 1).float()
         states[:, :n][:, PLACES[place]] = z1[:, :n][:, PLACES[place]].float()
-        right.append(adapted.classify(states, head).argmax(1).cpu() == y)
-    return torch.cat(right).double()
+        right.append(adapted.classify(states, head).argmax(1) == y)
+    return torch.cat(right).double().cpu()
 
 
 def ranks(levels: Tensor) -> Tensor:
@@ -282,8 +282,8 @@ def decompose(
             f"tokens before {tuple(before.shape)} and after {tuple(after.shape)} are not those of "
             f"CLIP and of this adapted model, which has {n} and {adapted.n_prompts} for prompts"
         )
-    batches = []
-    for z0, z1, y in zip(*(x.split(BATCH) for x in (before, after, labels)), strict=True):
+    at_once, batches = min(adapted.at_once, sae.images_at_once(n, least=8)), []
+    for z0, z1, y in zip(*(x.split(at_once) for x in (before, after, labels)), strict=True):
         z0, z1 = (z.to(sae.W_dec.device, torch.float32) for z in (z0, z1))
         states, counts = _states(sae, z0, z1[:, :n], per)
         batches.append([*_correct(adapted, states, z1[:, n:], y, heads), *counts])

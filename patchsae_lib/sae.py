@@ -10,12 +10,13 @@ NaN and infinity are errors here, never results.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from patchsae_lib.distributed import batch_size
 
 Activation = Callable[[Tensor, int], Tensor]  # of pre-activations and k: latents (…, d_sae) ≥ 0
 
@@ -44,18 +45,27 @@ def batchtopk(pre: Tensor, k: int) -> Tensor:
     """
     n_kept = k * (pre.numel() // pre.shape[-1])
     flat = pre.detach().flatten()
+    if flat.device.type != "cpu":  # which would wait for the numbers of candidates
+        return keep_largest(pre, flat, n_kept)
     sample = flat[::61]  # estimates the threshold: only the values above it are searched
     low = sample.topk(min(len(sample), 2 * n_kept // 61 + 16)).values[-1].clamp_min(0)
     candidates = flat[flat > low]
     return keep_largest(pre, candidates if len(candidates) > n_kept else flat[flat > 0], n_kept)
 
 
-def keep_largest(pre: Tensor, positive: Tensor, n_kept: int) -> Tensor:
-    """Keep what is above the (n_kept + 1)-th largest of the `positive` pre-activations (n,)."""
-    if len(positive) <= n_kept:
+def keep_largest(pre: Tensor, candidates: Tensor, n_kept: int) -> Tensor:
+    """Keep what is positive and above the (n_kept + 1)-th largest of the `candidates` (n,)."""
+    if len(candidates) <= n_kept:
         return pre.relu()
-    largest_dropped = positive.kthvalue(len(positive) - n_kept).values
-    return F.threshold(pre, float(largest_dropped), 0.0)
+    largest = candidates.topk(n_kept + 1, sorted=False).values
+    return keep_above(pre, largest.min().clamp_min(0))
+
+
+def keep_above(pre: Tensor, cut: Tensor) -> Tensor:
+    """Keep pre-activations (…, d_sae) above `cut`, () or (d_sae,), without waiting for a GPU."""
+    if cut.ndim == 0 and cut.device.type == "cpu":  # in a single pass
+        return F.threshold(pre, float(cut), 0.0)
+    return pre.where(pre > cut, 0.0)
 
 
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "topk": topk, "batchtopk": batchtopk}
@@ -138,24 +148,27 @@ class SAE(nn.Module):
 
     def activate(self, pre: Tensor) -> Tensor:
         """Latents (…, d_sae) ≥ 0 of pre-activations; depends on the batch only while training."""
-        if self.activation == "batchtopk" and not self.training:
-            return F.threshold(pre, float(self.threshold), 0.0)
-        if self.activation == "jumprelu":
-            return pre.where(pre > self.threshold, 0.0)
+        if self.activation == "jumprelu" or (self.activation == "batchtopk" and not self.training):
+            return keep_above(pre, self.threshold)
         return ACTIVATIONS[self.activation](pre, self.k)
 
     def encode(self, z: Tensor) -> Tensor:
-        """Latents f(z) (…, d_sae) ≥ 0 of residual tokens z (…, d_vit) (eq. 1).
+        """Latents f(z) (…, d_sae) ≥ 0, where the SAE is, of residual tokens z (…, d_vit) (eq. 1).
         Raises `ValueError` for another width and for NaN or infinity in z."""
         if z.shape[-1] != self.d_vit:
             got = f"z {tuple(z.shape)}"
             raise ValueError(f"{got}: this SAE reads tokens (…, {self.d_vit}) of its CLIP")
+        z = z.to(self.b_dec)
         require_finite(z, "z")
         return self.activate(self.pre_activations(z))
 
+    def images_at_once(self, n_tokens: int, least: int = 1) -> int:
+        """How many images of so many tokens are encoded together."""
+        return batch_size(self.W_dec.device, n_tokens * self.d_sae, least)
+
     def decode(self, f: Tensor) -> Tensor:
         """ẑ = f W_dec + b_dec, (…, d_vit), for latents f (…, d_sae) (eq. 1)."""
-        return f @ self.W_dec + self.b_dec
+        return f.to(self.b_dec) @ self.W_dec + self.b_dec
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the reconstruction ẑ (…, d_vit) of z (…, d_vit)."""
@@ -176,9 +189,9 @@ class SAE(nn.Module):
     @torch.no_grad()
     def learn_threshold(self, f: Tensor, rate: float = 0.05) -> None:
         """Move `threshold` towards a batch's smallest active latent (a mean of ~20 batches)."""
-        active = f[f > 0]
-        if len(active):
-            self.threshold.lerp_(active.min().float(), rate if self.threshold > 0 else 1.0)
+        smallest = f.where(f > 0, torch.inf).amin().float()
+        moved = self.threshold.lerp(smallest, rate).where(self.threshold > 0, smallest)
+        self.threshold.copy_(moved.where(smallest < torch.inf, self.threshold))
 
     @torch.no_grad()
     def cuts(self, tau: float) -> Tensor:
@@ -229,15 +242,11 @@ def initial_b_dec(z: Tensor, method: str) -> Tensor:
     return z.reshape(-1, z.shape[-1]).mean(dim=0)
 
 
-def explained_variance(z: Tensor, z_hat: Tensor) -> float:
+def explained_variance(z: Tensor, z_hat: Tensor) -> Tensor:
     """1 − Σ ‖z − ẑ‖² / Σ ‖z − z̄‖² over tokens (…, d_vit): 1 is perfect, 0 what their mean z̄ gives.
-    Raises `ValueError` when all tokens are equal, and for NaN or infinity."""
+    (), where z is; not finite when all tokens are equal, and for NaN or infinity."""
     z, z_hat = z.reshape(-1, z.shape[-1]), z_hat.reshape(-1, z.shape[-1])
-    variance = (z - z.mean(dim=0)).pow(2).sum()
-    ratio = ((z - z_hat).pow(2).sum() / variance).item()
-    if not math.isfinite(ratio):
-        raise ValueError(f"explained variance needs different, finite tokens: z {tuple(z.shape)}")
-    return 1 - ratio
+    return 1 - (z - z_hat).pow(2).sum() / (z - z.mean(dim=0)).pow(2).sum()
 
 
 def l0(f: Tensor) -> float:

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from patchsae_lib.distributed import batch_size
 from patchsae_lib.sae import SAE
 
-CHUNK = 1024  # tokens whose pre-activations (CHUNK, d_sae) are in memory at a time
 SPARSE = 0.02  # share of active latents up to which `image_counts` goes through them one by one
 
 
@@ -90,7 +90,7 @@ def image_counts(f: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum and count latents f (images, tokens, d_sae) over the tokens of each image (eqs. 3-5).
 
     Returns their sums, and the numbers of tokens (int16) where they are active and where they are
-    above `cuts` (d_sae,): (images, d_sae) each, on the CPU.
+    above `cuts` (d_sae,): (images, d_sae) each, where f is.
     """
     if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
         entries = SparseLatents.from_dense(f)
@@ -98,7 +98,7 @@ def image_counts(f: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return entries.per_image(), entries.per_image(active), entries.per_image(above)
     # torch counts bytes in 16 bits three times as fast as booleans in 64
     active, above = ((f > cut).view(torch.uint8).sum(1, dtype=torch.int16) for cut in (0.0, cuts))
-    return f.sum(1).cpu(), active.cpu(), above.cpu()
+    return f.sum(1), active, above
 
 
 def sum_rows(rows: Tensor, bag: Tensor, weight: Tensor, table: Tensor, n_bags: int) -> Tensor:
@@ -120,9 +120,9 @@ class EncodeDecode(Function):
         """Return `latent` and f (entries,), and f W_dec (n, d_vit), of z (n, d_vit)."""
         dtype = torch.bfloat16 if bfloat16 else z.dtype  # of z W_enc
         weights, bias = W_enc.to(dtype), b.to(dtype)
-        entries = []
-        for start in range(0, len(z), CHUNK):
-            pre = torch.addmm(bias, z[start : start + CHUNK].to(dtype), weights)
+        entries, n = [], batch_size(z.device, len(b), least=1024)
+        for start in range(0, len(z), n):
+            pre = torch.addmm(bias, z[start : start + n].to(dtype), weights)
             token, latent = pre.gt(0).nonzero(as_tuple=True)
             entries.append((token + start, latent, pre[token, latent].to(z.dtype)))
         token, latent, f = (torch.cat(parts) for parts in zip(*entries, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchsae_lib import artefacts
 from patchsae_lib.clip import SplitCLIP, Template
-from patchsae_lib.evaluation import BATCH, HeldOut
+from patchsae_lib.evaluation import HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
 from patchsae_lib.pictures import Pictures, ReadOnce, Subset
 from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable, title_of
@@ -148,7 +148,8 @@ class Split:
     @torch.no_grad()
     def predictions(self) -> Tensor:
         """Return the zero-shot prediction of each picture (n,)."""
-        logits = (self.clip.classify(z.float(), self.head) for z in self.tokens.split(BATCH))
+        parts, head = self.tokens.split(self.clip.at_once), self.head.to(self.clip.device)
+        logits = (self.clip.classify(z, head) for z in parts)
         return torch.cat([part.argmax(1).cpu() for part in logits])
 
     def correct(self) -> Tensor:

@@ -42,10 +42,12 @@ from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of,
 from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
+from patchsae_lib.truth import VALUES
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
-DENSE_LATENTS = 2**30  # values of units on scored patches that are held at once: 4 GB
+SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are scored
+PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
 CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
@@ -177,9 +179,9 @@ class Study:
     @cached_property
     def scored(self) -> Split:
         """Pictures of the embedded world, with whose `truth` units of any kind are compared: as
-        many as the profile tests on or has, while 4 GB hold the values of all units, which of
-        neurons and directions are dense."""
-        fit = DENSE_LATENTS // (self.sae.d_sae * (self.clip.n_tokens - 1))
+        many as the profile tests on or has, while `SCORED` bytes hold all that this needs."""
+        per_patch = PATCH[0] * self.clip.d_vit + PATCH[1]
+        fit = (SCORED - 5 * VALUES) // (per_patch * (self.clip.n_tokens - 1))
         n = min(self.profile.pictures.n_test or 500, max(70, len(self.train)), max(20, fit))
         return self.open("world", "test", n)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from patchsae_lib import distributed
 from patchsae_lib.artefacts import AnotherRun, read_checkpoint, save_checkpoint, set_aside
-from patchsae_lib.distributed import rows_of_all, sum_of_all
+from patchsae_lib.distributed import batch_size, rows_of_all, sum_of_all
 from patchsae_lib.profiles import SAEConfig, TrainConfig
 from patchsae_lib.sae import (
     SAE,
@@ -41,9 +41,6 @@ History = list[dict[str, float]]
 
 SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
 HISTORY_ROWS = 200  # as many points as a learning curve can show
-# Tokens that pass the autoencoder together. 1,024 fit a CPU's cache and are 1.8 times as fast as
-# 4,096 (192 → 3,072, bfloat16, two threads). A GPU has room for 4,096 at d_sae = 49,152.
-CHUNK = {"cpu": 1024, "cuda": 4096}
 SPARSE = 0.02  # share of active latents up to which gathering is faster than multiplying
 
 
@@ -76,8 +73,8 @@ def objective(
     """Compute the loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead`.
 
     Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
-    latents; ẑ (n, d_vit). `dead` is (d_sae,) bool; `bfloat16` concerns matrix products and dense
-    latents; `sparse`, for ReLU, computes with active latents only.
+    latents; ẑ (n, d_vit). `dead` are numbers of latents (m,); `bfloat16` concerns matrix products
+    and dense latents; `sparse`, for ReLU, computes with active latents only.
     """
     forward = sparse_pass if sparse else dense_pass
     latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
@@ -94,7 +91,7 @@ def dense_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pass
         pre = sae.pre_activations(z)
         divided = sae.activation == "batchtopk" and distributed.world_size() > 1
         f = _batchtopk_of_all(pre, sae.k) if divided else sae.activate(pre)
-        ghosts = None if dead is None else pre[..., dead].exp() @ sae.W_dec[dead]
+        ghosts = None if dead is None else pre[:, dead].exp() @ sae.W_dec[dead]
         return Latents(f, f.detach().amax(dim=0) > 0, l1_loss(f)), sae.decode(f), ghosts
 
 
@@ -105,17 +102,16 @@ def sparse_pass(sae: SAE, z: Tensor, dead: Tensor | None, bfloat16: bool) -> Pas
     fired = torch.zeros_like(bias, dtype=torch.bool).index_fill(0, latent, True)
     ghosts = None
     if dead is not None:
-        index = dead.nonzero()[:, 0]
-        pre = centred @ sae.W_enc.index_select(1, index) + bias[index]
-        ghosts = pre.exp() @ sae.W_dec.index_select(0, index)
+        pre = centred @ sae.W_enc.index_select(1, dead) + bias[dead]
+        ghosts = pre.exp() @ sae.W_dec.index_select(0, dead)
     return Latents(f, fired, f.sum() / len(z)), decoded + sae.b_dec, ghosts
 
 
 def _batchtopk_of_all(pre: Tensor, k: int) -> Tensor:
     """`sae.batchtopk` where this process has only its part (n, d_sae) of the batch."""
     n_kept = k * int(sum_of_all(torch.tensor(len(pre))))
-    positive = pre.detach()[pre > 0].float()
-    largest = positive.topk(min(len(positive), n_kept + 1)).values
+    flat = pre.detach().flatten().float()
+    largest = flat.topk(min(len(flat), n_kept + 1), sorted=False).values
     return keep_largest(pre, rows_of_all(largest), n_kept)
 
 
@@ -152,31 +148,33 @@ class Trainer:
         logged = step % max(1, config.steps // HISTORY_ROWS) == 0 or step + 1 == config.steps
         self._normalise_decoder()
         self.adam.zero_grad()
-        row, fired = self._gradients(z, logged)
-        if not math.isfinite(row["loss"]):
-            at = f"the loss is {row['loss']} at step {step}"
+        row, silent = self._gradients(z, logged)
+        if broken := [name for name, x in row.items() if not math.isfinite(x)]:
+            at = f"the {broken[0]} is {row[broken[0]]} at step {step}"
             raise FloatingPointError(f"{at}: lower train.lr ({config.lr}) or set sae.scale_inputs")
         self.sae.remove_parallel_gradient()
         self.adam.param_groups[0]["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
         self.adam.step()
-        self.silent += 1
-        self.silent[fired] = 0
+        self.silent = silent
         if logged:
-            row["dead"] = float((self.silent > config.dead_after).float().mean())
             self.history.append({"step": step, **row})
         self.n_steps += 1
         return row["loss"]
 
     def _gradients(self, z: Tensor, logged: bool) -> tuple[dict[str, float], Tensor]:
         """Add up the gradients of z (n, d_vit), chunk by chunk, and over all processes.
-        Returns the measures of the whole batch, and which latents fired (d_sae,)."""
+        Returns the measures of the whole batch, and how long latents are then silent (d_sae,).
+        A GPU is waited for twice: for the number of dead latents, and for the measures."""
         sae, l1, bfloat16 = self.sae, self.sae_config.l1, self.train_config.precision == "bfloat16"
-        silent = self.silent > self.train_config.dead_after
-        dead = silent if self.sae_config.ghost_gradients and bool(silent.any()) else None
+        dead, dead_after = None, self.train_config.dead_after
+        if self.sae_config.ghost_gradients:
+            numbers = (self.silent > dead_after).nonzero()[:, 0]
+            dead = numbers if len(numbers) else None
         sparse, n_tokens = self._is_sparse(z), int(sum_of_all(torch.tensor(len(z))))
         undivided = sparse or sae.activation == "batchtopk"  # which chooses among all tokens
-        totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(silent), []
-        for chunk in z.split(len(z) if undivided else CHUNK.get(z.device.type, 4096)):
+        at_once = len(z) if undivided else batch_size(z.device, sae.d_sae, least=1024)
+        totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(self.silent).bool(), []
+        for chunk in z.split(at_once):
             parts, latents, z_hat = objective(sae, chunk, l1, dead, bfloat16, sparse)
             share = len(chunk) / n_tokens
             (parts["loss"] * share).backward()
@@ -187,15 +185,17 @@ class Trainer:
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0.0) + part.detach() * share
             if sae.activation == "batchtopk":
-                sae.learn_threshold(rows_of_all(f[f > 0]))
+                sae.learn_threshold(rows_of_all(f.where(f > 0, torch.inf).amin()[None]))
             fired |= latents.fired
         for gradient in [p.grad for p in sae.parameters() if p.grad is not None]:
             sum_of_all(gradient)
-        row = dict(zip(totals, sum_of_all(torch.stack([*totals.values()])).tolist(), strict=True))
-        if logged and math.isfinite(row["loss"]):
-            z_hat = rows_of_all(torch.cat(z_hats))
-            row["explained_variance"] = explained_variance(rows_of_all(z), z_hat)
-        return row, distributed.any_of_all(fired)
+        silent = (self.silent + 1).masked_fill(distributed.any_of_all(fired), 0)
+        names, measures = [*totals], [*sum_of_all(torch.stack([*totals.values()]))]
+        if logged:
+            names += ["explained_variance", "dead"]
+            measures.append(explained_variance(rows_of_all(z), rows_of_all(torch.cat(z_hats))))
+            measures.append((silent > dead_after).float().mean())
+        return dict(zip(names, torch.stack(measures).tolist(), strict=True)), silent
 
     @torch.no_grad()
     def _is_sparse(self, z: Tensor) -> bool:
@@ -294,7 +294,8 @@ def shuffled(tokens: MixedTokens, config: TrainConfig) -> Batches:
     def permuted(start: int) -> Iterator[Tensor]:
         for step, z in enumerate(tokens.mixed(config, config.seed, start), start):
             generator = torch.Generator().manual_seed(2**20 * config.seed + step)
-            yield z.gather(0, torch.rand(z.shape, generator=generator).argsort(0))
+            order = torch.rand(z.shape, generator=generator).argsort(0)
+            yield z.gather(0, order.to(z.device))
 
     return permuted
 

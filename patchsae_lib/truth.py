@@ -16,6 +16,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from patchsae_lib.distributed import batch_size
 from patchsae_lib.intervals import interval_table
 from patchsae_lib.profiles import Profile
 from patchsae_lib.sae import SAE
@@ -23,7 +24,7 @@ from patchsae_lib.world.truth import CONCEPTS, KINDS, N_SINGLE, Concept
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of patches on which a unit fires
 MINIMUM = Profile.min_patches  # positives of a concept that is scored, in either half
-CHUNK = 1024  # rows at a time
+VALUES = 2**27  # of units in patches that are compared together; 4.8 bytes each are held
 RIDGE = 1e-2  # of a linear probe, relative to the mean variance of a dimension
 
 #: tokens (…, d_vit) → values (…, n) of n units, each of which may stand for a concept
@@ -34,8 +35,8 @@ Scored = tuple[Tensor, Tensor]  # scores (n, c) of n patches for c concepts, tru
 def thresholds(units: Tensor) -> Tensor:
     """Find thresholds (len(SHARES), d) above which d units fire on these shares of (n, d) rows."""
     rank = [max(1, round(share * len(units))) for share in SHARES]
-    top = units.T.contiguous().topk(max(rank) + 1).values
-    return top[:, rank].T
+    parts = units.split(256, dim=1)  # of which a copy is sorted
+    return torch.cat([x.T.contiguous().topk(max(rank) + 1).values[:, rank].T for x in parts], 1)
 
 
 def iou_tables(units: Tensor, truth: Tensor, cuts: Tensor) -> Tensor:
@@ -43,13 +44,14 @@ def iou_tables(units: Tensor, truth: Tensor, cuts: Tensor) -> Tensor:
     hits = units.new_zeros(len(cuts), truth.shape[1], units.shape[1])
     fired = units.new_zeros(len(cuts), units.shape[1])
     truth = truth.to(units.device, units.dtype)
-    # by rows, so that comparisons with a cut stay in the CPU's cache
-    for values, shown in zip(units.split(CHUNK), truth.split(CHUNK), strict=True):
+    n = batch_size(units.device, units.shape[1])
+    for values, shown in zip(units.split(n), truth.split(n), strict=True):
         for i, cut in enumerate(cuts):
             fires = (values > cut).to(units.dtype)
             hits[i] += shown.T @ fires
             fired[i] += fires.sum(0)
-    return hits / (truth.sum(0)[:, None] + fired[:, None] - hits).clamp_min(1)
+    union = (truth.sum(0)[:, None] + fired[:, None]).sub_(hits)
+    return hits.div_(union.clamp_min_(1))
 
 
 def best_threshold(score: Tensor, truth: Tensor) -> float:
@@ -111,7 +113,7 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
     """Fit the units that latents are compared with, to tokens z (…, d_vit): raw neurons, principal
     and independent components (of these at most 256), each with both signs, and `n` random
     directions from the mean token."""
-    flat = z.reshape(-1, z.shape[-1])
+    flat = z.reshape(-1, z.shape[-1]).cpu()
     mean = flat.mean(0)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(z.shape[-1], n, generator=generator)
@@ -122,10 +124,15 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
     independent = torch.from_numpy(ica.fit(sample).components_.T.astype(np.float32))
     return {
         "raw neurons (±)": _signed,
-        "principal components (±)": lambda z: _signed((z - mean) @ principal),
-        "independent components (±)": lambda z: _signed((z - mean) @ independent),
-        "random directions": lambda z: (z - mean) @ directions,
+        "principal components (±)": lambda z: _signed(_along(z, mean, principal)),
+        "independent components (±)": lambda z: _signed(_along(z, mean, independent)),
+        "random directions": lambda z: _along(z, mean, directions),
     }
+
+
+def _along(z: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
+    """Project tokens z (…, d_vit) onto directions (d_vit, n), where the tokens are."""
+    return (z - mean.to(z.device)) @ directions.to(z.device)
 
 
 def _signed(x: Tensor) -> Tensor:
@@ -134,7 +141,7 @@ def _signed(x: Tensor) -> Tensor:
 
 def latents_of(sae: SAE) -> Units:
     """Return the latents of an autoencoder as units; they are computed where it is."""
-    return lambda z: sae.encode(z.to(sae.W_enc.device))
+    return sae.encode
 
 
 def compare_units(
@@ -146,20 +153,37 @@ def compare_units(
     `CONCEPTS` are compared. A set is a function of tokens, or
     values (images, patches, n). Units are chosen on the first half of the pictures and scored on
     the second. Further columns: `units`, the name of the set, and `unit`, the number in it.
+    Units are computed so many at a time that memory does not grow with their number.
     """
-    truth_a, truth_b = halves(truth[..., :N_SINGLE])
+    truth_a, truth_b = halves(truth[..., :N_SINGLE].cpu())
     kept = enough(truth_a, truth_b, minimum)
     truth_a, truth_b, names = truth_a[:, kept], truth_b[:, kept], [CONCEPTS[i] for i in kept]
     tables = []
     for name, units in sets.items():
-        # one half at a time: values of all units are large
-        parts = iter(halves(units)) if isinstance(units, Tensor) else map(units, halves(z))
-        a = next(parts)
-        best = iou_tables(a, truth_a, thresholds(a)).amax(0).argmax(1)
-        a, b = a[:, best].cpu(), next(parts)[:, best].cpu()
-        table = concept_scores((a, truth_a), (b, truth_b), names, minimum)
+        values, read = ((lambda x: x), units) if isinstance(units, Tensor) else (units, z)
+        a, b = halves(read)
+        blocks = torch.arange(values(a[:1]).shape[1]).split(max(1, VALUES // len(a)))
+        iou = [_best_iou(_values(values, a, block), truth_a) for block in blocks]
+        best = torch.cat(iou, 1).argmax(1)
+        chosen = [_values(values, x, best).cpu() for x in (a, b)]
+        table = concept_scores((chosen[0], truth_a), (chosen[1], truth_b), names, minimum)
         tables.append(table.assign(units=name, unit=best.tolist()))
     return pd.concat(tables, ignore_index=True)
+
+
+def _best_iou(units: Tensor, truth: Tensor) -> Tensor:
+    """Return the IoU (c, d) of units (n, d) at the best threshold for each concept (n, c)."""
+    return iou_tables(units, truth, thresholds(units)).amax(0).cpu()
+
+
+def _values(units: Units, z: Tensor, chosen: Tensor) -> Tensor:
+    """Return the values (n, k) of the units `chosen` (k,) in tokens z (n, d_vit), where they are
+    computed: of a batch of tokens at a time."""
+    first = units(z[:1])  # all units of it: where they are, and how many
+    values, n = first.new_empty(len(z), len(chosen)), batch_size(first.device, first.shape[1])
+    for rows, part in zip(values.split(n), z.split(n), strict=True):
+        rows.copy_(units(part)[:, chosen])
+    return values
 
 
 def mean_scores(scores: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
@@ -174,7 +198,7 @@ def bounds(z: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:
     """Score what bounds units, like `compare_units` and on its halves: from below a position prior
     (how often each patch shows the concept), from above a supervised linear probe (the best that a
     direction could do)."""
-    truth = truth[..., :N_SINGLE]
+    truth, z = truth[..., :N_SINGLE].cpu(), z.cpu()
     (z_a, z_b), (truth_a, truth_b) = halves(z), halves(truth)
     middle = len(truth) // 2
     prior = truth[:middle].float().mean(0)  # (patches, c)

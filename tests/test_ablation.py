@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchsae_lib import ablation
 from patchsae_lib.ablation import (
     NEIGHBOURS,
     Decomposition,
@@ -100,7 +99,7 @@ def test_every_mask_is_that_of_the_plain_way(clip, setting, error: bool) -> None
 
 def test_all_none_and_what_is_left_over_meet(clip, setting, monkeypatch) -> None:
     z, labels, head, sae = setting
-    monkeypatch.setattr(ablation, "BATCH", 4)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 4)
     orders = {"random": at_random(D), "by class": by_score(torch.rand(N_CLASSES, D))}
     result = mask_latents(clip, sae, z, labels, head, orders, (D, 0, 7, 7))
     assert result.ks == (0, 7, D)
@@ -114,7 +113,7 @@ def test_all_none_and_what_is_left_over_meet(clip, setting, monkeypatch) -> None
     assert torch.equal(result.original, clip.classify(z, head).argmax(1))
     exact = mask_latents(clip, sae, z, labels, head, orders, (D,), error=True)
     assert torch.equal(exact.all_on, exact.original)
-    monkeypatch.setattr(ablation, "BATCH", 1)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 1)
     one = mask_latents(clip, sae, z, labels, head, orders, (7,))
     assert torch.equal(one.predictions["by class"][:, 0], result.predictions["by class"][:, 1])
 
@@ -133,7 +132,7 @@ def test_pictures_are_masked_batch_by_batch_from_tokens_as_they_are_stored(
     clip, setting, monkeypatch
 ) -> None:
     z, labels, head, sae = setting
-    monkeypatch.setattr(ablation, "BATCH", 4)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 4)
     stored, orders = z.bfloat16(), {"r": at_random(D)}
     held = mask_latents(clip, sae, Tokens.hold(stored), labels, head, orders, (9,))
     expected = mask_latents(clip, sae, stored.float(), labels, head, orders, (9,))

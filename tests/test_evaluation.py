@@ -6,7 +6,6 @@ import torch
 
 from patchsae_lib.clip import SplitCLIP, accuracy
 from patchsae_lib.evaluation import (
-    BATCH,
     HeldOut,
     accuracy_kept,
     contrastive_losses,
@@ -24,7 +23,7 @@ def clip() -> SplitCLIP:
     return SplitCLIP(model, WordTokenizer(["a", "cat"]))
 
 
-N = BATCH + 2  # a whole batch and a part of one
+N = 10
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,12 @@ def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(x, dim=1)
 
 
+@pytest.fixture(autouse=True)
+def batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches and a part of one."""
+    monkeypatch.setattr(SplitCLIP, "at_once", 8)
+
+
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None:
     r = evaluate_sae(perfect(clip.d_vit), held_out, cls_only)
@@ -68,7 +73,7 @@ def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
     assert r.l0 == pytest.approx(l0(f))
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
     assert r.mse == pytest.approx(float(reconstruction_loss(z, sae.decode(f))), rel=1e-5)
-    ev = explained_variance(z, sae.decode(f))
+    ev = float(explained_variance(z, sae.decode(f)))
     assert r.explained_variance == pytest.approx(ev, rel=1e-4)
     assert r.dead == 0.5  # the rare ones of the last hundred are not
     for state, loss, hits in (

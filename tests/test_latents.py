@@ -228,9 +228,9 @@ def test_a_label_of_no_class_is_refused() -> None:
 def test_a_table_does_not_depend_on_how_pictures_are_batched(monkeypatch) -> None:
     z, indices, labels = pictures_(30, 3)
     tokens, expected = Tokens.hold(z, torch.tensor(indices)), counted(z, indices, labels)
-    for batch, chunk in ((7, 2), (64, 1), (1, 1024)):
+    for batch, chunk in ((7, 2), (64, 1), (1, 100)):
         monkeypatch.setattr(latents, "BATCH", batch)
-        monkeypatch.setattr(latents, "CHUNK", chunk)
+        monkeypatch.setattr(SAE, "images_at_once", lambda *_, n=chunk, **__: n)
         config = StatisticsConfig(k=K)
         same(scan_tokens(identity(), tokens, torch.tensor(labels), CLASSES, config), expected)
     unlabelled = scan_tokens(identity(), tokens, None, CLASSES, config)
@@ -305,7 +305,7 @@ class Grey:
 class FakeClip:
     """Picture i has the single token (i, i, i, i)."""
 
-    n_tokens = 1
+    n_tokens = at_once = 1
 
     def preprocess(self, pictures: Tensor) -> Tensor:
         return pictures.float()

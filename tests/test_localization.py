@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from patchsae_lib import localization
 from patchsae_lib.explorer.drawings import overlay
 from patchsae_lib.localization import (
     latent_masks,
@@ -38,7 +37,7 @@ def test_the_masks_of_all_latents_in_pictures_of_their_own(monkeypatch) -> None:
     tokens = Tokens.hold(torch.randn(5, 7, 3, generator=g), torch.tensor([8, 2, 4, 6, 0]))
     images = torch.tensor([[4, 8], [4, -1], [-1, -1]])  # of 3 latents
     at_once = reference_masks(identity(3), tokens, images, (2, 3))
-    monkeypatch.setattr(localization, "BATCH", 1)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 1)
     masks = reference_masks(identity(3), tokens, images, (2, 3))
     assert masks.shape == (3, 2, 2, 3)
     wanted = latent_masks(identity(3), tokens[[2, 0]], [0], (2, 3))[:, 0]

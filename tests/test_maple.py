@@ -262,7 +262,8 @@ def test_an_autoencoder_is_measured_on_image_tokens(measured) -> None:
     held_out = HeldOut(adapted, z, labels, text, text[labels])
     report = evaluate_sae(sae, held_out)
     image = z[:, :197]
-    assert report.explained_variance == pytest.approx(explained_variance(image, sae(image)), 1e-4)
+    explained = float(explained_variance(image, sae(image)))
+    assert report.explained_variance == pytest.approx(explained, 1e-4)
     replaced = torch.cat([sae(image), z[:, 197:]], 1)
     wanted = adapted.classify(replaced, text).argmax(1) == labels
     assert report.accuracy == pytest.approx(float(wanted.float().mean()))

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_localization import identity
 
-from patchsae_lib import remapping
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.intervals import estimate_mean
@@ -401,7 +400,7 @@ def test_the_gain_is_that_of_batches_of_tokens_as_they_are_stored(changed, monke
     before, after = before.bfloat16(), after.bfloat16()
     held = Tokens.hold(before), Tokens.hold(after)
     at_once = decompose(adapted, sae, before.float(), after.float(), labels, heads)
-    monkeypatch.setattr(remapping, "BATCH", 3)
+    monkeypatch.setattr(SAE, "images_at_once", lambda *_, **__: 3)
     batched = decompose(adapted, sae, *held, labels, heads)
     assert torch.equal(batched.correct, at_once.correct)
     assert torch.equal(batched.only_new, at_once.only_new)

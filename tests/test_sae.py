@@ -323,12 +323,10 @@ def test_l0_by_hand() -> None:
     assert l0(torch.tensor([[[1.0, 0.0, 2.0, 0.0]], [[0.0, 0.0, 3.0, 0.0]]])) == 1.5
 
 
-def test_measures_of_nothing_meaningful_are_errors() -> None:
+def test_measures_of_nothing_meaningful_are_no_numbers() -> None:
     constant = torch.ones(4, 3)
-    with pytest.raises(ValueError, match="different, finite tokens"):
-        explained_variance(constant, constant)
-    with pytest.raises(ValueError, match="different, finite tokens"):
-        explained_variance(tokens(4), tokens(4) * NAN)
+    assert not explained_variance(constant, constant).isfinite()
+    assert not explained_variance(tokens(4), tokens(4) * NAN).isfinite()
     with pytest.raises(ValueError, match="NaN"):
         l0(torch.tensor([[1.0, NAN]]))
 

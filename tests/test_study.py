@@ -141,19 +141,19 @@ def test_the_parameters_of_a_study_are_checked(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("name", "d_sae", "n", "expected"),
+    ("name", "d_vit", "n", "expected"),
     [
-        ("world", 3072, 2400, 350),
-        ("smoke", 768, 175, 70),
-        ("clip", 12_288, 77, 77),
-        ("clip", 12_288, 50_000, 445),
-        ("paper", 49_152, 10**6, 111),
+        ("world", 192, 2400, 350),
+        ("smoke", 192, 175, 70),
+        ("clip", 768, 77, 77),
+        ("clip", 768, 50_000, 500),
+        ("paper", 768, 10**6, 500),
     ],
 )
-def test_scored_pictures_fit_into_memory(name: str, d_sae: int, n: int, expected: int) -> None:
+def test_scored_pictures_fit_into_memory(name: str, d_vit: int, n: int, expected: int) -> None:
     study = Study(name)
-    clip, sae = SimpleNamespace(n_tokens=197), SimpleNamespace(d_sae=d_sae)
-    study.__dict__ |= {"clip": clip, "sae": sae, "train": range(n), "open": lambda *given: given}
+    clip = SimpleNamespace(n_tokens=197, d_vit=d_vit)
+    study.__dict__ |= {"clip": clip, "train": range(n), "open": lambda *given: given}
     assert study.scored == ("world", "test", expected)
 
 
@@ -936,11 +936,11 @@ def test_masks_may_be_of_other_classes_and_with_the_error(tmp_path: Path) -> Non
         assert not torch.equal(wanted.predictions["any"], plain.predictions["any"])  # not vacuous
 
 
-@pytest.mark.parametrize(("d_sae", "n", "expected"), [(48, 30, 70), (2**21, 500, 20)])
-def test_scored_pictures_are_never_too_few(d_sae: int, n: int, expected: int) -> None:
+@pytest.mark.parametrize(("d_vit", "n", "expected"), [(48, 30, 70), (2**15, 500, 20)])
+def test_scored_pictures_are_never_too_few(d_vit: int, n: int, expected: int) -> None:
     study = Study("clip")
-    clip, sae = SimpleNamespace(n_tokens=197), SimpleNamespace(d_sae=d_sae)
-    study.__dict__ |= {"clip": clip, "sae": sae, "train": range(n), "open": lambda *given: given}
+    clip = SimpleNamespace(n_tokens=197, d_vit=d_vit)
+    study.__dict__ |= {"clip": clip, "train": range(n), "open": lambda *given: given}
     assert study.scored == ("world", "test", expected)
 
 

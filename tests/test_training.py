@@ -272,9 +272,9 @@ def test_chunks_do_not_show(activation: str, monkeypatch: pytest.MonkeyPatch) ->
     sae_config = replace(SAE_CONFIG, activation=activation)
     whole, chunked = trainer(sae_config), trainer(sae_config)
     for z, _ in zip(batches(), range(8), strict=False):
-        monkeypatch.setattr(training, "CHUNK", {"cpu": 4096})
+        monkeypatch.setattr(training, "batch_size", lambda *_, least: 4 * least)
         loss = whole.step(z)
-        monkeypatch.setattr(training, "CHUNK", {"cpu": 7})
+        monkeypatch.setattr(training, "batch_size", lambda *_, least: 7)
         assert chunked.step(z) == pytest.approx(loss, rel=1e-5)
     assert torch.equal(chunked.silent, whole.silent)
     assert chunked.history[-1] == pytest.approx(whole.history[-1], rel=1e-4, abs=1e-5)
@@ -296,7 +296,8 @@ def test_history_describes_the_batch_before_its_update(activation: str) -> None:
     assert row["reconstruction"] == pytest.approx(reconstruction_loss(z, z_hat).item())
     assert row["l1"] == pytest.approx(f.sum().item() / len(z))
     assert row["l0"] == pytest.approx(l0(f))
-    assert row["explained_variance"] == pytest.approx(explained_variance(z, z_hat), abs=1e-5)
+    explained = explained_variance(z, z_hat).item()
+    assert row["explained_variance"] == pytest.approx(explained, abs=1e-5)
     assert (row["dead"], row["ghost"]) == (0, 0)
 
 

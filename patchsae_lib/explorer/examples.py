@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchsae_lib.distributed import batch_size
+
 SHARES = (0.25, 0.5, 0.75)  # quantiles, counted from the most active picture
 N_RANDOM = N_ABSENT = 3
 N_NEAREST = 8
-CHUNK = 1024  # latents compared with all at a time
 
 
 def examples(levels: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ def nearest(W_dec: Tensor) -> tuple[Tensor, Tensor]:
     """
     directions = F.normalize(W_dec.float(), dim=1)
     parts = []
-    for rows in torch.arange(len(W_dec)).split(CHUNK):
+    for rows in torch.arange(len(W_dec)).split(batch_size(W_dec.device, len(W_dec))):
         cosine = directions[rows] @ directions.T
         cosine[torch.arange(len(rows)), rows] = -2  # not the latent itself
         parts.append(cosine.topk(min(N_NEAREST, len(W_dec) - 1)))

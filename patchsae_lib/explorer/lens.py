@@ -14,7 +14,6 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.evaluation import BATCH
 from patchsae_lib.explorer.files import codes, read_shard, small
 from patchsae_lib.pictures import read_image, square
 from patchsae_lib.sae import SAE
@@ -42,9 +41,10 @@ class Lens:
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> list[Tensor]:
         """Return each model's residual tokens of pictures (n, 3, h, w) uint8, on the CPU."""
-        parts = pictures.split(BATCH)
         return [
-            torch.cat([clip.tokens(clip.preprocess(part)).cpu() for part in parts])
+            torch.cat(
+                [clip.tokens(clip.preprocess(x)).cpu() for x in pictures.split(clip.at_once)]
+            )
             for clip, _ in self.models.values()
         ]
 
@@ -56,7 +56,7 @@ class Lens:
         for (clip, head), z in zip(self.models.values(), self.tokens(pictures), strict=True):
             predicted = clip.classify(z, head).softmax(1).tolist()
             for look, tokens, probabilities in zip(looks, z, predicted, strict=True):
-                latents = self._latents(tokens[None, : clip.n_tokens])
+                latents = SparseLatents.encode(self.sae, tokens[None, : clip.n_tokens])
                 look["models"].append(codes(latents))
                 look["said"].append(probabilities)
         return looks
@@ -70,27 +70,25 @@ class Lens:
         """
         if self.pictures is None or self.labels is None:
             raise ValueError("there are no pictures to ask about")
-        pictures = self.pictures[self.labels == label]
+        pictures = self.pictures[(self.labels == label).to(self.pictures.device)]
         if not len(pictures):
             raise ValueError("none of the pictures is of this class")
         off, shares = torch.tensor(list(latents), dtype=torch.long), []
         for (clip, head), z in zip(self.models.values(), self.tokens(pictures), strict=True):
-            logits = [self._logits(clip, head, part, off) for part in z.split(BATCH)]
+            parts = z.split(min(clip.at_once, self.sae.images_at_once(z.shape[1])))
+            logits = [self._logits(clip, head, part, off) for part in parts]
             predicted = torch.cat(logits).argmax(1)
             shares.append((predicted.bincount(minlength=len(head)) / len(pictures)).tolist())
         return shares
 
     def _logits(self, clip: SplitCLIP, head: Tensor, z: Tensor, off: Tensor) -> Tensor:
-        """Return logits of tokens z that are decoded without the latents `off`."""
-        latents = self._latents(z, clip.n_tokens)
+        """Return logits of tokens z that are decoded without the latents `off`, on the CPU."""
+        z = z.to(self.sae.W_dec.device, torch.float32)
+        latents = SparseLatents.encode(self.sae, z, clip.n_tokens)
         kept = latents.select(~torch.isin(latents.latent, off.to(latents.latent.device)))
         z_hat = kept.decode(self.sae.W_dec) + self.sae.b_dec
         z_hat[:, clip.n_tokens :] = z[:, clip.n_tokens :]  # prompts stay as they are
         return clip.classify(z_hat, head).cpu()
-
-    def _latents(self, z: Tensor, n_tokens: int | None = None) -> SparseLatents:
-        z = z.to(self.sae.W_dec.device, torch.float32)
-        return SparseLatents.encode(self.sae, z, n_tokens)
 
     def picture(self, source: bytes | Path, name: str) -> dict[str, Any]:
         """Return a picture of the explorer, made of a file or its content: `look`, `name`, and the
