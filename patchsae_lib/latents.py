@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -20,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from tqdm import tqdm
 
 from patchsae_lib.artefacts import atomic_path
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.pictures import Pictures
-from patchsae_lib.pictures.naming import read_pictures, require_readable
+from patchsae_lib.pictures.naming import require_readable
+from patchsae_lib.pictures.reading import read_batches
 from patchsae_lib.profiles import StatisticsConfig
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import image_counts
@@ -281,14 +282,12 @@ def scan(
     if not chosen:
         raise ValueError("no pictures to scan")
     table = LatentTable.empty(sae.d_sae, pictures.class_names, config).to(sae.W_enc.device)
-    options = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
     at_once = max(BATCH, min(clip.at_once, sae.images_at_once(clip.n_tokens)))
-    with tqdm(total=len(chosen), desc="latents", unit=" pictures", **options) as bar:
-        for start in range(0, len(chosen), at_once):
-            part = chosen[start : start + at_once]
-            readable, images = read_pictures(pictures, part, table.skipped)
+    parts = [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
+    title = "latents" if progress else ""
+    with closing(read_batches(pictures, parts, table.skipped, title)) as batches:
+        for readable, images in batches:
             require_readable(table.skipped, len(chosen))
-            bar.update(len(part))
             if readable:
                 with torch.no_grad():
                     z = clip.tokens(clip.preprocess(images))

@@ -124,15 +124,10 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
     independent = torch.from_numpy(ica.fit(sample).components_.T.astype(np.float32))
     return {
         "raw neurons (±)": _signed,
-        "principal components (±)": lambda z: _signed(_along(z, mean, principal)),
-        "independent components (±)": lambda z: _signed(_along(z, mean, independent)),
-        "random directions": lambda z: _along(z, mean, directions),
+        "principal components (±)": lambda z: _signed((z.cpu() - mean) @ principal),
+        "independent components (±)": lambda z: _signed((z.cpu() - mean) @ independent),
+        "random directions": lambda z: (z.cpu() - mean) @ directions,
     }
-
-
-def _along(z: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
-    """Project tokens z (…, d_vit) onto directions (d_vit, n), where the tokens are."""
-    return (z - mean.to(z.device)) @ directions.to(z.device)
 
 
 def _signed(x: Tensor) -> Tensor:

@@ -183,11 +183,11 @@ def claims(folder):
 
 def test_claims_are_replaced_by_id_and_sorted(tmp_path):
     record_claim(tmp_path, "2-depth", "0.5", holds=False)
-    record_claim(tmp_path, "2-patches", "2 of 3", True, interval=(np.float32(0.25), 0.5))
+    record_claim(tmp_path, "1-lambda", "2 of 3", True, interval=(np.float32(0.25), 0.5))
     record_claim(tmp_path, "2-depth", "0.7", holds=True)
     first, second = claims(tmp_path)
     assert (first["id"], first["measured"], first["interval"]) == (
-        "2-patches",
+        "1-lambda",
         "2 of 3",
         [0.25, 0.5],
     )

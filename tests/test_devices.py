@@ -552,7 +552,7 @@ def test_what_cuda_allows_is_allowed_and_counted(gpu) -> None:
 def findings(device: str, folder: Path) -> Any:
     """What a study of one device finds, and keeps in a folder."""
     study = Study(TINY, sae=sae_file(folder), n_task=16, device=device)
-    task, order = study.tasks["Land cover (world)"], ablation.at_random(study.sae.d_sae)
+    (task,), order = study.tasks.values(), ablation.at_random(study.sae.d_sae)
     adapted = task.adapted(0)
     study.keep_autoencoders("seed", {0: study.sae})
     levels = {

@@ -12,7 +12,7 @@ from importlib.metadata import packages_distributions
 from patchsae_lib.artefacts import DATA, PACKAGE, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-HELD_BY_OTHERS = {"pyarrow", "ipywidgets"}  # for pandas' parquet and for widgets in a notebook
+HELD_BY_OTHERS = {"ipywidgets"}  # for widgets in a notebook
 
 
 def plain(requirement: str) -> str:

@@ -146,8 +146,8 @@ def test_the_parameters_of_a_study_are_checked(monkeypatch: pytest.MonkeyPatch) 
         ("world", 192, 2400, 350),
         ("smoke", 192, 175, 70),
         ("clip", 768, 77, 77),
-        ("clip", 768, 50_000, 500),
-        ("paper", 768, 10**6, 500),
+        ("clip", 768, 50_000, 756),
+        ("paper", 768, 10**6, 756),
     ],
 )
 def test_scored_pictures_fit_into_memory(name: str, d_vit: int, n: int, expected: int) -> None:
@@ -936,7 +936,7 @@ def test_masks_may_be_of_other_classes_and_with_the_error(tmp_path: Path) -> Non
         assert not torch.equal(wanted.predictions["any"], plain.predictions["any"])  # not vacuous
 
 
-@pytest.mark.parametrize(("d_vit", "n", "expected"), [(48, 30, 70), (2**15, 500, 20)])
+@pytest.mark.parametrize(("d_vit", "n", "expected"), [(48, 30, 70), (2**16, 500, 20)])
 def test_scored_pictures_are_never_too_few(d_vit: int, n: int, expected: int) -> None:
     study = Study("clip")
     clip = SimpleNamespace(n_tokens=197, d_vit=d_vit)

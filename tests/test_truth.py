@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from test_localization import identity
 
+from patchsae_lib.study import PATCH
 from patchsae_lib.truth import (
     RIDGE,
     SHARES,
@@ -420,3 +424,48 @@ def test_a_patch_may_be_a_pixel_and_pictures_keep_their_order() -> None:
     assert patch_truth(picture(ids), (CAT,), (2, 3))[:, 0].tolist() == [0, 1, 0, 1, 1, 0]
     world = World("objects", "test", 20)
     assert torch.equal(world_truth(world, [17, 3]), world_truth(world, [3, 17]).flip(0))
+
+
+HELD = """
+import resource, sys, torch
+from patchsae_lib import truth
+from patchsae_lib.sae import SAE
+from patchsae_lib.world.truth import CONCEPTS
+
+n, d = 128, 192
+truth.VALUES = int(sys.argv[1])
+sae = SAE(d, 4096).eval().requires_grad_(False)
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def score(n):
+    tokens = torch.randn(n, 197, d).bfloat16()
+    shows = torch.zeros(n, 196, len(CONCEPTS), dtype=torch.bool)
+    shows[..., :100].bernoulli_(0.03)
+    z, neurons = tokens[:, 1:].float(), torch.rand(n, 196, 4 * d)
+    units = {"latents": truth.latents_of(sae), "neurons": neurons}
+    truth.compare_units(units, z, shows, minimum=20)
+    truth.bounds(z, shows, minimum=20)
+
+score(8)
+before = peak()
+score(n)
+print(peak() - before, n * 196, d)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+def test_what_is_held_of_a_scored_patch_is_what_a_study_counts_with() -> None:
+    def held(values: int) -> tuple[int, int, int]:
+        command = [sys.executable, "-c", HELD, str(values)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        return tuple(map(int, ran.stdout.split()))
+
+    few = 2**21
+    in_turns, patches, d_vit = held(few)
+    bound = patches * (PATCH[0] * d_vit + PATCH[1]) + 5 * few
+    assert bound / 2 < in_turns < bound
+    at_once, *_ = held(2**40)  # the values of all units together are counted with 5 bytes each
+    assert at_once - in_turns > 4 * patches / 2 * 4096 * 0.6
+    assert at_once < bound + 5 * patches / 2 * 4096
