@@ -38,6 +38,7 @@ def row(claim: dict[str, Any]) -> tuple[str, str, str]:
         words = claim.get("interval_of", ""), low, "to", high, "over", claim["over"]
         text += f" ({' '.join(filter(None, words))})"
     sentence = f"{claim['claim']} ({claim['where']})"
+    text = re.sub(r"(?<=\d)%", " %", text)
     return sentence, text, WORDS.get(claim["verdict"], claim["verdict"])
 
 
