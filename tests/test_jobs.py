@@ -192,7 +192,8 @@ class FakeStudy(SimpleNamespace):
         sae.W_enc.copy_(torch.eye(4))
         profile = SimpleNamespace(statistics=StatisticsConfig(k=3), pictures=pictures)
         pictures.spec = "dots"
-        super().__init__(clip=self, sae=sae, profile=profile, folder=folder, n_tokens=1)
+        about = {"profile": profile, "folder": folder, "n_tokens": 1, "at_once": 8}
+        super().__init__(clip=self, sae=sae, **about)
 
     def identity(self) -> dict[str, str]:
         return {"name": "fake"}
