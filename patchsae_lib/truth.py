@@ -183,10 +183,11 @@ def _values(units: Units, z: Tensor, chosen: Tensor) -> Tensor:
 
 def mean_scores(scores: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
     """Average a score over the concepts of each kind, and for each `by`, with its interval. The
-    column `concepts` says of how many: "12 classes"."""
+    column `concepts` says of how many: "12 classes". Intervals end at 0 and 1, as scores do."""
     n_concepts = scores.groupby(["kind", by])["concept"].transform("size").astype(str)
     named = scores.assign(concepts=n_concepts + " " + scores["kind"].map(KINDS))
-    return interval_table(named, ["concepts", by], value, over="concepts")
+    means = interval_table(named, ["concepts", by], value, over="concepts")
+    return means.assign(low=means["low"].clip(lower=0), high=means["high"].clip(upper=1))
 
 
 def bounds(z: Tensor, truth: Tensor, minimum: int = MINIMUM) -> pd.DataFrame:

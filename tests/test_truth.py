@@ -348,6 +348,8 @@ def test_scores_are_averaged_over_the_concepts_of_a_kind() -> None:
         ["1 parts", "neurons", 1.0],
         ["1 classes", "latents", 0.0],
     ]
+    assert means.loc[0, ["low", "high"]].tolist() == [0, 1]  # Student's t of two says −1.2 to 2
+    assert means.attrs["over"] == "concepts"
 
 
 def test_thresholds_round_and_let_one_row_through_at_least() -> None:

@@ -53,7 +53,7 @@ def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
         "::::{list-table}",
         ":header-rows: 1",
         ":class: scoreboard",
-        ":widths: 18 15 24 15 9 19",
+        ":widths: 17 14 22 18 11 18",
         "",
         "* - Claim\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
     ]
