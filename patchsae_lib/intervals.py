@@ -6,7 +6,7 @@ Two measurements of the same units are compared by their differences: `estimate_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -224,6 +224,12 @@ def holm(p: npt.ArrayLike) -> np.ndarray:
     steps = x[order] * np.arange(len(x), 0, -1)
     adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
     return adjusted
+
+
+def p_of_all(estimates: Iterable[Interval]) -> float:
+    """Return the p-value of all estimates being above 0: the largest of theirs, 1 for one that is
+    not above 0 (the intersection-union test; Berger 1982)."""
+    return max(x.p if x.mean > 0 else 1.0 for x in estimates)
 
 
 def smallest_effect(values: npt.ArrayLike) -> float:

@@ -17,6 +17,7 @@ from patchsae_lib.intervals import (
     holm,
     interval_table,
     mean_interval,
+    p_of_all,
     rank_correlation,
     resampled_means,
     skewed_mean,
@@ -271,3 +272,9 @@ def test_clusters_without_spread_have_no_interval() -> None:
     mean, low, high = clustered_mean(np.ones(4), *labels, over="pictures × seeds")
     assert mean == 1
     assert np.isnan([low, high]).all()
+
+
+def test_all_are_above_zero_only_as_surely_as_the_least_sure() -> None:
+    sure, unsure = (Interval(1, 0, 2, p=p) for p in (0.001, 0.2))
+    assert p_of_all([sure, unsure]) == 0.2
+    assert p_of_all([sure, Interval(-1, -2, 0, p=0.001)]) == 1  # surely on the wrong side

@@ -513,3 +513,8 @@ def test_a_killed_build_does_not_spoil_the_next(tmp_path, monkeypatch, moment):
     (checkout.folder / "_build/.running/1_a.pending").touch()
     checkout.build()
     assert not (checkout.folder / "_build/.running").exists()
+
+
+def test_results_that_are_written_from_a_run_do_not_make_it_run_again():
+    assert (DATA / "results.json").is_file()
+    assert {"results.json", "paper/claims.toml"}.isdisjoint(records.shipped_files())
