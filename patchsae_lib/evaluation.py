@@ -14,6 +14,7 @@ from torch import Tensor
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.intervals import Interval, clustered_mean
 from patchsae_lib.sae import SAE, reconstruction_loss
+from patchsae_lib.sparse import SparseLatents, is_sparse
 from patchsae_lib.tokens import Tokens
 
 
@@ -144,14 +145,19 @@ def accuracy_kept(correct: Tensor, original: Tensor, chance: float, least: float
 
 def _token_sums(sae: SAE, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruct z (b, tokens, d_vit), and sum over its tokens what a `Report` needs."""
-    f = sae.encode(z)
-    z_hat, exact = sae.decode(f), z.double()
+    f, exact = sae.encode(z), z.double()
+    if is_sparse(f):
+        latents = SparseLatents.from_dense(f)
+        z_hat, values = latents.decode(sae.W_dec) + sae.b_dec, latents.value
+        n_active = latents.latent.bincount(minlength=sae.d_sae)
+    else:
+        z_hat, values, n_active = sae.decode(f), f, (f > 0).flatten(0, 1).sum(0)
     return z_hat, {
         "mse": reconstruction_loss(z, z_hat).double() * z[..., 0].numel(),
         "error": (z - z_hat).double().pow(2).sum(),
-        "l0": f.count_nonzero(),
-        "l1": f.sum().double(),
+        "l0": n_active.sum(),
+        "l1": values.sum().double(),
         "z": exact.sum((0, 1)),
         "squares": exact.pow(2).sum(),
-        "active": (f > 0).flatten(0, 1).any(0).long(),
+        "active": n_active,
     }

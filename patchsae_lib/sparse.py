@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from patchsae_lib.distributed import batch_size
 from patchsae_lib.sae import SAE
 
-SPARSE = 0.02  # share of active latents up to which `image_counts` goes through them one by one
+SPARSE = 0.02  # share of active latents up to which going through them one by one is faster
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,19 @@ class SparseLatents:
         return sums.view(self.shape[0], self.d_sae)
 
 
+def is_sparse(f: Tensor) -> bool:
+    """Whether so few latents f (images, tokens, d_sae) of the first image are active that sums
+    over `SparseLatents` are faster than over f: never on a GPU."""
+    return f.device.type == "cpu" and bool(f[:1].count_nonzero() < SPARSE * f[:1].numel())
+
+
 def image_counts(f: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum and count latents f (images, tokens, d_sae) over the tokens of each image (eqs. 3-5).
 
     Returns their sums, and the numbers of tokens (int16) where they are active and where they are
     above `cuts` (d_sae,): (images, d_sae) each, where f is.
     """
-    if f.device.type == "cpu" and f[:1].count_nonzero() < SPARSE * f[:1].numel():
+    if is_sparse(f):
         entries = SparseLatents.from_dense(f)
         active, above = ((entries.value > cut).short() for cut in (0.0, cuts[entries.latent]))
         return entries.per_image(), entries.per_image(active), entries.per_image(above)

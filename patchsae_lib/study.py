@@ -143,7 +143,10 @@ class Study:
     def at_block(self, block: int, n_train: int) -> Study:
         """Return the same study at another block of CLIP, with the first `n_train` of these
         training pictures, and all that are held out."""
-        return self._with(replace(self.profile.model, block=block), n_train)
+        study = self._with(replace(self.profile.model, block=block), n_train)
+        if study.clip.block == self.clip.block:
+            study.train.tokens = self.train.tokens.first(n_train)
+        return study
 
     def untrained(self, n_train: int) -> Study:
         """Return the same study of a CLIP of random weights, with as many pictures: a control."""

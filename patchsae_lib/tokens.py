@@ -106,6 +106,15 @@ class Tokens:
         """Read the tokens of n images at a time, in order."""
         return (self[start : start + n] for start in range(0, len(self), n))
 
+    def first(self, n: int) -> Tokens:
+        """Choose the first n images, without reading them; unlike a selection, for training."""
+        if self.rows is not None:
+            return self.select(slice(n))
+        ends = np.cumsum([0, *self.sizes]).clip(max=n)
+        sizes = tuple(np.diff(ends)[np.diff(ends) > 0].tolist())
+        read, indices = lambda i: self.read(i)[: sizes[i]], self.indices[:n]
+        return replace(self, read=read, sizes=sizes, indices=indices)
+
     def select(self, rows: slice | Sequence[int] | Tensor) -> Tokens:
         """Choose rows, in the order given, without reading them."""
         return replace(self, rows=self._stored(rows), indices=self.indices[rows])

@@ -13,6 +13,7 @@ from patchsae_lib.evaluation import (
 )
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
+from patchsae_lib.sparse import is_sparse
 from patchsae_lib.tokens import Tokens
 
 
@@ -65,17 +66,19 @@ def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None
     assert r.recovered in (1.0, 0.0)
 
 
-def test_measures_are_those_of_all_tokens_at_once(clip, held_out) -> None:
+@pytest.mark.parametrize("n_rare", [100, 200])
+def test_measures_are_those_of_all_tokens_at_once(clip, held_out, n_rare) -> None:
     sae, z = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False), held_out.tokens[:]
     sae.b_enc[:200] = -1e9  # dead
-    sae.b_enc[300:] = -sae.pre_activations(z)[..., 300:].flatten(0, 1).quantile(0.999, dim=0)
+    sae.b_enc[-n_rare:] = -sae.pre_activations(z)[..., -n_rare:].flatten(0, 1).quantile(0.999, dim=0)
     r, f = evaluate_sae(sae, held_out), sae.encode(z)
+    assert is_sparse(f) == (n_rare == 200)
     assert r.l0 == pytest.approx(l0(f))
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
     assert r.mse == pytest.approx(float(reconstruction_loss(z, sae.decode(f))), rel=1e-5)
     ev = float(explained_variance(z, sae.decode(f)))
     assert r.explained_variance == pytest.approx(ev, rel=1e-4)
-    assert r.dead == 0.5  # the rare ones of the last hundred are not
+    assert r.dead == 0.5  # the rare ones are not
     for state, loss, hits in (
         (sae.decode(f), r.contrastive, r.accuracy),
         (z, r.contrastive_original, r.accuracy_original),

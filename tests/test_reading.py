@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchsae_lib import tokens as tokens_module
-from patchsae_lib.pictures import Pictures, open_pictures, reading
+from patchsae_lib.pictures import Pictures, ReadOnce, Subset, open_pictures, reading
 from patchsae_lib.pictures.reading import read_batches
 from patchsae_lib.tokens import collect, collect_shards
 from patchsae_lib.world import World
@@ -55,6 +55,16 @@ class Means:
         return images.mean(dim=(2, 3))[:, None].expand(-1, 2, -1) + 1
 
 
+def test_pictures_that_stay_in_memory_are_read_where_they_stay(
+    photos: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, 2)
+    kept = ReadOnce(Subset(photos, [0, 1, 2, 3]))
+    first, second = (list(read_batches(Subset(kept), [[0, 1], [2, 3]])) for _ in range(2))
+    assert sorted(kept._kept) == [0, 1, 2, 3]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+
+
 @NUMBERS
 def test_batches_are_the_same_and_in_order_whoever_reads_them(
     photos: Pictures, monkeypatch: pytest.MonkeyPatch, n: int
@@ -76,6 +86,8 @@ def test_batches_are_the_same_and_in_order_whoever_reads_them(
 
 def test_processes_do_read(monkeypatch: pytest.MonkeyPatch) -> None:
     class Numbered(World):
+        keeps = False
+
         def batch(self, indices: Sequence[int]) -> Tensor:
             return torch.full((len(indices), 3, 2, 2), os.getpid())
 
@@ -132,8 +144,8 @@ def test_an_error_in_the_middle_ends_them(
 # --- how many ------------------------------------------------------------------------------------
 
 
-def test_quick_pictures_are_read_without_processes() -> None:
-    for _ in read_batches(World(n=20), PARTS):
+def test_quick_pictures_are_read_without_processes(photos: Pictures) -> None:
+    for _ in read_batches(Subset(photos, range(7)), [[0, 1, 2], [3, 4, 5], [6]]):
         assert multiprocessing.active_children() == []
 
 
@@ -167,7 +179,9 @@ import torch
 (torch.ones(500, 500) @ torch.ones(500, 500)).sum()  # threads of torch's, before the fork
 reading.WORTH, reading._n_workers = -1.0, lambda size: 2
 parts = [range(i, i + 2) for i in range(0, 2000, 2)]
-for i, batch in enumerate(reading.read_batches(open_pictures("world", n=2000), parts)):
+pictures = open_pictures("world", n=2000)
+pictures.keeps = False  # or this process would read them itself
+for i, batch in enumerate(reading.read_batches(pictures, parts)):
     if i == 5:
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
     time.sleep(0.01)

@@ -198,6 +198,9 @@ def test_another_block_reads_the_same_pictures(place: Path) -> None:
     folders = {split.keep[0] for split in (first.train, first.test, study.train, study.test)}
     assert len(folders) == 4
     assert first.profile.model.block == 0
+    same = study.at_block(1, 5)  # which are collected already
+    assert torch.equal(same.train.tokens[:], study.train.tokens[:5])
+    assert not same.train.keep[0].exists()
 
 
 def test_a_clip_of_random_weights_reads_the_same_pictures(

@@ -467,6 +467,20 @@ def test_a_selection_of_rows_is_not_for_training() -> None:
         next(held().select([1, 2]).mixed(TrainConfig(batch_tokens=2), 0))
 
 
+@pytest.mark.parametrize("n", [1, 4, 6, 99])
+def test_the_first_images_are_trained_on_as_if_they_had_been_collected_alone(
+    tmp_path: Path, n: int
+) -> None:
+    whole, alone = (in_shards(tmp_path / str(m), Grey(min(m, N_IMAGES))) for m in (N_IMAGES, n))
+    config = TrainConfig(batch_tokens=11, cls_share=-1)
+    first = whole.first(n)
+    assert torch.equal(first[:], alone[:])
+    assert torch.equal(first.indices, alone.indices)
+    batches = (take(tokens.mixed(config, 3), 9) for tokens in (first, alone))
+    assert all(torch.equal(*both) for both in zip(*batches, strict=True))
+    assert torch.equal(whole.select([5, 2, 0]).first(2)[:], whole[[5, 2]])
+
+
 @pytest.mark.parametrize("buffer", [1, 2, 3])
 def test_batches_hold_the_tokens_of_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int

@@ -59,7 +59,8 @@ def _batches(
     reader, start = _Reader(pictures), perf_counter()
     first = reader[parts[0]]
     seconds = (perf_counter() - start) * (len(parts) - 1)
-    n = _n_workers(first[1].nbytes) if seconds > WORTH else 0
+    is_worth = seconds > WORTH and not getattr(pictures, "keeps", False)
+    n = _n_workers(first[1].nbytes) if is_worth else 0
     ahead = iter(
         DataLoader(
             reader,  # type: ignore[arg-type]  # all that a Dataset needs is __getitem__

@@ -184,6 +184,8 @@ def _fault_of_file(path: str, _changed: int) -> str:
 class ReadOnce:
     """Pictures that stay in memory once they are read."""
 
+    keeps = True
+
     def __init__(self, pictures: Pictures) -> None:
         self.pictures, self.class_names = pictures, pictures.class_names
         self._kept: dict[int, torch.Tensor] = {}
@@ -223,6 +225,11 @@ class Subset:
         self.class_names = pictures.class_names if class_names is None else tuple(class_names)
         if len(self.labels) != len(self.rows):
             raise ValueError(f"{len(self.labels)} labels for {len(self.rows)} pictures")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the process that reads pictures has them when they are read again."""
+        return getattr(self.pictures, "keeps", False)
 
     def __len__(self) -> int:
         return len(self.rows)

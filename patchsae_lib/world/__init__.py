@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ __all__ = [
     "CLASSES", "DOWNSTREAM", "GROUP_OF", "KINDS", "TASKS", "Picture", "Task", "World", "all_words",
 ]  # fmt: skip
 
+KEPT = 4096  # pictures of a world whose pixels stay in memory: 150 MB
+
 
 class World:
     """`n` pictures of a task. Classes take turns, so all are equally frequent.
@@ -34,6 +37,8 @@ class World:
     task; the methods raise `IndexError` for an index outside `0..n-1`.
     """
 
+    keeps = True  # pixels, in memory
+
     def __init__(
         self, task: str = "world", split: str = "train", n: int = 1000, seed: int = 0
     ) -> None:
@@ -41,6 +46,7 @@ class World:
             raise ValueError(f"no task {task!r} in the world; there are {', '.join(TASKS)}")
         self.task, self.split, self.n, self.seed = TASKS[task], split, n, seed
         self.class_names = self.task.classes
+        self._pixels = lru_cache(KEPT)(lambda index: self.picture(index).pixels)
 
     def __len__(self) -> int:
         return self.n
@@ -76,5 +82,5 @@ class World:
 
     def batch(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the pixels of pictures, (len(indices), 3, 112, 112) uint8."""
-        pixels = np.stack([self.picture(int(i)).pixels for i in indices])
+        pixels = np.stack([self._pixels(int(i)) for i in indices])
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
