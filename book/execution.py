@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import warm
 from folders import NotebookError
 from patchsae_lib.artefacts import ROOT, atomic_path, short
 from patchsae_lib.parameters import assignments, check_names
@@ -108,6 +109,7 @@ def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> None:
                 cwd=ROOT,
                 stderr_file=sys.stderr,
                 shutdown_kernel="immediate",  # torch takes two seconds to leave
+                kernel_manager_class=kernel_manager(),
                 progress_bar=False,
             )
     except PapermillExecutionError as error:
@@ -118,6 +120,18 @@ def execute(source: Path, parameters: Mapping[str, Any], target: Path) -> None:
         raise NotebookError(f"{short(source)}: the kernel died, perhaps of memory") from None
     with atomic_path(target) as temporary:
         nbformat.write(tidy(notebook), temporary)
+
+
+def kernel_manager() -> type:
+    """Return a manager of kernels that are forked where the build has a process for it."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            _, _, _, *arguments = super().format_kernel_cmd(extra_arguments)
+            return warm.command(arguments)
+
+    return Manager
 
 
 def renew_text(source: Path, target: Path) -> None:

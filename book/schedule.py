@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import execution
+import warm
 from folders import NotebookError, mark, remove_folder
 from patchsae_lib.artefacts import ROOT, TRACE, run_dir, sha256, short, write_json
 from patchsae_lib.profiles import Profile
@@ -36,14 +37,16 @@ from records import (
     read_trace,
 )
 
-JOBS = min(2, os.cpu_count() or 1)  # each has all cores; the second uses what the first leaves
+CORES = os.cpu_count() or 1
+JOBS = min(2, CORES)
+FORKED_FROM = 3  # notebooks that run: kernels of so many are forked from one process
 SPARE = 2  # kernels beyond these that may be alive, waiting: each holds memory
 POLL = 0.1  # seconds
 RUNNER = execution.__file__  # runs one notebook
 RECORDS = ".runs"  # the folder of the records, beside the executed copies
 
-# Kernels share the cores: a thread that waits for another must sleep, or it would slow the rest
-# down many times over.
+# Kernels share out the cores: with two threads each, two need a seventh more of them than with one.
+# A thread that waits for another must sleep, or it would slow the rest down many times over.
 THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 
@@ -100,8 +103,8 @@ class Job:
         waits = event == "waits" and self.trace.with_name(f"{about[0]}.pending").exists()
         return about[0] if waits else ""
 
-    def start(self) -> None:
-        """Start the kernel, in a process that ends with this one."""
+    def start(self, environment: dict[str, str]) -> None:
+        """Start the kernel, in a process that ends with this one, with what its environment lacks."""
         self.record.unlink(missing_ok=True)  # of a run that is killed nothing is kept
         self.started = time.monotonic()
         arguments = [str(self.source), str(self.target), json.dumps(dict(self.parameters))]
@@ -111,7 +114,7 @@ class Job:
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 cwd=ROOT,
-                env=THREADS | os.environ | {TRACE: str(self.trace)},
+                env=environment | os.environ | {TRACE: str(self.trace)},
                 start_new_session=True,  # ctrl-c is for the build, which then ends all
             )
 
@@ -159,19 +162,25 @@ class Schedule:
         self.jobs, self.n_jobs, self.fresh = list(jobs), n_jobs, fresh
         self.undecided, self.queued = list(self.jobs), list[Job]()
         self.running, self.records = list[Job](), dict[str, Record]()
+        self.threads = THREADS | {"OMP_NUM_THREADS": str(max(1, CORES // n_jobs))}
+        self.kernels: dict[str, str] | None = None
 
     def run(self) -> dict[str, Record]:
         """Keep or run every notebook and return their records. Raises `NotebookError` at the
         first failure, and ends what else runs."""
-        try:
-            while len(self.records) < len(self.jobs):
-                while self._decide():  # until nothing follows from what was kept
-                    pass
-                self._start()
-                self._collect()
-        finally:
-            for job in self.running:
-                job.end()
+        with ExitStack() as stack:
+            try:
+                while len(self.records) < len(self.jobs):
+                    while self._decide():  # until nothing follows from what was kept
+                        pass
+                    if self.kernels is None and len(self.queued) >= FORKED_FROM:
+                        environment = self.threads | os.environ | execution.KERNEL_ENVIRONMENT
+                        self.kernels = stack.enter_context(warm.kernels(environment))
+                    self._start()
+                    self._collect()
+            finally:
+                for job in self.running:
+                    job.end()
         return self.records
 
     def _decide(self) -> int:
@@ -220,7 +229,7 @@ class Schedule:
                 say(f"{job.name}: runs, {job.why}")
                 self.queued.remove(job)
                 self.running.append(job)
-                job.start()
+                job.start(self.threads | (self.kernels or {}))
         if len(waits) == len(self.running) and len(self.records) < len(self.jobs):
             pairs = waits | {job.name: ", ".join(job.makers) for job in self.undecided}
             listed = "; ".join(f"{name} for {maker}" for name, maker in pairs.items())

@@ -92,12 +92,13 @@ def config_hash(config: object) -> str:
     return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Return the first 16 hex digits of the SHA-256 of a module's names and weights."""
+def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the names and values of weights."""
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    named: Mapping[str, Any] = weights if isinstance(weights, Mapping) else weights.state_dict()
+    for name, tensor in named.items():
         digest.update(name.encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy())

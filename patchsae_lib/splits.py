@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from patchsae_lib import artefacts
+from patchsae_lib.artefacts import config_hash, weights_hash
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
@@ -211,5 +212,14 @@ class AdaptedTask:
         n_base = len(task.base.class_names)
         self.clip, self.title = clip, task.title
         self.base = task.base.seen_by(clip, clip.text[:n_base])
+        if task.base.keep is not None:
+            prompts = weights_hash({"visual": clip.prompts.visual})
+            made_by = {**task.base.keep[1], "prompts": prompts}
+            self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
-        self.counted = task.counted.seen_by(clip, clip.text[:n_base])
+        self._counted = lambda: task.counted.seen_by(clip, clip.text[:n_base])
+
+    @cached_property
+    def counted(self) -> Split:
+        """As `Task.counted`."""
+        return self._counted()

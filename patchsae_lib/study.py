@@ -38,7 +38,13 @@ from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
-from patchsae_lib.pictures.sources import labels_of, open_pictures, template_of, world_of
+from patchsae_lib.pictures.sources import (
+    labels_of,
+    open_pictures,
+    template_of,
+    unwrapped,
+    world_of,
+)
 from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
@@ -243,13 +249,16 @@ class Study:
     def _is_small(self) -> bool:
         return isinstance(self.clip.tokenizer, WordTokenizer)
 
-    def place(self, pictures: Pictures, spec: str, split: str) -> tuple[Path, dict[str, Any]]:
-        """Return the folder of the tokens of pictures, and all that decides them."""
+    def place(
+        self, pictures: Pictures, spec: str, split: str, **chosen: Any
+    ) -> tuple[Path, dict[str, Any]]:
+        """Return the folder of the tokens of pictures, or of some that are `chosen` from them, and
+        all that decides them."""
         precision = "float32" if self.clip.first is None else "bfloat16"
         model = {"name": self.profile.model.name, "weights": self.clip_hash}
         hook = {"block": self.clip.block, "precision": precision}
         images = pictures_identity(pictures, spec, split)
-        made_by = {"model": model | hook, "pictures": images}
+        made_by = {"model": model | hook, "pictures": images | chosen}
         return self.folder / "tokens" / config_hash(made_by), made_by
 
     @cached_property
@@ -317,6 +326,9 @@ class Study:
             task = Task(self.clip, spec, train, test, shots, learn)
             if task.title in tasks:
                 raise ValueError(f"two tasks would be called {task.title!r}, the second is {spec}")
+            for part, opened, split in ((task.base, test, "test"), (task.learnt, train, "train")):
+                rows = config_hash({"rows": unwrapped(part.pictures)[1]})
+                part.keep = self.place(opened, spec, split, rows=rows)
             tasks[task.title] = task
         return tasks
 

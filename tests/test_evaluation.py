@@ -70,7 +70,9 @@ def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None
 def test_measures_are_those_of_all_tokens_at_once(clip, held_out, n_rare) -> None:
     sae, z = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False), held_out.tokens[:]
     sae.b_enc[:200] = -1e9  # dead
-    sae.b_enc[-n_rare:] = -sae.pre_activations(z)[..., -n_rare:].flatten(0, 1).quantile(0.999, dim=0)
+    sae.b_enc[-n_rare:] = (
+        -sae.pre_activations(z)[..., -n_rare:].flatten(0, 1).quantile(0.999, dim=0)
+    )
     r, f = evaluate_sae(sae, held_out), sae.encode(z)
     assert is_sparse(f) == (n_rare == 200)
     assert r.l0 == pytest.approx(l0(f))

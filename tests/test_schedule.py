@@ -133,6 +133,7 @@ def use(folder: Path, patch: pytest.MonkeyPatch) -> Checkout:
     patch.setattr(records, "CLAIMS", folder / "data/paper/claims.toml")
     patch.setattr(schedule, "RUNNER", str(folder / "runner.py"))
     patch.setattr(schedule, "POLL", 0.02)
+    patch.setattr(schedule, "FORKED_FROM", 99)  # there are no kernels
     patch.setenv("PATCHSAE_RUNS", str(folder / "runs"))
     patch.setenv("PYTHONPATH", str(ROOT))
     return checkout

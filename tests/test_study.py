@@ -887,6 +887,23 @@ def test_each_split_of_an_adapted_task_has_the_texts_of_its_classes() -> None:
     assert torch.equal(after.counted.head, after.clip.text[:4])
 
 
+def test_tokens_of_a_task_are_kept_for_each_model_and_choice_of_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (task,) = Study(TINY).tasks.values()
+    splits = [task.base, task.learnt, task.adapted(0).base, task.adapted(1).base]
+    splits.append(task.adapted(0, "shuffled").base)
+    (other,) = Study(TINY, shots=1).tasks.values()
+    assert len({split.keep[0] for split in (*splits, other.learnt)}) == 6
+    assert other.base.keep[0] == task.base.keep[0]
+    tokens = [split.tokens[:] for split in splits]
+    (again,) = Study(TINY).tasks.values()
+    monkeypatch.setattr(SplitCLIP, "tokens", None)  # nothing is computed again
+    assert torch.equal(again.base.tokens[:], tokens[0])
+    assert torch.equal(again.learnt.tokens[:], tokens[1])
+    assert torch.equal(again.adapted(1).base.tokens[:], tokens[3])
+
+
 def test_latents_are_counted_on_two_pictures_of_a_class_at_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
