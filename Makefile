@@ -14,7 +14,7 @@ BASE := $(or $(PYTHON),python3)
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test bench lint clean FORCE
+.PHONY: help setup book serve test bench campaign mutants lint clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ ifneq ($(UV),)
 else
 	-@$(RUN) -m venv --clear $(PEERS) && $(PEERS)/bin/python -m pip install --quiet -r $< && touch $@
 endif
+
+campaign: $(READY) ## 200 kills and 500 damaged files, 10 minutes: data/campaign.md
+	@TQDM_DISABLE=1 PYTHONPATH=tests $(RUN) tests/campaign.py $(ARGS)
+
+mutants: $(READY) ## changes in the code of measurements that no test notices; ARGS="latents -n 40"
+	@$(RUN) tests/mutants.py $(ARGS)
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(RUN) -m ruff check .

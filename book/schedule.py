@@ -45,8 +45,8 @@ POLL = 0.1  # seconds
 RUNNER = execution.__file__  # runs one notebook
 RECORDS = ".runs"  # the folder of the records, beside the executed copies
 
-# Kernels share out the cores. A thread that waits for another must sleep, or it would slow the rest
-# down many times over.
+# Kernels share out the cores. A thread that waits for another must sleep, or it would slow the
+# rest down many times over.
 THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 
@@ -104,7 +104,7 @@ class Job:
         return about[0] if waits else ""
 
     def start(self, environment: dict[str, str]) -> None:
-        """Start the kernel, in a process that ends with this one; `environment` is added to its."""
+        """Start the kernel, in a process that ends with this one, with more of an `environment`."""
         self.record.unlink(missing_ok=True)  # of a run that is killed nothing is kept
         self.started = time.monotonic()
         arguments = [str(self.source), str(self.target), json.dumps(dict(self.parameters))]

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path
 DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
+HOST = platform.node()  # in the names of temporary files
 TRACE = "PATCHSAE_TRACE"  # a build's name for the file in which a notebook notes what it does
 
 Reader = Callable[[Path], Any]
@@ -56,12 +58,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_left(path.parent)
+    temporary = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache  # what is killed later, the next process removes
+def _remove_left(folder: Path) -> None:
+    """Delete the temporary files in a folder of this machine's processes that are no more."""
+    if os.name != "posix":
+        return
+    for path in folder.glob(f".*.{HOST}-*.tmp"):
+        try:
+            os.kill(int(path.stem.rpartition("-")[2]), 0)  # which only asks whether it is alive
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, OverflowError, PermissionError):
+            pass
 
 
 def run_dir(profile_name: str) -> Path:

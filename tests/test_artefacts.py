@@ -1,6 +1,7 @@
 """What a run leaves behind is whole, and is never mistaken for another run's."""
 
 import json
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from patchsae_lib.artefacts import (
     save,
     save_checkpoint,
     weights_hash,
+    write_json,
 )
 from patchsae_lib.intervals import mean_interval
 
@@ -116,6 +118,25 @@ def test_the_hash_of_weights_knows_every_weight_and_its_name():
     hashes.add(weights_hash(nn.Sequential(layer)))
     assert len(hashes) == 3
     assert weights_hash(layer.bfloat16()) not in hashes
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    def temporary(host: str, pid: int) -> Path:
+        path = tmp_path / f".a.json.{host}-{pid}.tmp"
+        path.write_text("{")
+        return path
+
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    left = temporary(artefacts.HOST, child)
+    others = temporary(artefacts.HOST, os.getppid()), temporary("elsewhere", child)
+    (tmp_path / f".notes.{artefacts.HOST}-x.tmp").write_text("a user's")
+    write_json(tmp_path / "b.json", {})
+    assert not left.exists()
+    assert all(path.exists() for path in others)  # they are being written
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path):
