@@ -1,9 +1,9 @@
 """Kills and bad inputs by the hundred: `make campaign`, which writes `data/campaign.md`.
 
 Each job runs in a fork, so that a kill costs no import. It is killed at a random moment, once more
-as it goes on, and then left to end: its files must hold what an undisturbed run leaves, and none of
-them may be cut short at any time. Bad inputs are sound files with random damage: a reader must say
-in at most two lines which file it is, or read it.
+as it goes on, and then left to end: its files must hold what an undisturbed run leaves, and none
+of them may be cut short at any time. Bad inputs are sound files with random damage: a reader must
+say in at most two lines which file it is, or read it.
 """
 
 from __future__ import annotations
