@@ -81,14 +81,10 @@ def scan(argv: Sequence[str] | None = None) -> None:
         if rank() == 0:
             table = reduce(LatentTable.merge, map(LatentTable.load, kept))
             if not shards and len(pictures) >= CHECKED:
-                _leave_out_skipped(table)
+                # numbers of reference images as in `Study.train`, which leaves out unreadable ones
+                skipped = torch.tensor(table.skipped, dtype=torch.long)
+                table.top_images -= torch.searchsorted(skipped, table.top_images)
             _keep(study, table, key)
-
-
-def _leave_out_skipped(table: LatentTable) -> None:
-    """Number reference images as `Study.train` does, without those that cannot be read."""
-    skipped = torch.tensor(table.skipped, dtype=torch.long)
-    table.top_images -= torch.searchsorted(skipped, table.top_images)
 
 
 def _keep(study: Study, table: LatentTable, key: str) -> None:

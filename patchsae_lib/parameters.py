@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -42,6 +44,16 @@ def injected(cells: Sequence[str]) -> list[str]:
     names = list(assignments(by_papermill[-1]))
     check_names(names, assignments(next(code for code in cells if code)))
     return names
+
+
+def absolute(text: str, start: str = "") -> str:
+    """Return a text with the path in it, after `folder:` or `wds:` or of a profile or of weights,
+    as an absolute one; `~` is the user's home, and relative paths begin at `start`."""
+    begin = re.match(r"(folder:|wds:)(?=.)|(?=.+\.(toml|safetensors)$)(?!.+://)", text, re.I)
+    if not begin:
+        return text
+    path = os.path.join(start, os.path.expanduser(text[begin.end() :]))
+    return begin[0] + os.path.abspath(path)
 
 
 def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:
