@@ -172,8 +172,8 @@ class SplitCLIP(nn.Module):
         known: dict[bytes, str] = {}  # the first name of the same ids: the end of long ones is cut
         for name, row in zip(class_names, ids.split(len(prompts)), strict=True):
             if (twin := known.setdefault(row.numpy().tobytes(), name)) != name:
-                names = f"{twin[-60:]!r} and {name[-60:]!r}"
-                warnings.warn(f"{names} are one text to CLIP: give shorter names", stacklevel=3)
+                pair = f"{twin[-60:]!r} and {name[-60:]!r}"
+                warnings.warn(f"{pair} are one text to CLIP: give shorter names", stacklevel=3)
         x = torch.cat([self.encode_text(part) for part in ids.split(batch)])
         return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1).cpu()
 
@@ -223,10 +223,8 @@ def _checked_tower(model: Any, block: int) -> Any:
     """Return the image tower of an open_clip model, if it is a ViT that has this block."""
     visual = model.visual
     if not isinstance(visual, VisionTransformer):
-        raise TypeError(
-            f"the image tower is a {type(visual).__name__}, not open_clip's "
-            "VisionTransformer; choose another one, e.g. ViT-B-16-quickgelu"
-        )
+        kind = type(visual).__name__
+        raise TypeError(f"the image tower is a {kind}, not open_clip's VisionTransformer: use one")
     if visual.pool_type == "none":
         raise ValueError("the image tower does not pool its tokens (pool_type 'none')")
     n_blocks = len(visual.transformer.resblocks)

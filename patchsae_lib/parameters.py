@@ -6,7 +6,7 @@ import argparse
 import ast
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def assignments(code: str) -> dict[str, ast.expr]:
@@ -24,12 +24,10 @@ def assignments(code: str) -> dict[str, ast.expr]:
     return values
 
 
-def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
     """Raise `ValueError` if a parameter of `given` is not among the `known` ones."""
-    unknown, known = sorted(set(given) - set(known)), sorted(known)
-    if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise ValueError(f"unknown parameter {names}; known are {', '.join(known)}")
+    if unknown := ", ".join(map(repr, sorted({*given} - {*known}))):
+        raise ValueError(f"unknown parameter {unknown}; known are {', '.join(sorted(known))}")
 
 
 def injected(cells: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ import math
 import re
 import tomllib
 from dataclasses import dataclass, field, is_dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,9 +25,9 @@ ABOVE_0 = math.ulp(0.0)  # the smallest number above
 RULES: dict[str, Any] = {
     "precision": ("float32", "bfloat16", "auto"), "activation": ("relu", "topk", "batchtopk"),
     "b_dec_init": ("geometric_median", "mean", "zeros"), "frozen": ("", "encoder", "decoder"),
-    "encoders": ("both", "text", "picture"), "tokens": ("all", "cls"), "seeds": 2,
-    "cls_share": (-LIMIT, 1), "block": -LIMIT, "b_enc_init": -LIMIT,
-    "momentum": (0, 1), "lr": ABOVE_0, "warmup_lr": ABOVE_0,
+    "encoders": ("both", "text", "picture"), "tokens": ("all", "cls"), "cls_share": (-LIMIT, 1),
+    "block": -LIMIT, "b_enc_init": -LIMIT, "momentum": (0, 1), "lr": ABOVE_0, "warmup_lr": ABOVE_0,
+    "seeds": 2,
     **dict.fromkeys(("expansion", "k", "steps", "batch_tokens", "dead_after", "top", "depth"), 1),
     **dict.fromkeys(("n_ctx", "shots", "epochs", "batch", "checkpoint_every", "min_patches"), 1),
 }  # fmt: skip
@@ -187,16 +186,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = _find(name_or_path)
     try:
-        return _typed(Profile, {"name": path.stem, **_tables(path)}, "")
+        start = "" if path.parent == CONFIGS else str(path.parent)
+        return _typed(Profile, {"name": path.stem, **_tables(path)}, "", start)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def fit_to(profile: Profile, n_tokens: int) -> Profile:
-    """Shorten a profile's training to `train.passes` passes over `n_tokens` tokens.
-
-    If that shortens training, `warmup` and `sweep_steps` scale with it.
-    """
+    """Shorten a profile's training, with its `warmup` and `sweep_steps`, to `train.passes` passes
+    over `n_tokens` tokens, if it has more."""
     train = profile.train
     steps = math.ceil(train.passes * n_tokens / train.batch_tokens)
     if not train.passes or steps >= train.steps:
@@ -215,18 +213,14 @@ def _find(name_or_path: str | Path) -> Path:
     path = Path(str(name_or_path)).expanduser()
     path = path if path.suffix.lower() == ".toml" else CONFIGS / f"{path}.toml"
     if not path.is_file():
-        name = str(name_or_path if path.parent == CONFIGS else path.absolute())
         known = f"{', '.join(profile_names())}, or the path of a .toml file"
-        raise ValueError(f"no profile {name!r}: give one of {known}")
+        raise ValueError(f"no profile {str(name_or_path)!r}: give one of {known}")
     return path
 
 
 def _tables(path: Path) -> dict[str, Any]:
     """Read a profile's file, and lay its tables over those of its base, a shipped profile."""
     tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    for table, key in product(tables.values(), ("spec", "test", "pretrained", "weights")):
-        if path.parent != CONFIGS and isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = absolute(table[key], str(path.parent))
     if (base := tables.pop("base", None)) is None:
         return tables
     if base not in profile_names():
@@ -238,22 +232,21 @@ def _tables(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _typed(kind: Any, value: Any, name: str) -> Any:
+def _typed(kind: Any, value: Any, name: str, start: str) -> Any:
     """Make of a value in TOML what a field of this type holds: a table becomes a dataclass, a list
-    a tuple. `name` begins the message of an error."""
+    a tuple, a relative path an absolute one below `start` (unless ""). `name` is for errors."""
     if is_dataclass(kind):
         types = get_type_hints(kind)
         if not isinstance(value, dict):
-            raise ValueError(f"{name}must be a table, got {value!r}")
+            raise ValueError(f"{name} must be a table, got {value!r}")
+        named = {key: f"{name}.{key}".lstrip(".") for key in value}
         for key in sorted(value.keys() - types.keys()):
-            raise ValueError(f"{name}unknown key {key!r}; known are {', '.join(sorted(types))}")
-        names = {key: f"[{key}] " if is_dataclass(types[key]) else f"{name}{key}" for key in value}
-        fields = {key: _typed(types[key], v, names[key]) for key, v in value.items()}
+            raise ValueError(f"unknown key {named[key]!r}; known are {', '.join(sorted(types))}")
+        fields = {key: _typed(types[key], v, named[key], start) for key, v in value.items()}
         return kind(**fields)  # type: ignore[operator]
     if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_typed(get_args(kind)[0], entry, name) for entry in value)
+        return tuple(_typed(get_args(kind)[0], entry, name, start) for entry in value)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        is_list = get_origin(kind) is tuple
-        expected = f"a list of {get_args(kind)[0].__name__}" if is_list else kind.__name__
+        expected = "a list" if get_origin(kind) is tuple else kind.__name__
         raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return value
+    return absolute(value, start) if start and kind is str else value
