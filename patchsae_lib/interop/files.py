@@ -101,10 +101,12 @@ def one_line(error: object) -> str:
     return text if len(text) <= 150 else f"{text[:149]}…"
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names in order, of many the first six."""
-    names = sorted(names)
-    return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+def listed(names: Iterable[object]) -> str:
+    """Return names in order, of many the first."""
+    ordered = sorted(map(str, names))
+    text = ", ".join(ordered[:6])
+    whole = len(ordered) <= 6 and len(text) <= 120
+    return text if whole else f"{text[:120]}… ({len(ordered)} in all)"
 
 
 def read_format(path: Path) -> str | None:
@@ -121,27 +123,26 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(
-    path: Path, expected: str, content: str, hint: str = ""
+    path: Path, expected: str, expected_content: str, hint: str = ""
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read metadata and tensors of a safetensors file of ours, of the format `expected`.
 
-    Raises `ValueError` for another file, saying that it is not `content` of ours.
+    Raises `ValueError` for another file, saying that it is not `expected_content` of ours.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != expected:
-            raise ValueError(
-                f"{path} is a safetensors file but not {content} of ours{_of_model(file.keys())}: "
-                f"its format is {metadata.get('format')!r}, with {listed(file.keys())}{hint}"
-            )
+            names = file.keys()
+            content = "a whole model, e.g. of transformers" if _is_model(names) else listed(names)
+            fault = f"not {expected_content} of ours: it holds {content}"
+            raise ValueError(f"{path} is a safetensors file but {fault}{hint}")
         return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _of_model(names: Iterable[str]) -> str:
-    """Say whose tensors these are, if they are those of a model; "" if not."""
-    parts = re.compile(r"(model\.)?(vision|text|visual|transformer|layers|embeddings|encoder\.l)")
-    is_model = any(parts.match(name) for name in names)
-    return " but a whole model, e.g. of transformers" if is_model else ""
+def _is_model(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are those of a transformer."""
+    parts = re.compile(r"(model\.)?(vision|text|visual|transformer|layers)")
+    return any(parts.match(name) for name in names)
 
 
 def read_json(path: Path) -> dict[str, Any]:

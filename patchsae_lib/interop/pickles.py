@@ -11,7 +11,7 @@ import re
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -108,7 +108,10 @@ class OnlyConfigs(OnlyTensors):
         ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),  # bytes
         ("numpy", "dtype"): _DType,
     }
-    PATHS: ClassVar = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}
+    PATHS: ClassVar = {
+        **dict.fromkeys(("PosixPath", "PurePosixPath"), PurePosixPath),
+        **dict.fromkeys(("WindowsPath", "PureWindowsPath"), PureWindowsPath),
+    }
     TYPES: ClassVar = {"bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple"}
     HARMLESS: ClassVar = {"argparse", "datetime", "decimal", "enum", "types", "typing", "uuid"}
 
@@ -116,7 +119,7 @@ class OnlyConfigs(OnlyTensors):
         """Return what a name stands for: its value or fields. Refuse what may run code."""
         package = module.partition(".")[0]
         if package == "pathlib" and name in self.PATHS:
-            return lambda *parts: str(PurePosixPath(*parts))
+            return lambda *parts: str(self.PATHS[name](*parts))
         if package == "numpy" and name == "scalar":
             return _scalar
         is_type = module == "builtins" and name in self.TYPES
