@@ -18,32 +18,32 @@ from typing import Any, get_args, get_origin, get_type_hints
 from patchsae_lib.parameters import absolute
 
 CONFIGS = Path(__file__).parent / "configs"
-LIMIT = 10**9  # of any number: a larger one is a slip, and torch and numpy refuse it as a seed
-ABOVE_0 = math.ulp(0.0)  # the smallest number above
+LIMIT, BIG = 10**9, 1e300  # of any int: torch refuses larger seeds; of a float, to be finite
+EPS = math.ulp(0.0)  # the smallest number above 0
 
 # By field, of a number the smallest value (else 0), or that and the largest; of a text all values.
 RULES: dict[str, Any] = {
     "precision": ("float32", "bfloat16", "auto"), "activation": ("relu", "topk", "batchtopk"),
     "b_dec_init": ("geometric_median", "mean", "zeros"), "frozen": ("", "encoder", "decoder"),
-    "encoders": ("both", "text", "picture"), "tokens": ("all", "cls"), "cls_share": (-LIMIT, 1),
-    "block": -LIMIT, "b_enc_init": -LIMIT, "momentum": (0, 1), "lr": ABOVE_0, "warmup_lr": ABOVE_0,
-    "seeds": 2,
+    "encoders": ("both", "text", "picture"), "tokens": ("all", "cls"), "seeds": 2, "block": -LIMIT,
+    "cls_share": (-BIG, 1), "b_enc_init": -BIG, "momentum": (0, 1), "lr": EPS, "warmup_lr": EPS,
     **dict.fromkeys(("expansion", "k", "steps", "batch_tokens", "dead_after", "top", "depth"), 1),
     **dict.fromkeys(("n_ctx", "shots", "epochs", "batch", "checkpoint_every", "min_patches"), 1),
 }  # fmt: skip
 
 
 class Checked:
-    """A part of a profile, whose values obey `RULES` and `LIMIT`: else a `ValueError`."""
+    """A part of a profile, whose values obey `RULES`, `LIMIT` and `BIG`: else a `ValueError`."""
 
     def __post_init__(self) -> None:
         section = type(self).__name__.removesuffix("Config").lower()
         for name, value in vars(self).items():
             expected, rule = "", RULES.get(name, 0)
             if isinstance(value, (int, float)):
-                low, high = rule if isinstance(rule, tuple) else (rule, LIMIT)
+                ends = (rule, LIMIT if type(value) is int else BIG)
+                low, high = rule if isinstance(rule, tuple) else ends
                 if not low <= value <= high:  # NaN too
-                    least = "above 0" if low == ABOVE_0 else f"{low} or more"
+                    least = "above 0" if low == EPS else f"{low} or more"
                     expected = f"{high} or less" if value > high else least
             elif rule and value not in rule:
                 expected = " or ".join(map(repr, rule))
@@ -55,8 +55,8 @@ class Checked:
 class ModelConfig(Checked):
     """The CLIP under study.
 
-    `pretrained` is an open_clip tag, the path of a safetensors file (its pictures are normalised
-    by open_clip's defaults), or `none` for random weights, the same every time.
+    `pretrained` is an open_clip tag, the path of a safetensors file (with open_clip's configuration
+    beside it, if it is no tag's), or `none` for random weights, the same every time.
     """
 
     name: str = "ViT-B-16-quickgelu"  #: any open_clip ViT, or `small`: the CLIP in `data/`

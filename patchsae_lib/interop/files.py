@@ -24,7 +24,7 @@ MEMORY = {  # where Linux says how much is free, and a container how much it may
 T = TypeVar("T")
 
 # What a file is that begins like this, and what to do with it.
-OTHERS = {
+FOREIGN = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the weights: run `git lfs pull`",
     b"<": "is a web page: download the file itself, on the Hub from .../resolve/main/...",
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9": "is in torch's format before 1.6: read it with "
@@ -88,7 +88,7 @@ def _kind(path: Path, expected: str) -> str:
         is_npz = any(name.endswith(".npy") for name in names)
         fault = "is NumPy's .npz" if is_npz else "is a zip archive, not torch's"
         raise ValueError(f"{path} {fault}: write its tensors with safetensors")
-    for magic, fault in OTHERS.items():
+    for magic, fault in FOREIGN.items():
         if start.lstrip().startswith(magic):
             raise ValueError(f"{path} {fault}")
     fault = "holds neither safetensors nor a torch checkpoint" if start else "is empty"
@@ -105,8 +105,8 @@ def listed(names: Iterable[object]) -> str:
     """Return names in order, of many the first."""
     ordered = sorted(map(str, names))
     text = ", ".join(ordered[:6])
-    whole = len(ordered) <= 6 and len(text) <= 120
-    return text if whole else f"{text[:120]}… ({len(ordered)} in all)"
+    fits = len(ordered) <= 6 and len(text) <= 120
+    return text if fits else f"{text[:120]}… ({len(ordered)} in all)"
 
 
 def read_format(path: Path) -> str | None:

@@ -100,8 +100,8 @@ def _copy_weights(model: nn.Module, name: str, path: Path) -> None:
     for key, expected in model.state_dict().items():
         shape = shapes.get(key, tuple(expected.shape))
         if shape != tuple(expected.shape) and math.prod(shape) + expected.numel() > 2:
-            ours = tuple(expected.shape)
-            raise ValueError(f"{fault}: {key} is {shape}, expected {ours}; whose is it?")
+            right = tuple(expected.shape)
+            raise ValueError(f"{fault}: {key} is {shape}, expected {right}: of which model?")
     try:
         open_clip.load_checkpoint(model, str(path))
     except RuntimeError as error:

@@ -194,9 +194,9 @@ def _activation(
     activation = next(iter(named), None)
     kind = KINDS[architecture or "standard"].get(activation)
     if len(named) > 1 or kind is None:
-        said = [f"{name} is {value!r}" for value, name in named.items()]
+        words = [f"{name} is {value!r}" for value, name in named.items()]
         raise ValueError(
-            f"{path}: the architecture is {architecture!r} and {', '.join(said)}: a contradiction"
+            f"{path}: the architecture is {architecture!r} and {', '.join(words)}: a contradiction"
         )
     if is_idle and kind != "jumprelu":
         del tensors["threshold"]
