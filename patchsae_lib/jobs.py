@@ -53,8 +53,8 @@ def train(argv: Sequence[str] | None = None) -> None:
             study.keep("sae.safetensors", sae)
             steps, last, path = config.train.steps, history[-1], study.folder / "sae.safetensors"
             print(
-                f"{steps:,} steps: L0 {last['l0']:.1f}, {last['dead']:.1%} of {sae.d_sae:,} latents "
-                f"dead, explained variance {last['explained_variance']:.3f}: {short(path)}"
+                f"{steps:,} steps: L0 {last['l0']:.1f}, {last['dead']:.1%} of {sae.d_sae:,} "
+                f"latents dead, explained variance {last['explained_variance']:.3f}: {short(path)}"
             )
 
 

@@ -55,8 +55,8 @@ class Checked:
 class ModelConfig(Checked):
     """The CLIP under study.
 
-    `pretrained` is an open_clip tag, the path of a safetensors file (with open_clip's configuration
-    beside it, if it is no tag's), or `none` for random weights, the same every time.
+    `pretrained` is an open_clip tag, the path of a safetensors file (with open_clip's own
+    configuration beside it, if it is no tag's), or `none` for random weights, the same every time.
     """
 
     name: str = "ViT-B-16-quickgelu"  #: any open_clip ViT, or `small`: the CLIP in `data/`

@@ -5,14 +5,14 @@ What is read, all of it also from `hf://`:
 - ours: one `.safetensors`, written by `save_sae`
 - the authors': `.pt` with `cfg` (or `config`) and `state_dict` (`saelens.read_torch`)
 - Prisma's: the same, or `weights.pt` with `config.json`; ReLU or TopK
-- SAELens': `sae_weights.safetensors` with `cfg.json`; `standard`, `topk`, `jumprelu`, or `batchtopk`
-  with its threshold; written by `saelens.write_saelens`
+- SAELens': `sae_weights.safetensors` with `cfg.json`; `standard`, `topk`, `jumprelu`, or
+  `batchtopk` with its threshold; written by `saelens.write_saelens`
 - sparsify's: `sae.safetensors` with `cfg.json`; TopK (`sparsify.from_sparsify`)
 
 Ours holds `W_enc` (d_vit, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_vit) and `b_dec` (d_vit,) as
 float32 or float16, and `threshold` () (for `jumprelu` (d_sae,)) as float32. Its metadata are
-`format`, `activation`, `k` and `config` (how it was made, as JSON). Reading never runs code. What a
-description says is held against the tensors: applied, or refused by name (`descriptions`).
+`format`, `activation`, `k` and `config` (how it was made, as JSON). Reading never runs code.
+What a description says is held against the tensors: applied, or refused (`descriptions`).
 """
 
 from __future__ import annotations
