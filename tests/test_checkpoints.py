@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patchsae_lib.interop import autoencoders, files
+from patchsae_lib.interop import autoencoders, files, pickles
 from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
 from patchsae_lib.interop.prompts import load_prompts
 from patchsae_lib.sae import ACTIVATIONS, SAE
@@ -258,6 +258,13 @@ def test_what_configurations_hold_is_read_as_plain_values(
     if isinstance(read, dict):
         assert read_config(tmp_path / "sae") == read
     assert load_sae(tmp_path / "sae").d_sae == 20 if isinstance(read, dict) else True
+
+
+def test_numbers_of_either_order_of_bytes() -> None:
+    for order, raw in (("<", b"\7\0\0\0"), (">", b"\0\0\0\7"), ("|", b"\7\0\0\0")):
+        dtype = pickles._DType("i4", False, True)
+        dtype.__setstate__((3, order, None))
+        assert pickles._scalar(dtype, raw) == 7
 
 
 def test_a_value_that_decides_is_applied_whatever_its_type(tmp_path: Path) -> None:

@@ -518,6 +518,11 @@ def test_a_file_that_says_nothing_is_asked_about(weights: Path) -> None:
         load_clip(ModelConfig("tiny", str(weights)))
 
 
+def test_a_tag_is_a_word_of_its_own_in_a_name(quick: Path) -> None:
+    with pytest.warns(UserWarning, match="does not say its mean"):
+        load_clip(ModelConfig("tiny", str(moved(quick, "nonopenai.safetensors"))))
+
+
 def moved(weights: Path, name: str) -> Path:
     target = weights.parent / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -571,9 +576,7 @@ def test_weights_of_other_shapes_are_refused(pretrained: str, weights: Path) -> 
     state["visual.positional_embedding"] = torch.zeros(1 + 4 * (len(positions) - 1), 32)
     save_file(state, weights)
     config = ModelConfig("tiny", pretrained or str(weights), str(weights) if pretrained else "")
-    with pytest.raises(
-        ValueError, match=r"weights of tiny: visual.positional_embedding is \(17,"
-    ):
+    with pytest.raises(ValueError, match=r"weights of tiny: visual.positional_embedding is \(17,"):
         load_clip(config)
 
 

@@ -253,6 +253,14 @@ def test_what_a_description_says_is_applied_wherever_it_stands(
         check(tmp_path / "sae.pt", f, decoded(f))
 
 
+def test_what_is_told_of_the_making_describes_another_sae(tmp_path: Path) -> None:
+    folder = saelens(tmp_path, metadata={"architecture": "topk", "k": K, "d_in": 768})
+    check(folder, PRE.relu(), decoded(PRE.relu()))
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(text, encoding="utf-8-sig")  # as some editors save it
+    check(folder, PRE.relu(), decoded(PRE.relu()))
+
+
 NAN = torch.tensor(float("nan"))
 
 
