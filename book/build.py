@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         how = {"fresh": given.fresh, "n_jobs": max(1, given.jobs)}
         index = make_book(*from_here(given.profile, dict(given.parameters)), **how)
-    except (ValueError, NotebookError) as error:
+    except (ValueError, OSError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"the book: {short(index)}")

@@ -260,6 +260,14 @@ def test_what_configurations_hold_is_read_as_plain_values(
     assert load_sae(tmp_path / "sae").d_sae == 20 if isinstance(read, dict) else True
 
 
+def test_a_tensor_of_another_kind_is_named(tmp_path: Path) -> None:
+    """A sparse one is rebuilt by a function that the unpickler does not call."""
+    state = make().state_dict()
+    torch.save({"state_dict": {**state, "W_enc": state["W_enc"].to_sparse()}}, tmp_path / "sae")
+    with pytest.raises(ValueError, match=r"W_enc is _Value, expected floats"):
+        load_sae(tmp_path / "sae")
+
+
 def test_numbers_of_either_order_of_bytes() -> None:
     for order, raw in (("<", b"\7\0\0\0"), (">", b"\0\0\0\7"), ("|", b"\7\0\0\0")):
         dtype = pickles._DType("i4", False, True)

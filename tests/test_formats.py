@@ -272,6 +272,8 @@ NAN = torch.tensor(float("nan"))
         ({"architecture": "jumprelu", "activation_fn": "topk"}, {}, "a contradiction"),
         ({"architecture": "topk", "k": K, "sae": {"k": 2}}, {}, "k is 3, and 2 in sae"),
         ({"sae": {"architecture": "topk", "k": K}}, {}, "architecture is 'standard', and 'topk'"),
+        ({"saes": [{"architecture": "topk"}]}, {}, "'standard', and 'topk' in saes"),
+        ({"d_sae": 0}, {name: t[..., :0] for name, t in W.items()}, "W_enc must be .*, got .6, 0"),
         ({"architecture": ..., "k": K}, {}, "k is 3, but no architecture is named"),
         ({"architecture": "topk", "k": K, "activation_fn_kwargs": {"k": 4}}, {}, "k is 3, and 4"),
         *(

@@ -49,7 +49,7 @@ def test_a_value_of_another_type_is_an_error(text, default):
         ("~/mine.TOML", "/home/me/mine.TOML"),
         ("sae.safetensors", "/here/sae.safetensors"),
         *((text, text) for text in ("world", "world:land", "hf:me/cats", "", "folder:", "3", "5")),
-        *((text, text) for text in ("hf://me/saes/sae.safetensors@v1", "ViT-B-16", "laion2b")),
+        *((text, text) for text in ("hf://me/saes/sae.safetensors", "ViT-B-16", "laion2b")),
     ],
 )
 def test_what_names_a_path_becomes_absolute_and_nothing_else(text, path, monkeypatch):

@@ -36,8 +36,9 @@ def gather(
     """
     found = {field: config[field] for field in fields if field in config}
     for key, value in config.items():
-        if isinstance(value, dict) and key != "metadata" and depth:
-            for field, nested in gather(path, value, fields, depth - 1).items():
+        parts = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, dict)]
+        for part in parts if key != "metadata" and depth else []:
+            for field, nested in gather(path, part, fields, depth - 1).items():
                 if found.setdefault(field, nested) != nested:
                     raise ValueError(
                         f"{path}: {field} is {found[field]!r}, and {nested!r} in {key}: which?"
@@ -89,7 +90,7 @@ def as_floats(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 def require_sizes(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Refuse tensors, by our names, that do not fit each other or the sizes in the description,
     and those that are no numbers."""
-    if tensors["W_enc"].ndim != 2:
+    if tensors["W_enc"].ndim != 2 or not tensors["W_enc"].numel():
         shape = tuple(tensors["W_enc"].shape)
         raise ValueError(f"{path}: W_enc must be (d_vit, d_sae), got {shape}")
     d_vit, d_sae = tensors["W_enc"].shape

@@ -105,7 +105,7 @@ def read_torch(path: Path) -> StoredSAE:
         raise ValueError(f"{path} is a pickled module, which is not run: save its state_dict")
     state = content.get("state_dict", content)
     tensors = unwrapped(path, state) if isinstance(state, dict) else {}
-    if not all(isinstance(tensors.get(name), Tensor) for name in PARAMETERS):
+    if not tensors.keys() >= set(PARAMETERS):
         raise ValueError(
             f"{path} is a torch checkpoint without a state_dict of {', '.join(PARAMETERS)}, but "
             f"of {listed(tensors) or 'nothing'}: expected the authors' or Prisma's SAE"
