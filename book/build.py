@@ -31,7 +31,7 @@ from folders import (
     require_marked,
 )
 from patchsae_lib.artefacts import ROOT, config_hash, sha256, short, write_json
-from patchsae_lib.parameters import profile_parser
+from patchsae_lib.parameters import absolute, profile_parser
 from patchsae_lib.profiles import load_profile
 from records import Parts, changed_parts
 from schedule import JOBS, RECORDS, run_notebooks, say
@@ -40,6 +40,7 @@ NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
 BUILD = ROOT / "_build"
 STAMP = ".made-of.json"  # what pages, or copies, in a folder were made of
+FILES, KEYWORDS = {"sae", "given"}, ("", "shipped", "live")  # parameters that are paths, or not
 NO_RECORDS = shutil.ignore_patterns(RECORDS)
 
 
@@ -53,12 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         how = {"fresh": given.fresh, "n_jobs": max(1, given.jobs)}
-        index = make_book(given.profile, dict(given.parameters), **how)
-    except (ValueError, NotebookError) as error:
+        index = make_book(*from_here(given.profile, dict(given.parameters)), **how)
+    except (ValueError, OSError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"the book: {short(index)}")
     return 0
+
+
+def from_here(profile: str, parameters: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the profile, also one that is a parameter, and the other parameters, all with
+    absolute paths: a notebook runs elsewhere than where the user stands.
+
+    >>> from_here("world", {"profile": "smoke", "sae": "shipped", "images": "folder:/photos"})
+    ('smoke', {'sae': 'shipped', 'images': 'folder:/photos'})
+    """
+    named = {name: absolute(text) for name, text in {"profile": profile, **parameters}.items()}
+    for name in FILES & named.keys():  # whatever their ending is
+        if named[name] not in KEYWORDS and "://" not in named[name]:
+            named[name] = os.path.abspath(os.path.expanduser(named[name]))
+    return named.pop("profile"), named
 
 
 def make_book(

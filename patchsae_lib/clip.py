@@ -7,7 +7,9 @@ The autoencoder reads z and replaces it; the second half turns z into a class.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -95,10 +97,8 @@ class SplitCLIP(nn.Module):
         overshoots, and Pillow and torch (CPU, GPU) clip at different moments.
         """
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise ValueError(
-                "preprocess expects uint8 pictures (b, 3, h, w), "
-                f"got {pictures.dtype} {tuple(pictures.shape)}"
-            )
+            got = f"{pictures.dtype} {tuple(pictures.shape)}"
+            raise ValueError(f"preprocess expects uint8 pictures (b, 3, h, w), got {got}")
         cfg, target = self.preprocess_cfg, list(self.visual.image_size)
         pictures = pictures.to(self.device)
         if list(pictures.shape[-2:]) != target:
@@ -113,10 +113,8 @@ class SplitCLIP(nn.Module):
         preprocessed images (b, 3, h, w)."""
         expected = (3, *self.visual.image_size)
         if tuple(images.shape[1:]) != expected or not images.is_floating_point():
-            raise ValueError(
-                f"tokens expects float images (b, *{expected}), got {images.dtype} "
-                f"{tuple(images.shape)}: call preprocess first"
-            )
+            got = f"{images.dtype} {tuple(images.shape)}: call preprocess first"
+            raise ValueError(f"tokens expects float images (b, *{expected}), got {got}")
         return self._run(self._embed(images.to(self.device)), 0, self.block + 1)
 
     def neurons(self, images: Tensor) -> Tensor:
@@ -162,12 +160,20 @@ class SplitCLIP(nn.Module):
         """Build the zero-shot head (c, d_embed), on the CPU: the normalised mean over templates.
 
         Deviation: the authors do not normalise the mean, so that a class whose prompts disagree
-        gets smaller logits; open_clip normalises it, and so do we.
+        gets smaller logits; open_clip normalises it, and so do we. Raises `ValueError` for a
+        template without {}, and warns of different names that are the same to the tokenizer.
         """
         if not class_names or not templates:
             raise ValueError("text_features needs at least one class name and one template")
-        prompts = [t.format if isinstance(t, str) else t for t in templates]
+        prompts = [partial(t.replace, "{}") if isinstance(t, str) else t for t in templates]
+        if fixed := [t for t, f in zip(templates, prompts, strict=True) if f("a") == f("b")]:
+            raise ValueError(f"template {fixed[0]!r} has no {{}} for the name of a class")
         ids = self.tokenizer([prompt(name) for name in class_names for prompt in prompts])
+        known: dict[bytes, str] = {}  # the first name of the same ids: the end of long ones is cut
+        for name, row in zip(class_names, ids.split(len(prompts)), strict=True):
+            if (twin := known.setdefault(row.numpy().tobytes(), name)) != name:
+                pair = f"{twin[-60:]!r} and {name[-60:]!r}"
+                warnings.warn(f"{pair} are one text to CLIP: give shorter names", stacklevel=3)
         x = torch.cat([self.encode_text(part) for part in ids.split(batch)])
         return F.normalize(x.unflatten(0, (-1, len(prompts))).mean(dim=1), dim=-1).cpu()
 
@@ -217,10 +223,8 @@ def _checked_tower(model: Any, block: int) -> Any:
     """Return the image tower of an open_clip model, if it is a ViT that has this block."""
     visual = model.visual
     if not isinstance(visual, VisionTransformer):
-        raise TypeError(
-            f"the image tower is a {type(visual).__name__}, not open_clip's "
-            "VisionTransformer; choose another one, e.g. ViT-B-16-quickgelu"
-        )
+        kind = type(visual).__name__
+        raise TypeError(f"the image tower is a {kind}, not open_clip's VisionTransformer: use one")
     if visual.pool_type == "none":
         raise ValueError("the image tower does not pool its tokens (pool_type 'none')")
     n_blocks = len(visual.transformer.resblocks)

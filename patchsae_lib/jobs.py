@@ -51,11 +51,10 @@ def train(argv: Sequence[str] | None = None) -> None:
         sae, history = training.train(tokens, config.sae, config.train, checkpoint, device)
         if rank() == 0:
             study.keep("sae.safetensors", sae)
-            path, last = study.folder / "sae.safetensors", history[-1]
+            steps, last, path = config.train.steps, history[-1], study.folder / "sae.safetensors"
             print(
-                f"{config.train.steps:,} steps: explained variance "
-                f"{last['explained_variance']:.3f}, L0 {last['l0']:.1f}, {last['dead']:.1%} of "
-                f"{sae.d_sae:,} latents dead: {short(path)}"
+                f"{steps:,} steps: L0 {last['l0']:.1f}, {last['dead']:.1%} of {sae.d_sae:,} "
+                f"latents dead, explained variance {last['explained_variance']:.3f}: {short(path)}"
             )
 
 
@@ -81,14 +80,10 @@ def scan(argv: Sequence[str] | None = None) -> None:
         if rank() == 0:
             table = reduce(LatentTable.merge, map(LatentTable.load, kept))
             if not shards and len(pictures) >= CHECKED:
-                _leave_out_skipped(table)
+                # numbers of reference images as in `Study.train`, which leaves out unreadable ones
+                skipped = torch.tensor(table.skipped, dtype=torch.long)
+                table.top_images -= torch.searchsorted(skipped, table.top_images)
             _keep(study, table, key)
-
-
-def _leave_out_skipped(table: LatentTable) -> None:
-    """Number reference images as `Study.train` does, without those that cannot be read."""
-    skipped = torch.tensor(table.skipped, dtype=torch.long)
-    table.top_images -= torch.searchsorted(skipped, table.top_images)
 
 
 def _keep(study: Study, table: LatentTable, key: str) -> None:
@@ -133,10 +128,8 @@ def _scan_shards(study: Study) -> LatentTable:
 def _scan_pictures(study: Study, pictures: Pictures, kept: Path) -> LatentTable:
     """Count this process's part of the pictures, except those that the table `kept` has."""
     config, n = study.profile.statistics, len(pictures)
-    if kept.is_file():
-        table = LatentTable.load(kept)
-    else:
-        table = LatentTable.empty(study.sae.d_sae, pictures.class_names, config)
+    empty = LatentTable.empty(study.sae.d_sae, pictures.class_names, config)
+    table = LatentTable.load(kept) if kept.is_file() else empty
     unseen = range(n)[my_part(n)][table.images + len(table.skipped) :]
     for stretch in np.array_split(unseen, -(-len(unseen) // KEPT_EVERY)) if unseen else []:
         chosen = pictures, stretch.tolist(), config

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
 
 
 def assignments(code: str) -> dict[str, ast.expr]:
@@ -22,12 +24,10 @@ def assignments(code: str) -> dict[str, ast.expr]:
     return values
 
 
-def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
     """Raise `ValueError` if a parameter of `given` is not among the `known` ones."""
-    unknown, known = sorted(set(given) - set(known)), sorted(known)
-    if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise ValueError(f"unknown parameter {names}; known are {', '.join(known)}")
+    if unknown := ", ".join(map(repr, sorted({*given} - {*known}))):
+        raise ValueError(f"unknown parameter {unknown}; known are {', '.join(sorted(known))}")
 
 
 def injected(cells: Sequence[str]) -> list[str]:
@@ -42,6 +42,16 @@ def injected(cells: Sequence[str]) -> list[str]:
     names = list(assignments(by_papermill[-1]))
     check_names(names, assignments(next(code for code in cells if code)))
     return names
+
+
+def absolute(text: str, start: str = "") -> str:
+    """Return a text with the path in it, after `folder:` or `wds:` or of a profile or of weights,
+    as an absolute one; `~` is the user's home, and relative paths begin at `start`."""
+    begin = re.match(r"(folder:|wds:)(?=.)|(?=.+\.(toml|safetensors)$)(?!.+://)", text, re.I)
+    if not begin:
+        return text
+    path = os.path.join(start, os.path.expanduser(text[begin.end() :]))
+    return begin[0] + os.path.abspath(path)
 
 
 def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:

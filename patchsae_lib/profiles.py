@@ -2,7 +2,8 @@
 
 A profile is a name (`smoke`, `world`, `trial`, `clip`, `paper`) or the path of a TOML file with
 the same tables; with `base = "clip"` at its top it says only where it differs from that profile.
-The dataclasses' defaults are the paper's values (section 3.1, appendix A.1).
+Relative paths in it begin at its folder. The dataclasses' defaults are the paper's values (section
+3.1, appendix A.1).
 """
 
 from __future__ import annotations
@@ -14,16 +15,48 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from patchsae_lib.parameters import absolute
+
 CONFIGS = Path(__file__).parent / "configs"
-PRECISIONS = ("float32", "bfloat16", "auto")
+LIMIT, BIG = 10**9, 1e300  # of any int: torch refuses larger seeds; of a float, to be finite
+EPS = math.ulp(0.0)  # the smallest number above 0
+
+# By field, of a number the smallest value (else 0), or that and the largest; of a text all values.
+RULES: dict[str, Any] = {
+    "precision": ("float32", "bfloat16", "auto"), "activation": ("relu", "topk", "batchtopk"),
+    "b_dec_init": ("geometric_median", "mean", "zeros"), "frozen": ("", "encoder", "decoder"),
+    "encoders": ("both", "text", "picture"), "tokens": ("all", "cls"), "seeds": 2, "block": -LIMIT,
+    "cls_share": (-BIG, 1), "b_enc_init": -BIG, "momentum": (0, 1), "lr": EPS, "warmup_lr": EPS,
+    **dict.fromkeys(("expansion", "k", "steps", "batch_tokens", "dead_after", "top", "depth"), 1),
+    **dict.fromkeys(("n_ctx", "shots", "epochs", "batch", "checkpoint_every", "min_patches"), 1),
+}  # fmt: skip
+
+
+class Checked:
+    """A part of a profile, whose values obey `RULES`, `LIMIT` and `BIG`: else a `ValueError`."""
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()
+        for name, value in vars(self).items():
+            expected, rule = "", RULES.get(name, 0)
+            if isinstance(value, (int, float)):
+                ends = (rule, LIMIT if type(value) is int else BIG)
+                low, high = rule if isinstance(rule, tuple) else ends
+                if not low <= value <= high:  # NaN too
+                    least = "above 0" if low == EPS else f"{low} or more"
+                    expected = f"{high} or less" if value > high else least
+            elif rule and value not in rule:
+                expected = " or ".join(map(repr, rule))
+            if expected:
+                raise ValueError(f"{section}.{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The CLIP under study.
 
-    `pretrained` is an open_clip tag, the path of a safetensors file (its pictures are normalised
-    by open_clip's defaults), or `none` for random weights, the same every time.
+    `pretrained` is an open_clip tag, the path of a safetensors file (with open_clip's own
+    configuration beside it, if it is no tag's), or `none` for random weights, the same every time.
     """
 
     name: str = "ViT-B-16-quickgelu"  #: any open_clip ViT, or `small`: the CLIP in `data/`
@@ -32,12 +65,9 @@ class ModelConfig:
     block: int = -2  #: the residual stream is read after this block
     precision: str = "float32"  #: of the blocks up to there: float32, bfloat16 or auto
 
-    def __post_init__(self) -> None:
-        _check("model", self, precision=PRECISIONS)
-
 
 @dataclass(frozen=True)
-class PicturesConfig:
+class PicturesConfig(Checked):
     """Which pictures to use, and at most how many (0: all)."""
 
     spec: str = "world"
@@ -47,7 +77,7 @@ class PicturesConfig:
 
 
 @dataclass(frozen=True)
-class SAEConfig:
+class SAEConfig(Checked):
     """The sparse autoencoder (paper eqs. 1-2)."""
 
     activation: str = "relu"  #: relu, topk or batchtopk
@@ -59,15 +89,9 @@ class SAEConfig:
     b_enc_init: float = 0.0
     scale_inputs: bool = False
 
-    def __post_init__(self) -> None:
-        _check("sae", self, activation=("relu", "topk", "batchtopk"), expansion=1, k=1)
-        _check("sae", self, b_dec_init=("geometric_median", "mean", "zeros"))
-        if not self.l1 >= 0:  # NaN too
-            raise ValueError(f"sae.l1: λ must be 0 or more, got {self.l1}")
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How the autoencoder is trained (section 3.1)."""
 
     tokens: str = "all"  #: all or cls
@@ -83,18 +107,9 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 1_000
 
-    def __post_init__(self) -> None:
-        _check("train", self, tokens=("all", "cls"), precision=PRECISIONS)
-        _check("train", self, frozen=("", "encoder", "decoder"))
-        _check("train", self, steps=1, batch_tokens=1, checkpoint_every=1, passes=0, seed=0)
-        if self.cls_share > 1:
-            raise ValueError(f"train.cls_share: at most 1 of a batch, got {self.cls_share}")
-        if not self.lr > 0:
-            raise ValueError(f"train.lr must be above 0, got {self.lr}")
-
 
 @dataclass(frozen=True)
-class StatisticsConfig:
+class StatisticsConfig(Checked):
     """The constants of what is measured with latents (sections 3.2, 4.1 and 4.2)."""
 
     #: τ: a latent counts where it writes more than this into a token, in the token's units, as in
@@ -106,13 +121,15 @@ class StatisticsConfig:
     ks: tuple[int, ...] = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)  #: latents in a mask
 
     def __post_init__(self) -> None:
-        _check("statistics", self, tau=0, k=1, top=1, bound=self.top)
+        super().__post_init__()
+        if self.bound < self.top:
+            raise ValueError(f"statistics.bound must be {self.top} or more, got {self.bound}")
         if not self.ks or self.ks[0] < 1 or list(self.ks) != sorted(set(self.ks)):
             raise ValueError(f"statistics.ks must be growing numbers from 1, got {self.ks}")
 
 
 @dataclass(frozen=True)
-class PromptsConfig:
+class PromptsConfig(Checked):
     """MaPLe's prompts and their few-shot training (section 4.2; the defaults are MaPLe's own)."""
 
     encoders: str = "both"  #: both, text or picture
@@ -129,15 +146,9 @@ class PromptsConfig:
     augment: bool = True  #: crop and mirror pictures at random
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        _check("prompts", self, encoders=("both", "text", "picture"), warmup_epochs=0, seed=0)
-        _check("prompts", self, n_ctx=1, depth=1, shots=1, epochs=1, batch=1)
-        if not self.lr > 0 or not self.warmup_lr > 0:
-            raise ValueError("prompts.lr and prompts.warmup_lr must be above 0")
-
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Checked):
     """Everything needed to repeat a run. The name is letters, digits, `-` and `_`."""
 
     name: str
@@ -154,7 +165,8 @@ class Profile:
     min_patches: int = 50  #: a concept counts if each half of the pictures has so many
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):  # it names the folder of the run
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,99}", self.name):  # it names the folder of the run
             raise ValueError(f"a profile's name is letters, digits, - and _: not {self.name!r}")
 
 
@@ -169,28 +181,27 @@ def load_profile(name_or_path: str | Path) -> Profile:
     >>> load_profile("paper").sae.expansion
     64
 
-    Raises `ValueError` for an unknown profile or key (listing the known ones), a value of another
-    type or out of range, and a name with other characters.
+    Raises `ValueError`, with the path, for what is no TOML, an unknown profile or key (listing the
+    known ones), a value of another type or out of range, and a name with other characters.
     """
     path = _find(name_or_path)
-    return _fill(Profile, {"name": path.stem, **_tables(path)}, path.name)
+    try:
+        start = "" if path.parent == CONFIGS else str(path.parent)
+        return _typed(Profile, {"name": path.stem, **_tables(path)}, "", start)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def fit_to(profile: Profile, n_tokens: int) -> Profile:
-    """Shorten a profile's training to `train.passes` passes over `n_tokens` tokens.
-
-    If that shortens training, `warmup` and `sweep_steps` scale with it.
-    """
+    """Shorten a profile's training, with its `warmup` and `sweep_steps`, to `train.passes` passes
+    over `n_tokens` tokens, if it has more."""
     train = profile.train
     steps = math.ceil(train.passes * n_tokens / train.batch_tokens)
     if not train.passes or steps >= train.steps:
         return profile
     share = steps / train.steps
-    return replace(
-        profile,
-        train=replace(train, steps=steps, warmup=math.ceil(train.warmup * share)),
-        sweep_steps=math.ceil(profile.sweep_steps * share),
-    )
+    train = replace(train, steps=steps, warmup=math.ceil(train.warmup * share))
+    return replace(profile, train=train, sweep_steps=math.ceil(profile.sweep_steps * share))
 
 
 def with_pictures(profile: Profile, spec: str) -> Profile:
@@ -199,8 +210,8 @@ def with_pictures(profile: Profile, spec: str) -> Profile:
 
 
 def _find(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
-    path = path if path.suffix == ".toml" else CONFIGS / f"{path}.toml"
+    path = Path(str(name_or_path)).expanduser()
+    path = path if path.suffix.lower() == ".toml" else CONFIGS / f"{path}.toml"
     if not path.is_file():
         known = f"{', '.join(profile_names())}, or the path of a .toml file"
         raise ValueError(f"no profile {str(name_or_path)!r}: give one of {known}")
@@ -209,11 +220,11 @@ def _find(name_or_path: str | Path) -> Path:
 
 def _tables(path: Path) -> dict[str, Any]:
     """Read a profile's file, and lay its tables over those of its base, a shipped profile."""
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     if (base := tables.pop("base", None)) is None:
         return tables
     if base not in profile_names():
-        raise ValueError(f"{path.name}: base {base!r} is not one of {', '.join(profile_names())}")
+        raise ValueError(f"base {base!r} is not one of {', '.join(profile_names())}")
     merged = _tables(_find(base))
     for key, value in tables.items():
         is_table = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -221,36 +232,21 @@ def _tables(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _fill(kind: type, table: Any, where: str) -> Any:
-    """Make a dataclass of a TOML table; `where` begins the message of an error."""
-    types = get_type_hints(kind)
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} must be a table, got {table!r}")
-    for key in sorted(table.keys() - types.keys()):
-        raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(types))}")
-    return kind(**{key: _value(types[key], value, where, key) for key, value in table.items()})
-
-
-def _value(kind: Any, value: Any, where: str, key: str) -> Any:
-    """Check a value of a TOML table against the type of its field; a list becomes a tuple."""
+def _typed(kind: Any, value: Any, name: str, start: str) -> Any:
+    """Make of a value in TOML what a field of this type holds: a table becomes a dataclass, a list
+    a tuple, a relative path an absolute one below `start` (unless ""). `name` is for errors."""
     if is_dataclass(kind):
-        return _fill(kind, value, f"{where} [{key}]")  # type: ignore[arg-type]
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        if not isinstance(value, list):
-            raise ValueError(f"{where}: {key} must be a list of {item.__name__}, got {value!r}")
-        return tuple(_value(item, entry, where, key) for entry in value)
+        types = get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be a table, got {value!r}")
+        named = {key: f"{name}.{key}".lstrip(".") for key in value}
+        for key in sorted(value.keys() - types.keys()):
+            raise ValueError(f"unknown key {named[key]!r}; known are {', '.join(sorted(types))}")
+        fields = {key: _typed(types[key], v, named[key], start) for key, v in value.items()}
+        return kind(**fields)  # type: ignore[operator]
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_typed(get_args(kind)[0], entry, name, start) for entry in value)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{where}: {key} = {value!r} is not of type {kind.__name__}")
-    return value
-
-
-def _check(section: str, config: Any, **rules: int | tuple[str, ...]) -> None:
-    """Check fields of a config: a rule is the smallest value allowed, or all the values."""
-    for name, rule in rules.items():
-        value = getattr(config, name)
-        if isinstance(rule, int) and not value >= rule:  # NaN too
-            raise ValueError(f"{section}.{name} must be {rule} or more, got {value}")
-        if isinstance(rule, tuple) and value not in rule:
-            *first, last = rule
-            raise ValueError(f"{section}.{name}: {value!r} is not {', '.join(first)} or {last}")
+        expected = "a list" if get_origin(kind) is tuple else kind.__name__
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return absolute(value, start) if start and kind is str else value

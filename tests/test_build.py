@@ -53,6 +53,8 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, monkeyp
     ("arguments", "message"),
     [
         (["--profile", "wrld"], "no profile 'wrld'"),
+        (["-p", "profile", "5"], "no profile '5'"),
+        (["--profile", "mine.toml"], "/mine.toml': give one of clip, paper"),
         (["-p", "n", "two"], "parameter n: 'two' is not of type int"),
     ],
 )
@@ -62,6 +64,23 @@ def test_a_wrong_value_is_one_clear_line(checkout, capsys, arguments, message):
     line = capsys.readouterr().err
     assert message in line
     assert line.count("\n") == 1
+
+
+def test_a_notebook_is_told_where_the_users_files_are(checkout, monkeypatch, tmp_path_factory):
+    """It runs in the clone, and the user may stand elsewhere."""
+    stands, given = tmp_path_factory.mktemp("user"), {}
+    (stands / "mine.toml").write_text('base = "smoke"\n[pictures]\nspec = "folder:photos"\n')
+    write(checkout / "1_a.ipynb", parameters='profile = "world"\nimages = ""')
+
+    def run(runs, executed, profile, *_):
+        given.update(profile=profile, **{source.stem: kept for source, kept in runs.items()})
+        raise NotebookError("seen enough")
+
+    monkeypatch.setattr(runner, "run_notebooks", run)
+    monkeypatch.chdir(stands)
+    assert main(["--profile", "mine.toml", "-p", "images", "folder:birds"]) == 1
+    assert given["1_a"] == {"profile": f"{stands}/mine.toml", "images": f"folder:{stands}/birds"}
+    assert given["profile"].pictures.spec == f"folder:{stands}/photos"
 
 
 def test_papermill_alone_refuses_an_unknown_parameter_too(tmp_path):

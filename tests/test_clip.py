@@ -1,6 +1,8 @@
 """CLIP in two halves: equal to the whole, and loaded without surprises."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,6 +194,39 @@ def test_templates_are_strings_or_functions() -> None:
     )
     with pytest.raises(ValueError, match="at least one class"):
         clip.text_features([], TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    "template", ["a photo", "{name}", "", "{0}", lambda name: "a photo"], ids=str
+)
+def test_a_template_without_a_place_for_the_name_is_refused(
+    template: Any, small: open_clip.CLIP
+) -> None:
+    with pytest.raises(ValueError, match=r"template .* has no \{\} for the name of a class"):
+        split(small).text_features(CLASSES, [TEMPLATES[0], template])
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["a very " * 60 + "cat", "a very " * 60 + "dog"], "a very cat' and '.* a very dog'"),
+        (["Owl", "crane", "owl"], "'Owl' and 'owl' are one text to CLIP"),
+        (["crane", "crane"], ""),  # ImageNet has two names twice
+        (["a very " * 60 + "cat", "cat"], ""),
+    ],
+)
+def test_names_that_the_tokenizer_makes_equal_are_named(names: list[str], warned: str) -> None:
+    model = tiny_clip()
+    clip = SplitCLIP(model, open_clip.SimpleTokenizer(context_length=model.context_length), 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = clip.text_features(names, ["a {}", "the {}"])
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == bool(warned)
+    assert torch.equal(features[0], features[-1]) == (bool(warned) or names[0] == names[-1])
+    for message in messages:
+        assert re.search(warned, message)
+        assert len(message) <= 200
 
 
 def test_predict_gives_open_clips_logits_in_any_batch_size(small: open_clip.CLIP) -> None:
@@ -450,6 +485,120 @@ def test_pickles_and_unknown_tags_are_refused(weights: Path, name: str) -> None:
     (weights.parent / "weights.pt").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"neither a .safetensors file nor a tag of tiny \(tagg"):
         load_clip(ModelConfig("tiny", str(weights.parent / name)))
+
+
+# --- what is known of a local file --------------------------------------------------------------
+
+MEANS = {"mean": [0.3] * 3, "std": [0.4] * 3}
+
+
+def beside(weights: Path, quick_gelu: bool = False, **preprocess: Any) -> None:
+    """Write open_clip's configuration beside weights."""
+    cfg = {"model_cfg": {"quick_gelu": quick_gelu}, "preprocess_cfg": preprocess}
+    (weights.parent / CONFIG_FILE).write_text(json.dumps(cfg))
+
+
+@pytest.fixture
+def quick(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Like `weights`, of which there is "tiny-quickgelu", too; with a tag of OpenAI's."""
+    config = {**tiny_config(), "quick_gelu": True}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", config)
+    tags = {
+        "tagged": {"hf_hub": "someone/tiny/", "mean": (0.1,) * 3, "std": (0.2,) * 3},
+        "openai": {"hf_hub": "timm/tiny.openai/", "mean": (0.5,) * 3, "quick_gelu": True},
+    }
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    quick_tags = {name: tag for name, tag in tags.items() if name == "openai"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-quickgelu", quick_tags)
+    return weights
+
+
+def test_a_file_that_says_nothing_is_asked_about(weights: Path) -> None:
+    with pytest.warns(UserWarning, match=r"tiny.safetensors does not say .*Write its tag as mod"):
+        load_clip(ModelConfig("tiny", str(weights)))
+
+
+def test_a_tag_is_a_word_of_its_own_in_a_name(quick: Path) -> None:
+    with pytest.warns(UserWarning, match="does not say its mean"):
+        load_clip(ModelConfig("tiny", str(moved(quick, "nonopenai.safetensors"))))
+
+
+def moved(weights: Path, name: str) -> Path:
+    target = weights.parent / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return weights.rename(target)
+
+
+def test_what_stands_beside_a_file_is_applied(quick: Path) -> None:
+    beside(quick, quick_gelu=True, **MEANS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip = load_clip(ModelConfig("tiny-quickgelu", str(quick)))
+    assert clip.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert clip.std.flatten().tolist() == pytest.approx([0.4] * 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "name", "config", "said"),
+    [
+        ("tiny", "", "w.safetensors", {"quick_gelu": True}, "open_clip_config.json differ in"),
+        ("tiny-quickgelu", "", "w.safetensors", MEANS, "open_clip_config.json differ in their"),
+        ("tiny", "", "tiny-openai.safetensors", None, "of the tag 'openai', differ in their GELU"),
+        ("tiny", "", "models--timm--tiny.openai/x.safetensors", None, "of the tag 'openai'"),
+        ("tiny-quickgelu", "", "tiny_tagged.safetensors", None, "of the tag 'tagged', differ"),
+        ("tiny", "tagged", "w.safetensors", MEANS, "another (mean|std) than the tag 'tagged'"),
+        ("tiny", "tagged", "openai.safetensors", None, "of the tag 'openai', differ in"),
+        ("tiny", "", "w.safetensors", {"mean": 0.5}, "mean is 0.5, expected three numbers"),
+        ("tiny", "", "w.safetensors", {"std": [0.5]}, "std is .0.5., expected three numbers"),
+    ],
+)
+def test_a_file_that_is_another_than_the_profile_says_is_refused(
+    model: str, pretrained: str, name: str, config: dict[str, Any] | None, said: str, quick: Path
+) -> None:
+    path = moved(quick, name)
+    if config is not None:
+        beside(path, **config)
+    with pytest.raises(ValueError, match=said):
+        load_clip(ModelConfig(model, pretrained or str(path), str(path) if pretrained else ""))
+
+
+@pytest.mark.parametrize("name", ["openai.safetensors", "models--timm--tiny.openai/w.safetensors"])
+def test_a_tag_in_the_path_is_applied(name: str, quick: Path) -> None:
+    clip = load_clip(ModelConfig("tiny-quickgelu", str(moved(quick, name))))
+    assert clip.mean.flatten().tolist() == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize("pretrained", ["tagged", ""])
+def test_weights_of_other_shapes_are_refused(pretrained: str, weights: Path) -> None:
+    """open_clip would stretch the positions of another size of pictures, without a word."""
+    state = load_file(weights)
+    positions = state["visual.positional_embedding"]
+    state["visual.positional_embedding"] = torch.zeros(1 + 4 * (len(positions) - 1), 32)
+    save_file(state, weights)
+    config = ModelConfig("tiny", pretrained or str(weights), str(weights) if pretrained else "")
+    with pytest.raises(ValueError, match=r"weights of tiny: visual.positional_embedding is \(17,"):
+        load_clip(config)
+
+
+def test_others_files_in_place_of_weights_are_named(weights: Path) -> None:
+    config = ModelConfig("tiny", str(weights))
+    save_file({"vision_model.embeddings.class_embedding": torch.zeros(2)}, weights)
+    with pytest.raises(ValueError, match=f"is transformers' file: take {WEIGHTS_FILE}"):
+        load_clip(config)
+    torch.save({"x": torch.zeros(2)}, weights)
+    with pytest.raises(ValueError, match=r"is a pickle: take the same weights as .safetensors"):
+        load_clip(config)
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="is a pointer of Git LFS"):
+        load_clip(config)
+
+
+def test_what_a_trainer_wrapped_is_read(weights: Path) -> None:
+    state = load_file(weights)
+    save_file({f"module.{name}": x for name, x in state.items()}, weights)
+    clip = load_clip(ModelConfig("tiny", "tagged", str(weights)))
+    for name, x in state.items():
+        assert torch.equal(clip.model.state_dict()[name], x), name
 
 
 # --- other errors ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,9 +150,10 @@ def test_saelens_input_scale_in_the_file_beside(tmp_path: Path) -> None:
     folder = saelens(tmp_path, normalize_activations="expected_average_only_in")
     with pytest.raises(ValueError, match=r"no readable .*activation_scaler\.json"):
         load_sae(folder)
-    (folder / "activation_scaler.json").write_text('{"scaling_factor": null}')
-    with pytest.raises(ValueError, match="scaling_factor None"):
-        load_sae(folder)
+    for scale in ("null", "0", "0.0", "-1", "NaN", "Infinity", "[2.0]", "true", '"2"'):
+        (folder / "activation_scaler.json").write_text(f'{{"scaling_factor": {scale}}}')
+        with pytest.raises(ValueError, match=r"activation_scaler.json: scaling_factor .* no num"):
+            load_sae(folder)
     (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.25}')
     f = ((0.25 * Z - W["b_dec"]) @ W["W_enc"] + W["b_enc"]).relu()
     check(folder, f, decoded(f) / 0.25)
@@ -171,13 +173,19 @@ def test_what_saelens_says_of_the_making(tmp_path: Path) -> None:
     assert read_config(before)["hook_name"] == about["hook_name"]
 
 
-ARCHITECTURES = ["gated", "transcoder", "temporal", "matching_pursuit", "batchtopk", "new"]
+ARCHITECTURES = ["gated", "transcoder", "temporal", "matching_pursuit", ["standard"], "new"]
 
 
 @pytest.mark.parametrize(
     ("cfg", "said"),
     [
-        *(({"architecture": a}, f"architecture '{a}' is not read") for a in ARCHITECTURES),
+        *(
+            ({"architecture": a}, rf"architecture {re.escape(repr(a))} is not")
+            for a in ARCHITECTURES
+        ),
+        ({"architecture": "batchtopk"}, "expected .*, threshold and no other"),
+        ({"activation_fn": "TopK", "k": K}, "activation_fn is 'TopK'"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false'"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
         ({"normalize_activations": "constant_norm_rescale"}, "is 'constant_norm_rescale'"),
         ({"normalize_activations": "covariance_whitening"}, "is 'covariance_whitening'"),
@@ -206,6 +214,129 @@ def test_tensors_that_would_change_the_result_are_refused(tmp_path: Path) -> Non
             ValueError, match=f"has .*{extra}.*expected W_enc, b_enc, W_dec, b_dec"
         ):
             load_sae(saelens(tmp_path, W | {extra: torch.full((D_SAE,), 2.0)}))
+
+
+# --- the description against the tensors ---------------------------------------------------------
+
+
+ABOVE = torch.where(PRE > 0.5, PRE, 0)  # as a threshold of 0.5 leaves it
+HALF = torch.tensor(0.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("cfg", "extra", "f"),
+    [
+        ({}, {}, PRE.relu()),
+        ({"architecture": "standard", "k": K}, {}, PRE.relu()),
+        ({"activation": "topk", "k": K}, {}, largest(PRE)),
+        ({"activation_fn": "topk", "activation_fn_str": "topk", "k": K}, {}, largest(PRE)),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": K}}, {}, largest(PRE)),
+        ({}, {"threshold": HALF}, ABOVE),  # no word on the activation
+        ({}, {"threshold": torch.full((D_SAE,), 0.5)}, ABOVE),
+        ({}, {"threshold": torch.tensor(0.0)}, PRE.relu()),
+        ({}, {"threshold": torch.tensor(-1.0)}, PRE.relu()),
+        ({"architecture": "standard"}, {"threshold": torch.zeros(())}, PRE.relu()),
+        ({"architecture": "jumprelu"}, {"threshold": HALF}, ABOVE),
+        ({"architecture": "batchtopk", "k": K}, {"threshold": HALF}, ABOVE),
+        ({"architecture": "batchtopk", "k": 3.5}, {"topk_threshold": HALF}, ABOVE),
+    ],
+)
+def test_what_a_description_says_is_applied_wherever_it_stands(
+    cfg: dict[str, Any], extra: dict[str, Tensor], f: Tensor, nested: bool, tmp_path: Path
+) -> None:
+    """A runner's configuration holds that of its SAE."""
+    cfg = {"architecture": ..., **({"sae": cfg, "model_name": "x"} if nested else cfg)}
+    check(saelens(tmp_path / "saelens", W | extra, **cfg), f, decoded(f))
+    torch.save({"cfg": {"d_in": D_VIT} | cfg, "state_dict": W | extra}, tmp_path / "sae.pt")
+    if ... not in cfg.values():
+        check(tmp_path / "sae.pt", f, decoded(f))
+
+
+def test_what_is_told_of_the_making_describes_another_sae(tmp_path: Path) -> None:
+    folder = saelens(tmp_path, metadata={"architecture": "topk", "k": K, "d_in": 768})
+    check(folder, PRE.relu(), decoded(PRE.relu()))
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(text, encoding="utf-8-sig")  # as some editors save it
+    check(folder, PRE.relu(), decoded(PRE.relu()))
+
+
+NAN = torch.tensor(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "tensors", "said"),
+    [
+        ({"activation_fn_str": "relu", "activation_fn": "topk", "k": K}, {}, "a contradiction"),
+        ({"architecture": "topk", "activation_fn": "relu", "k": K}, {}, "a contradiction"),
+        ({"architecture": "jumprelu", "activation_fn": "topk"}, {}, "a contradiction"),
+        ({"architecture": "topk", "k": K, "sae": {"k": 2}}, {}, "k is 3, and 2 in sae"),
+        ({"sae": {"architecture": "topk", "k": K}}, {}, "architecture is 'standard', and 'topk'"),
+        ({"saes": [{"architecture": "topk"}]}, {}, "'standard', and 'topk' in saes"),
+        ({"d_sae": 0}, {name: t[..., :0] for name, t in W.items()}, "W_enc must be .*, got .6, 0"),
+        ({"architecture": ..., "k": K}, {}, "k is 3, but no architecture is named"),
+        ({"architecture": "topk", "k": K, "activation_fn_kwargs": {"k": 4}}, {}, "k is 3, and 4"),
+        *(
+            ({"architecture": "topk", "k": k}, {}, rf"TopK with k = {k}, .* from 1 to 20")
+            for k in (True, 3.0, 0, -1, 21, None)
+        ),
+        ({"architecture": "topk", "activation_fn_kwargs": [3]}, {}, "TopK with k = None"),
+        *(
+            ({field: size}, {}, rf"{field} is {re.escape(repr(size))}, but the weights have")
+            for field, size in (("d_in", 7), ("d_sae", 21), ("d_in", "6"), ("d_in", [6]))
+        ),
+        ({}, {"threshold": HALF}, "has .*threshold.* and no other"),
+        ({"architecture": "topk", "k": K}, {"threshold": HALF}, "has .*threshold"),
+        ({"architecture": "jumprelu"}, {"threshold": torch.ones(4)}, r"threshold is \(4,\)"),
+        ({"architecture": "jumprelu"}, {"threshold": NAN}, "threshold .* NaN"),
+        ({}, {"threshold": NAN}, "has .*threshold"),
+        ({}, {"b_enc": NAN.expand(D_SAE).clone()}, "b_enc .* NaN"),
+        ({}, {"W_enc": W["W_enc"].T.contiguous()}, r"b_enc is \(20,\), W_enc asks for \(6,\)"),
+        ({"apply_b_dec_to_input": False}, {"b_dec": torch.ones(7)}, r"b_dec is \(7,\)"),
+        *(
+            ({}, {"W_enc": W["W_enc"].to(kind)}, f"W_enc is {kind}, expected floats")
+            for kind in (torch.int8, torch.int64, torch.float8_e4m3fn)
+        ),
+        ({}, {"W_enc_scale": HALF}, "has W_dec, W_enc, W_enc_scale"),
+    ],
+)
+def test_a_description_that_the_tensors_contradict_is_refused(
+    cfg: dict[str, Any], tensors: dict[str, Tensor], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said) as raised:
+        load_sae(saelens(tmp_path, W | tensors, **cfg))
+    assert str(tmp_path) in str(raised.value)
+    assert len(str(raised.value).replace(str(tmp_path), "")) <= 200
+
+
+@pytest.mark.parametrize(
+    ("cfg", "tensors", "said"),
+    [
+        ({"k": True}, {}, "k = True"),
+        ({"k": 3.0}, {}, "k = 3.0"),
+        ({"k": 21}, {}, "k = 21"),
+        ({"d_in": 7}, {}, "d_in is 7"),
+        ({"num_latents": 21}, {}, "num_latents is 21"),
+        ({"sae": {"signed": True}}, {}, "signed is True"),
+        ({}, {"threshold": HALF}, "has .*threshold"),
+        ({}, {"W_dec": W["W_dec"].to(torch.int8)}, "W_dec is torch.int8"),
+    ],
+)
+def test_sparsifys_description_is_held_against_its_tensors_too(
+    cfg: dict[str, Any], tensors: dict[str, Tensor], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_sae(sparsify(tmp_path, tensors, **cfg))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "sae.", "module._orig_mod.sae."])
+def test_what_wrapped_a_module_is_taken_off_its_names(prefix: str, tmp_path: Path) -> None:
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in W.items()}
+    check(saelens(tmp_path / "lens", wrapped), PRE.relu(), decoded(PRE.relu()))
+    torch.save({"state_dict": wrapped}, tmp_path / "sae.pt")
+    check(tmp_path / "sae.pt", PRE.relu(), decoded(PRE.relu()))
+    with pytest.raises(ValueError, match="the weights of more than one module"):
+        load_sae(saelens(tmp_path / "two", wrapped | {name: t.clone() for name, t in W.items()}))
 
 
 # --- what is written for SAELens ---------------------------------------------------------------

@@ -144,11 +144,14 @@ def test_unknown_parameters_and_missing_files_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path))
+    (tmp_path / "bad.toml").write_text("seeds = 'three'")
     for command, message in (
         (["train", "-p", "pictures", "world"], "unknown parameter 'pictures'; known are images"),
         (["train", "--tokens", str(tmp_path)], "cache.json: the tokens are not collected"),
         (["scan", "--profile", "smoke"], "sae.safetensors is not there: run 1_training first"),
         (["scan", "--profile", "none"], "no profile 'none'"),
+        (["train", "-p", "profile", "5"], "unknown parameter 'profile'; known are images"),
+        (["train", "--profile", str(tmp_path / "bad.toml")], "bad.toml: seeds must be int, got"),
     ):
         assert main(command) == 1
         stderr = capsys.readouterr().err

@@ -545,11 +545,11 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt() -> None:
 @pytest.mark.parametrize(
     ("kind", "setting", "message"),
     [
-        (SAEConfig, {"l1": -1e-5}, "λ must be 0 or more"),
-        (SAEConfig, {"l1": float("nan")}, "λ must be 0 or more"),
+        (SAEConfig, {"l1": -1e-5}, "sae.l1 must be 0 or more"),
+        (SAEConfig, {"l1": float("nan")}, "sae.l1 must be 0 or more"),
         (TrainConfig, {"lr": 0.0}, "lr must be above 0"),
         (TrainConfig, {"cls_share": 1.5}, "cls_share"),
-        (TrainConfig, {"frozen": "latents"}, "'latents' is not , encoder or decoder"),
+        (TrainConfig, {"frozen": "latents"}, "train.frozen must be '' or 'encoder' or 'decoder'"),
         (TrainConfig, {"precision": "int8"}, "precision"),
         (TrainConfig, {"checkpoint_every": 0}, "checkpoint_every"),
     ],

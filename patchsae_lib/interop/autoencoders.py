@@ -5,13 +5,14 @@ What is read, all of it also from `hf://`:
 - ours: one `.safetensors`, written by `save_sae`
 - the authors': `.pt` with `cfg` (or `config`) and `state_dict` (`saelens.read_torch`)
 - Prisma's: the same, or `weights.pt` with `config.json`; ReLU or TopK
-- SAELens': `sae_weights.safetensors` with `cfg.json`; `standard`, `topk` or `jumprelu`; written by
-  `saelens.write_saelens`
+- SAELens': `sae_weights.safetensors` with `cfg.json`; `standard`, `topk`, `jumprelu`, or
+  `batchtopk` with its threshold; written by `saelens.write_saelens`
 - sparsify's: `sae.safetensors` with `cfg.json`; TopK (`sparsify.from_sparsify`)
 
 Ours holds `W_enc` (d_vit, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_vit) and `b_dec` (d_vit,) as
 float32 or float16, and `threshold` () (for `jumprelu` (d_sae,)) as float32. Its metadata are
 `format`, `activation`, `k` and `config` (how it was made, as JSON). Reading never runs code.
+What a description says is held against the tensors: applied, or refused (`descriptions`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.interop.files import (
+from patchsae_lib.interop.descriptions import (
     PARAMETERS,
     StoredSAE,
+    read_k,
+    require_sizes,
+    require_tensors,
+)
+from patchsae_lib.interop.files import (
     read_by_content,
     read_format,
     read_json,
     read_tensors,
+    require_memory,
+    unwrapped,
     weights_file,
 )
 from patchsae_lib.interop.hub import local_path
@@ -72,8 +80,7 @@ def load_sae(path: str | Path) -> SAE:
     Raises `FileNotFoundError`, or `ValueError` for a file that is cut short, something else, or an
     SAE that ours cannot be, saying why.
     """
-    file = weights_file(local_path(path))
-    return _build(file, _read(file))
+    return _build(_read(weights_file(local_path(path))))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def _read(path: Path) -> StoredSAE:
         raise FileNotFoundError(
             f"no autoencoder at {path}: train one (notebook 1_training) or give another path"
         )
+    require_memory(path)
     readers = {"torch": read_torch, "safetensors": _read_safetensors}
     expected = "an SAE of ours, the authors', Prisma, SAELens or sparsify"
     return read_by_content(path, readers, expected)
@@ -93,27 +101,24 @@ def _read(path: Path) -> StoredSAE:
 
 def _read_safetensors(path: Path) -> StoredSAE:
     if read_format(path) != FORMAT and path.with_name("cfg.json").is_file():
-        tensors, cfg = load_file(path), read_json(path.with_name("cfg.json"))
+        tensors, cfg = unwrapped(path, load_file(path)), read_json(path.with_name("cfg.json"))
         return (from_sparsify if is_sparsify(tensors) else from_saelens)(path, tensors, cfg)
     hint = "; SAELens' and sparsify's need cfg.json beside them"
     metadata, tensors = read_tensors(path, FORMAT, "an autoencoder", hint)
-    k, config = json.loads(metadata["k"]), json.loads(metadata["config"])
-    return StoredSAE(tensors, metadata["activation"], k, config)
+    tensors = require_tensors(path, tensors, (*PARAMETERS, "threshold"))
+    require_sizes(path, tensors, {})
+    activation, k = metadata["activation"], json.loads(metadata["k"])
+    if (activation == "jumprelu") != (tensors["threshold"].ndim == 1):
+        shape = tuple(tensors["threshold"].shape)
+        raise ValueError(f"{path}: {activation} does not have a threshold of the shape {shape}")
+    if activation in ("topk", "batchtopk"):
+        read_k(path, {"k": k}, len(tensors["b_enc"]))
+    return StoredSAE(tensors, activation, k, json.loads(metadata["config"]))
 
 
-def _build(path: Path, stored: StoredSAE) -> SAE:
-    tensors, W_enc = stored.tensors, stored.tensors.get("W_enc", torch.empty(0))
-    if W_enc.ndim != 2:
-        raise ValueError(f"{path}: W_enc must be (d_vit, d_sae), got {tuple(W_enc.shape)}")
-    sae = SAE(W_enc.shape[0], W_enc.shape[1], stored.activation, stored.k)
-    for name, parameter in sae.state_dict().items():
-        if name not in tensors and name != "threshold":
-            raise ValueError(f"{path} has no {name}: expected {', '.join(PARAMETERS)}")
-        tensor = tensors.get(name, parameter)
-        if tensor.shape != parameter.shape:
-            raise ValueError(
-                f"{path}: {name} is {tuple(tensor.shape)}, W_enc asks for {tuple(parameter.shape)}"
-            )
-        require_finite(tensor, f"{path}: {name}")
-        parameter.copy_(tensor)
+def _build(stored: StoredSAE) -> SAE:
+    d_vit, d_sae = stored.tensors["W_enc"].shape
+    sae = SAE(d_vit, d_sae, stored.activation, stored.k)
+    for name, tensor in stored.tensors.items():
+        getattr(sae, name).data.copy_(tensor)
     return sae.eval().requires_grad_(False)

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "weights.pt")  # SAELens, sparsify, Prisma
 CONFIGS = ("cfg.json", "config.json", "activation_scaler.json")
+WRAPPERS = re.compile(r"((module|_orig_mod|sae)\.)+")  # DataParallel, torch.compile, a trainer
+MEMORY = {  # where Linux says how much is free, and a container how much it may have
+    "/proc/meminfo": (r"MemAvailable: +(\d+)", 1024),
+    "/sys/fs/cgroup/memory.max": (r"(\d+)", 1),
+}
 T = TypeVar("T")
 
-
-class StoredSAE(NamedTuple):
-    """An autoencoder in a file: its tensors by our names, and how it was made."""
-
-    tensors: Mapping[str, Tensor]
-    activation: str
-    k: int
-    config: dict[str, Any]
+# What a file is that begins like this, and what to do with it.
+FOREIGN = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the weights: run `git lfs pull`",
+    b"<": "is a web page: download the file itself, on the Hub from .../resolve/main/...",
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9": "is in torch's format before 1.6: read it with "
+    "torch.load(..., weights_only=True), and torch.save it again",
+    b"\x80": "is a bare pickle: write its tensors with safetensors or torch.save",
+    b"\x93NUMPY": "is an array of NumPy: write the tensors by name with safetensors",
+    b"\x89HDF": "is HDF5: write its tensors with safetensors",
+    b"\x1f\x8b": "is packed with gzip: unpack it first",
+}
 
 
 def weights_file(path: Path) -> Path:
@@ -38,7 +48,7 @@ def weights_file(path: Path) -> Path:
     candidates = [name for name in names if name in WEIGHTS] or names
     if len(candidates) != 1:
         raise ValueError(
-            f"{folder} has {', '.join(candidates) or 'no .safetensors or .pt file'}: "
+            f"{folder} has {listed(candidates) or 'no .safetensors or .pt file'}: "
             "give the path of one file with weights"
         )
     return folder / candidates[0]
@@ -55,19 +65,48 @@ def read_by_content(path: Path, readers: Mapping[str, Callable[[Path], T]], expe
 
     Raises `ValueError` if it is neither or damaged; `expected` says what it should be.
     """
-    with path.open("rb") as file:
-        start = file.read(9)
-    kind = "torch" if start[:2] == b"PK" else "safetensors" if start[8:] == b"{" else ""
-    if not kind:
-        raise ValueError(
-            f"{path} holds neither safetensors nor a torch checkpoint: expected {expected}"
-        )
     try:
-        return readers[kind](path)
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        return readers[_kind(path, expected)](path)
+    except (
+        SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError,
+        KeyError, json.JSONDecodeError,  # of its metadata
+    ) as error:  # fmt: skip
         raise ValueError(
-            f"{path} is damaged or cut short ({error}): copy or train it again"
+            f"{path} is damaged or cut short ({one_line(error)}): copy or train it again"
         ) from error
+
+
+def _kind(path: Path, expected: str) -> str:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start[8:9] == b"{":
+        return "safetensors"
+    if start[:2] == b"PK":
+        names = zipfile.ZipFile(path).namelist()
+        if any(name.endswith((".pkl", "/version")) for name in names):
+            return "torch"
+        is_npz = any(name.endswith(".npy") for name in names)
+        fault = "is NumPy's .npz" if is_npz else "is a zip archive, not torch's"
+        raise ValueError(f"{path} {fault}: write its tensors with safetensors")
+    for magic, fault in FOREIGN.items():
+        if start.lstrip().startswith(magic):
+            raise ValueError(f"{path} {fault}")
+    fault = "holds neither safetensors nor a torch checkpoint" if start else "is empty"
+    raise ValueError(f"{path} {fault}: expected {expected}")
+
+
+def one_line(error: object) -> str:
+    """Return what an error of another library says, in one line of at most 150 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 150 else f"{text[:149]}…"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names in order, of many the first."""
+    ordered = sorted(map(str, names))
+    text = ", ".join(ordered[:6])
+    fits = len(ordered) <= 6 and len(text) <= 120
+    return text if fits else f"{text[:120]}… ({len(ordered)} in all)"
 
 
 def read_format(path: Path) -> str | None:
@@ -76,22 +115,34 @@ def read_format(path: Path) -> str | None:
         return (file.metadata() or {}).get("format")
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors, by name, without what wrapped them."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return unwrapped(path, shapes)
+
+
 def read_tensors(
-    path: Path, expected: str, content: str, hint: str = ""
+    path: Path, expected: str, expected_content: str, hint: str = ""
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read metadata and tensors of a safetensors file of ours, of the format `expected`.
 
-    Raises `ValueError` for another file, saying that it is not `content` of ours.
+    Raises `ValueError` for another file, saying that it is not `expected_content` of ours.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != expected:
-            raise ValueError(
-                f"{path} is a safetensors file but not {content} of ours: its format is "
-                f"{metadata.get('format')!r}, expected {expected!r}, "
-                f"with {', '.join(file.keys())}{hint}"
-            )
+            names = file.keys()
+            content = "a whole model, e.g. of transformers" if _is_model(names) else listed(names)
+            fault = f"not {expected_content} of ours: it holds {content}"
+            raise ValueError(f"{path} is a safetensors file but {fault}{hint}")
         return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _is_model(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names are those of a transformer."""
+    parts = re.compile(r"(model\.)?(vision|text|visual|transformer|layers)")
+    return any(parts.match(name) for name in names)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,52 +151,42 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises `ValueError` if there is none, or if it holds anything but an object.
     """
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        fault = "" if isinstance(error, FileNotFoundError) else f" ({one_line(error)})"
         raise ValueError(
-            f"no readable {path}: it says what the weights beside it are; copy it too ({error})"
+            f"no readable {path}{fault}: it says what the weights beside it are; copy it too"
         ) from error
     if not isinstance(description, dict):
         raise ValueError(f"{path} holds {type(description).__name__}, expected a JSON object")
     return description
 
 
-def require_fields(
-    path: Path, config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]
-) -> None:
-    """Refuse a description with a value that our SAE cannot have.
+def unwrapped(path: Path, tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors by their names without the prefixes of what wrapped their module.
 
-    `allowed` lists the values of each field, first the one that a missing field means.
+    Raises `ValueError` if two then have the same name.
     """
-    for field, values in allowed.items():
-        if (value := config.get(field, values[0])) not in values:
-            raise ValueError(
-                f"{path}: {field} is {value!r}, which an SAE of ours cannot be: expected "
-                f"{' or '.join(map(repr, values))}"
-            )
+    names = {name: WRAPPERS.sub("", str(name), count=1) for name in tensors}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{path} has the weights of more than one module: {listed(names)}")
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def require_tensors(
-    path: Path, tensors: Mapping[str, Any], names: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Return the tensors of these names as float32.
+def free_memory() -> float:
+    """Return the bytes of memory that are free: infinity where the system does not say."""
+    limits = [math.inf]
+    for place, (pattern, unit) in MEMORY.items():
+        with suppress(OSError):
+            limits += [unit * int(x) for x in re.findall(pattern, Path(place).read_text("utf-8"))]
+    return min(limits)
 
-    Raises `ValueError` if one is missing, or if another would change what the SAE computes.
-    """
-    # For a time SAELens wrote a scaling_factor of ones; an SAE of ours always has a threshold ().
-    idle = {"scaling_factor": lambda t: bool((t == 1).all()), "threshold": lambda t: t.ndim == 0}
-    extra = [n for n in tensors if n not in names and not (n in idle and idle[n](tensors[n]))]
-    missing = [name for name in names if name not in tensors]
-    if extra or missing:
+
+def require_memory(path: Path) -> None:
+    """Refuse a file with weights too large for memory, instead of being killed halfway."""
+    size, free = path.stat().st_size, free_memory()
+    if 2 * size > free:  # the tensors and the SAE
         raise ValueError(
-            f"{path} has {', '.join(sorted(tensors))}: expected {', '.join(names)} and no other"
+            f"{path} is too large: two copies of {size / 1e9:.3g} GB do not fit the "
+            f"{free / 1e9:.3g} GB of memory that are free"
         )
-    return {name: tensors[name].float() for name in names}
-
-
-def read_k(path: Path, config: Mapping[str, Any]) -> int:
-    """Return the k of a TopK; `ValueError` if the description has none."""
-    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    if not isinstance(k, int):
-        raise ValueError(f"{path}: TopK with k = {k!r}, expected a number of latents")
-    return k

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import DryRunError, HTTPError
 from safetensors import SafetensorError, safe_open
 
-from patchsae_lib.interop.files import CONFIGS, WEIGHTS
+from patchsae_lib.interop.files import CONFIGS, WEIGHTS, one_line
 
 ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)(?:/([^@]*?))?/?(?:@(.+))?")
 
@@ -29,9 +29,17 @@ def parse(address: str) -> tuple[str, str, str | None]:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path as it is, and an `hf://` address as the path of its local copy."""
-    is_address = isinstance(path, str) and path.startswith("hf://")
-    return fetch(str(path)) if is_address else Path(path)
+    """Return a path, with `~` as the user's home, and of an `hf://` address that of a local copy.
+
+    Raises `ValueError` for an address elsewhere, and for none.
+    """
+    if isinstance(path, str) and path.startswith("hf://"):
+        return fetch(path)
+    if re.match(r"\w\w+:/", str(path)) or not str(path):
+        raise ValueError(
+            f"{str(path)!r} is no path: download the file, or give hf://owner/repo/file"
+        )
+    return Path(path).expanduser()
 
 
 def fetch(address: str) -> Path:
@@ -49,7 +57,8 @@ def fetch(address: str) -> Path:
         _announce(repo, revision, patterns)
         snapshot = snapshot_download(repo, revision=revision, allow_patterns=patterns)
     except (OSError, HTTPError) as error:
-        raise FileNotFoundError(f"{address} is neither cached nor to be had: {error}") from error
+        reason = one_line(error)
+        raise FileNotFoundError(f"{address} is neither cached nor to be had: {reason}") from error
     local = Path(snapshot) / inside
     if not local.is_file() and not any((local / name).is_file() for name in WEIGHTS):
         raise FileNotFoundError(
@@ -77,7 +86,7 @@ def push(source: Path, address: str) -> str:
         HfApi().create_repo(repo, private=True, exist_ok=True)
         commit = HfApi().create_commit(repo, adds, commit_message=message, revision=revision)
     except HTTPError as error:
-        raise OSError(f"{address} was not uploaded: {error}") from error
+        raise OSError(f"{address} was not uploaded: {one_line(error)}") from error
     return str(commit.commit_url)
 
 

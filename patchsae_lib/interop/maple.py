@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchsae_lib.interop.descriptions import as_floats
+from patchsae_lib.interop.files import unwrapped
 from patchsae_lib.interop.pickles import OnlyTensors, unpickle
 from patchsae_lib.maple import Prompts
 
@@ -33,7 +35,7 @@ def read_official(path: Path) -> Prompts:
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     learner = {
         key.removeprefix(LEARNER): value
-        for key, value in state.items()
+        for key, value in unwrapped(path, state if isinstance(state, dict) else {}).items()
         if key.startswith(LEARNER) and not key.endswith(OF_CLASSES)
     }
     n_deep = sum(re.fullmatch(r"compound_prompts_text\.\d+", key) is not None for key in learner)
@@ -63,7 +65,7 @@ def _checked(
         )
     if unknown := sorted(learner.keys() - expected):
         raise ValueError(f"{path}: unknown parts of prompt_learner: {', '.join(unknown)}")
-    parameters = {key: value.float() for key, value in learner.items()}
+    parameters = as_floats(path, learner)
     _require_shapes(path, parameters, texts)
     return parameters
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,11 @@ from torch import Tensor, nn
 from patchsae_lib.artefacts import DATA, atomic_path
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.distributed import resolve_precision
+from patchsae_lib.interop.files import listed, read_by_content, read_json, tensor_shapes
 from patchsae_lib.profiles import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+Facts = dict[str, Any]  # mean, std, quick_gelu and more of weights, as open_clip writes them
 MAKE_SMALL_CLIP = "run `python -m recipes.small_clip`"
 
 
@@ -57,23 +62,99 @@ def load_clip(
 
 
 def _load_open_clip(config: ModelConfig) -> SplitCLIP:
-    model_cfg = _model_cfg(config.name)
+    gelu = _model_cfg(config.name).get("quick_gelu", False)
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
-    if tag and tag.get("quick_gelu", False) != model_cfg.get("quick_gelu", False):
-        raise ValueError(
-            f"{config.name} and the weights {config.pretrained!r} differ in their GELU: "
-            "add -quickgelu to the model's name, or remove it"
-        )
+    known = {f"the tag {config.pretrained!r}": tag} if tag else {}
+    preprocess = _agreed(config.name, gelu, known)  # before anything is downloaded
     # Given a tag, open_clip falls back to a pickle where there is no safetensors file.
     weights = None if config.pretrained == "none" else _weights_file(config, tag)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = open_clip.create_model(config.name, weights, force_preprocess_cfg=tag)
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{weights} does not hold the weights of {config.name}") from error
+    if weights:
+        known |= _said_beside(config.name, weights)
+        preprocess = _agreed(config.name, gelu, known)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model(config.name, force_preprocess_cfg=preprocess)
+    if weights:
+        if not known:
+            warnings.warn(
+                f"{weights} does not say its mean, std and GELU: OpenAI's and {config.name}'s are "
+                "taken. Write its tag as model.pretrained and this path as model.weights, or put "
+                f"{CONFIG_FILE} beside it",
+                stacklevel=3,
+            )
+        readers: dict[str, Callable[[Path], None]] = {"torch": _no_pickle}
+        readers["safetensors"] = partial(_copy_weights, model, config.name)
+        read_by_content(weights, readers, f"{config.name} as safetensors, of open_clip")
     tokenizer = open_clip.get_tokenizer(config.name)
     return SplitCLIP(model.eval().requires_grad_(False), tokenizer, config.block)
+
+
+def _copy_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Copy the weights in a file into a model. open_clip would resize what does not fit.
+
+    Raises `ValueError` for another model's, naming the first tensor that is of another shape.
+    """
+    fault, shapes = f"{path} does not hold the weights of {name}", tensor_shapes(path)
+    if any(key.startswith(("vision_model.", "text_model.")) for key in shapes):
+        raise ValueError(f"{path} is transformers' file: take {WEIGHTS_FILE} of the same weights")
+    for key, expected in model.state_dict().items():
+        shape = shapes.get(key, tuple(expected.shape))
+        if shape != tuple(expected.shape) and math.prod(shape) + expected.numel() > 2:
+            right = tuple(expected.shape)
+            raise ValueError(f"{fault}: {key} is {shape}, expected {right}: of which model?")
+    try:
+        open_clip.load_checkpoint(model, str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{fault}: it has {listed(shapes)}") from error
+
+
+def _no_pickle(path: Path) -> None:
+    raise ValueError(f"{path} is a pickle: take the same weights as .safetensors")
+
+
+def _said_beside(model: str, weights: Path) -> dict[str, Facts]:
+    """Return what open_clip's configuration beside weights says of them, and what is known of the
+    tags of the model that their path names, by who says it."""
+    known, beside = {}, weights.with_name(CONFIG_FILE)
+    if beside.is_file():
+        model_cfg, facts = (_table(beside, key) for key in ("model_cfg", "preprocess_cfg"))
+        for key in {"mean", "std"} & facts.keys():
+            if not isinstance(facts[key], list) or len(facts[key]) != 3:
+                raise ValueError(f"{beside}: {key} is {facts[key]!r}, expected three numbers")
+        known[str(beside)] = {**facts, "quick_gelu": model_cfg.get("quick_gelu", False)}
+    model = model.removesuffix("-quickgelu")
+    for name in open_clip.list_pretrained_tags_by_model(model):
+        facts = open_clip.get_pretrained_cfg(model, name)
+        repo = (facts.get("hf_hub") or "none").rstrip("/")
+        is_cached = f"models--{repo.replace('/', '--')}" in weights.parts
+        if is_cached or re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", weights.name.lower()):
+            known[f"the path {weights}, of the tag {name!r},"] = facts
+    return known
+
+
+def _table(path: Path, key: str) -> Facts:
+    """Return a part of open_clip's configuration, {} if it has none."""
+    table = read_json(path).get(key)
+    return table if isinstance(table, dict) else {}
+
+
+def _agreed(model: str, gelu: bool, known: Mapping[str, Facts]) -> Facts:
+    """Return what all say of weights, in open_clip's words.
+
+    Raises `ValueError` if two differ, or the model has another GELU.
+    """
+    agreed: Facts = {}
+    for source, facts in known.items():
+        if bool(facts.get("quick_gelu")) != gelu:
+            raise ValueError(
+                f"{model} and {source} differ in their GELU: "
+                "add -quickgelu to the model's name, or remove it"
+            )
+        for key in {"mean", "std"} & facts.keys() & agreed.keys():
+            if list(facts[key]) != list(agreed[key]):
+                raise ValueError(f"{model}: {source} has another {key} than {next(iter(known))}")
+        agreed = {**facts, **agreed}
+    return agreed
 
 
 def _model_cfg(name: str) -> dict[str, Any]:
@@ -91,20 +172,20 @@ def _model_cfg(name: str) -> dict[str, Any]:
     return cfg
 
 
-def _weights_file(config: ModelConfig, tag: dict[str, Any]) -> str:
+def _weights_file(config: ModelConfig, tag: Facts) -> Path:
     """Return the safetensors file that `config.pretrained` means, downloaded if need be."""
     if not tag and not config.pretrained.endswith(".safetensors"):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "it has none"
+        tags = listed(open_clip.list_pretrained_tags_by_model(config.name)) or "it has none"
         raise ValueError(
             f"model.pretrained: {config.pretrained!r} is neither a .safetensors file nor a tag of "
             f"{config.name} ({tags})"
         )
     local = config.weights if tag else config.pretrained
     if not local:
-        return _download(config, tag["hf_hub"].rstrip("/"))
-    if not Path(local).is_file():
+        return Path(_download(config, tag["hf_hub"].rstrip("/")))
+    if not Path(local).expanduser().is_file():
         raise FileNotFoundError(f"model.{'weights' if tag else 'pretrained'}: no file {local}")
-    return local
+    return Path(local).expanduser()
 
 
 def _download(config: ModelConfig, repo: str) -> str:

@@ -9,6 +9,7 @@ cannot be is a `ValueError` that names it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
-from patchsae_lib.interop.files import (
+from patchsae_lib.interop.descriptions import (
     PARAMETERS,
-    WEIGHTS,
     StoredSAE,
-    read_json,
+    gather,
     read_k,
     require_fields,
+    require_sizes,
     require_tensors,
 )
+from patchsae_lib.interop.files import WEIGHTS, listed, read_json, unwrapped
 from patchsae_lib.interop.pickles import OnlyConfigs, unpickle
 from patchsae_lib.sae import SAE, require_finite
 
-ACTIVATIONS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}  # of an architecture
+# Of an architecture the activations that a description may name, and ours; None: it names none.
+KINDS: dict[str, dict[str | None, str]] = {
+    "standard": {None: "relu", "relu": "relu", "topk": "topk"},  # topk before SAELens 6
+    "topk": {None: "topk", "topk": "topk"},
+    "jumprelu": {None: "jumprelu", "relu": "jumprelu", "jumprelu": "jumprelu"},
+    "batchtopk": {None: "jumprelu", "batchtopk": "jumprelu"},  # with the threshold that it learnt
+}
+NAMES = ("activation_fn_str", "activation_fn", "activation")  # of the activation
 
 # The values a description may have, the first being what a missing field means.
 ALLOWED: dict[str, tuple[Any, ...]] = {
-    "activation_fn_str": ("relu", "topk"),
-    "activation_fn": ("relu", "topk"),
+    **dict.fromkeys(NAMES, (None, "relu", "topk", "jumprelu", "batchtopk")),
     "normalize_activations": ("none", None, False),
     "reshape_activations": ("none",),
     "finetuning_scaling_factor": (False, None),
     "is_transcoder": (False,),
     "gated_sae": (None, False),
+    "apply_b_dec_to_input": (True, False),
+    "rescale_acts_by_decoder_norm": (False, True),
 }
+FIELDS = (*ALLOWED, "architecture", "k", "d_in", "d_sae")
 
 
 def from_saelens(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any]) -> StoredSAE:
@@ -49,10 +60,11 @@ def from_saelens(path: Path, tensors: Mapping[str, Tensor], config: dict[str, An
     Raises `ValueError` for what our SAE cannot be, naming the field or tensor.
     """
     scale = 1.0
-    if config.get("normalize_activations") == "expected_average_only_in":
+    fields = gather(path, config, FIELDS)
+    if fields.get("normalize_activations") == "expected_average_only_in":
         scale = _input_scale(path)
-        config |= {"normalize_activations": "none"}
-    stored = from_description(path, tensors, config)
+        fields |= {"normalize_activations": "none"}
+    stored = from_description(path, tensors, fields)
     factors = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}  # it reads scale · z
     scaled = {name: tensor * factors.get(name, 1) for name, tensor in stored.tensors.items()}
     return stored._replace(tensors=scaled, config=config.get("metadata") or config)
@@ -89,46 +101,52 @@ def read_torch(path: Path) -> StoredSAE:
     """
     content = unpickle(path, OnlyConfigs, "an SAE")
     content = content if isinstance(content, dict) else {}
+    if "_parameters" in content:
+        raise ValueError(f"{path} is a pickled module, which is not run: save its state_dict")
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(name), Tensor) for name in PARAMETERS
-    ):
+    tensors = unwrapped(path, state) if isinstance(state, dict) else {}
+    if not tensors.keys() >= set(PARAMETERS):
         raise ValueError(
-            f"{path} is a torch checkpoint without a state_dict of {', '.join(PARAMETERS)}: "
-            "expected the authors' or Prisma's SAE"
+            f"{path} is a torch checkpoint without a state_dict of {', '.join(PARAMETERS)}, but "
+            f"of {listed(tensors) or 'nothing'}: expected the authors' or Prisma's SAE"
         )
     config = content.get("cfg", content.get("config"))
-    return from_description(path, state, _torch_config(path, config, alone=state is content))
+    config = _torch_config(path, config, alone=state is content)
+    stored = from_description(path, tensors, gather(path, config, FIELDS))
+    return stored._replace(config=config)
 
 
-def from_description(path: Path, tensors: Mapping[str, Any], config: dict[str, Any]) -> StoredSAE:
+def from_description(path: Path, tensors: Mapping[str, Any], fields: dict[str, Any]) -> StoredSAE:
     """Fold what the fields of a description, of any version of SAELens, say into the weights.
 
     Raises `ValueError` for what our SAE cannot be, naming the field or tensor.
     """
-    require_fields(path, config, ALLOWED)
-    architecture = _architecture(path, config)
-    is_jumprelu = architecture == "jumprelu"
+    require_fields(path, fields, ALLOWED)
+    activation, tensors = _activation(path, fields, tensors)
+    is_jumprelu = activation == "jumprelu"
     t = require_tensors(path, tensors, (*PARAMETERS, "threshold") if is_jumprelu else PARAMETERS)
-    if config.get("rescale_acts_by_decoder_norm", False):
+    require_sizes(path, t, fields)
+    if fields.get("rescale_acts_by_decoder_norm", False):
         # f = act(pre · ‖W_dec‖), ẑ = f W_dec / ‖W_dec‖ + b_dec
         norm = t["W_dec"].norm(dim=1).clamp_min(1e-8)
         t |= {"W_enc": t["W_enc"] * norm, "b_enc": t["b_enc"] * norm}
         t["W_dec"] = t["W_dec"] / norm[:, None]
-    if not config.get("apply_b_dec_to_input", True):
+    if not fields.get("apply_b_dec_to_input", True):
         t["b_enc"] = t["b_enc"] + t["b_dec"] @ t["W_enc"]  # our SAE subtracts it again
+    d_sae = len(t["b_enc"])
     if is_jumprelu:
-        t["threshold"] = t["threshold"].clamp_min(0)  # below 0 SAELens' is a ReLU
-    k = read_k(path, config) if architecture == "topk" else 1
-    return StoredSAE(t, ACTIVATIONS[architecture], k, config)
+        t["threshold"] = t["threshold"].clamp_min(0).expand(d_sae)  # below 0 SAELens' is a ReLU
+    k = read_k(path, fields, d_sae) if activation == "topk" else 1
+    return StoredSAE(t, activation, k, fields)
 
 
 def _input_scale(path: Path) -> float:
     """Read the factor that SAELens' trainer folds into the weights only at the end."""
-    scale = read_json(path.with_name("activation_scaler.json")).get("scaling_factor")
-    if not isinstance(scale, float):
-        raise ValueError(f"{path}: activation_scaler.json has the scaling_factor {scale!r}")
-    return scale
+    scale: Any = read_json(path.with_name("activation_scaler.json")).get("scaling_factor")
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        beside = path.with_name("activation_scaler.json")
+        raise ValueError(f"{beside}: scaling_factor {scale!r} is no number above 0")
+    return float(scale)
 
 
 def _saelens_config(sae: SAE, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,13 +173,31 @@ def _torch_config(path: Path, config: Any, alone: bool) -> dict[str, Any]:
     return dict(config)
 
 
-def _architecture(path: Path, config: Mapping[str, Any]) -> str:
-    architecture = config.get("architecture", "standard")
-    activation = config.get("activation_fn_str", config.get("activation_fn"))
-    if architecture == "standard" and activation == "topk":  # before SAELens 6
-        architecture = "topk"
-    if architecture not in ACTIVATIONS:
+def _activation(
+    path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return our activation of a description, and the tensors without a threshold that cuts
+    nothing. A threshold without a word on the activation is that which a BatchTopK learnt."""
+    architecture = fields.get("architecture")
+    named = {fields[name]: name for name in NAMES if fields.get(name) is not None}
+    if architecture not in (None, *KINDS):
         raise ValueError(
-            f"{path}: the architecture {architecture!r} is not read, only {', '.join(ACTIVATIONS)}"
+            f"{path}: the architecture {architecture!r} is not read, only {', '.join(KINDS)}"
         )
-    return architecture
+    tensors = {"threshold" if n == "topk_threshold" else n: t for n, t in tensors.items()}
+    threshold = tensors.get("threshold")
+    is_idle = isinstance(threshold, Tensor) and bool((threshold <= 0).all())
+    if architecture is None and not named:
+        if "k" in fields:
+            raise ValueError(f"{path}: k is {fields['k']!r}, but no architecture is named")
+        architecture = "standard" if threshold is None or is_idle else "batchtopk"
+    activation = next(iter(named), None)
+    kind = KINDS[architecture or "standard"].get(activation)
+    if len(named) > 1 or kind is None:
+        words = [f"{name} is {value!r}" for value, name in named.items()]
+        raise ValueError(
+            f"{path}: the architecture is {architecture!r} and {', '.join(words)}: a contradiction"
+        )
+    if is_idle and kind != "jumprelu":
+        del tensors["threshold"]
+    return kind, tensors

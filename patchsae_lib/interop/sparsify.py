@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from patchsae_lib.interop.files import StoredSAE, read_k, require_fields, require_tensors
+from patchsae_lib.interop.descriptions import (
+    StoredSAE,
+    gather,
+    read_k,
+    require_fields,
+    require_sizes,
+    require_tensors,
+)
 
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
@@ -32,8 +39,10 @@ def from_sparsify(path: Path, tensors: Mapping[str, Tensor], config: dict[str, A
 
     Raises `ValueError` for what our SAE cannot be, naming the field or tensor.
     """
-    require_fields(path, config, ALLOWED)
+    fields = gather(path, config, (*ALLOWED, "k", "d_in", "num_latents"))
+    require_fields(path, fields, ALLOWED)
     tensors = require_tensors(path, tensors, tuple(NAMES))
     renamed = {NAMES[name]: tensor for name, tensor in tensors.items()}
     renamed["W_enc"] = renamed["W_enc"].T
-    return StoredSAE(renamed, "topk", read_k(path, config), config)
+    require_sizes(path, renamed, fields)
+    return StoredSAE(renamed, "topk", read_k(path, fields, len(renamed["b_enc"])), config)
