@@ -104,7 +104,7 @@ class Job:
         return about[0] if waits else ""
 
     def start(self, environment: dict[str, str]) -> None:
-        """Start the kernel, in a process that ends with this one, with more of an `environment`."""
+        """Start the kernel in a process that ends with this one; add to its `environment`."""
         self.record.unlink(missing_ok=True)  # of a run that is killed nothing is kept
         self.started = time.monotonic()
         arguments = [str(self.source), str(self.target), json.dumps(dict(self.parameters))]
