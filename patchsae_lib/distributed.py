@@ -7,11 +7,14 @@ up or gathered. With a single process each function here gives back what it was 
 from __future__ import annotations
 
 import atexit
+import math
 import os
+import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,11 @@ from torch import Tensor
 PATIENCE = timedelta(hours=3)  # for the slowest process; one that ends is noticed at once
 CACHE = 12 * 2**20  # bytes: a CPU encodes 1,024 tokens of 3,072 latents 1.8 × as fast as 4,096
 SHARE = 16  # of a GPU's free memory one array gets this part: a step has several, and so has CLIP
+
+MEMORY = {  # where Linux says how much is free, and a container how much it may have
+    "/proc/meminfo": (r"MemAvailable: +(\d+)", 1024),
+    "/sys/fs/cgroup/memory.max": (r"(\d+)", 1),
+}
 
 
 def best_device() -> torch.device:
@@ -34,6 +42,21 @@ def batch_size(device: torch.device, n_values: int, least: int = 1) -> int:
     room = CACHE if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // SHARE
     fitting = max(1, room // (4 * n_values))
     return max(least, 1 << (fitting.bit_length() - 1))
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that are free: infinity where the system does not say."""
+    limits = [math.inf]
+    for place, (pattern, unit) in MEMORY.items():
+        with suppress(OSError):
+            limits += [unit * int(x) for x in re.findall(pattern, Path(place).read_text("utf-8"))]
+    return min(limits)
+
+
+def require_memory(n_bytes: float, what: str) -> None:
+    """Raise `ValueError`, instead of being killed halfway, if so much does not fit in memory."""
+    if n_bytes > (free := free_memory()):
+        raise ValueError(f"{what} do not fit the {free / 1e9:.3g} GB of memory that are free")
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:

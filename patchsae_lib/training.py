@@ -276,7 +276,11 @@ def train(
     batches = tokens if callable(tokens) else partial(tokens.mixed, train_config, seed)
     sample, run = _first_tokens(batches, sae_config, train_config)
     d_vit, path = sample.shape[1], Path(checkpoint) if checkpoint else None
-    sae = SAE(d_vit, sae_config.expansion * d_vit, sae_config.activation, sae_config.k, seed)
+    d_sae = sae_config.expansion * d_vit
+    size = 4 * 8 * d_vit * d_sae  # bytes of two matrices, their gradients and Adam's moments
+    what = f"{d_sae:,} latents of width {d_vit} (lower sae.expansion): {size / 1e9:.3g} GB"
+    distributed.require_memory(size, what)
+    sae = SAE(d_vit, d_sae, sae_config.activation, sae_config.k, seed)
     trainer = Trainer(sae.to(device), sae_config, train_config)
     _resume(trainer, path, run)
     if trainer.n_steps == 0:

@@ -23,7 +23,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from patchsae_lib.interop import autoencoders, files, pickles
+from patchsae_lib import distributed
+from patchsae_lib.interop import autoencoders, pickles
 from patchsae_lib.interop.autoencoders import load_sae, read_config, save_sae
 from patchsae_lib.interop.prompts import load_prompts
 from patchsae_lib.sae import ACTIVATIONS, SAE
@@ -346,10 +347,10 @@ def test_a_file_too_large_for_memory_is_not_begun(
 ) -> None:
     save_sae(tmp_path / "sae", make())
     size = (tmp_path / "sae").stat().st_size
-    monkeypatch.setattr(files, "free_memory", lambda: 2 * size - 1)
+    monkeypatch.setattr(distributed, "free_memory", lambda: 2 * size - 1)
     with pytest.raises(ValueError, match=r"sae is too large: two copies of .* GB do not fit"):
         load_sae(tmp_path / "sae")
-    monkeypatch.setattr(files, "free_memory", lambda: 2 * size)
+    monkeypatch.setattr(distributed, "free_memory", lambda: 2 * size)
     assert load_sae(tmp_path / "sae").d_sae == 20
 
 
@@ -358,15 +359,17 @@ def test_free_memory_is_what_the_system_and_the_container_leave(
 ) -> None:
     info, limit = tmp_path / "info", tmp_path / "limit"
     info.write_text("MemTotal: 9 kB\nMemAvailable:     5 kB\n")
-    rules = list(files.MEMORY.values())
-    monkeypatch.setattr(files, "MEMORY", dict(zip(map(str, (info, limit)), rules, strict=True)))
-    assert files.free_memory() == 5 * 1024
+    rules = list(distributed.MEMORY.values())
+    monkeypatch.setattr(
+        distributed, "MEMORY", dict(zip(map(str, (info, limit)), rules, strict=True))
+    )
+    assert distributed.free_memory() == 5 * 1024
     for text, free in (("max\n", 5 * 1024), ("4096\n", 4096), ("9999999\n", 5 * 1024)):
         limit.write_text(text)
-        assert files.free_memory() == free
+        assert distributed.free_memory() == free
     info.unlink()
     limit.unlink()
-    assert files.free_memory() == float("inf")
+    assert distributed.free_memory() == float("inf")
 
 
 @pytest.mark.parametrize(

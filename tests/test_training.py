@@ -413,6 +413,14 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     assert resumed_history == history
 
 
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_made() -> None:
+    large = replace(SAE_CONFIG, expansion=10**9)
+    with pytest.raises(
+        ValueError, match=r"latents of width 16 \(lower sae.expansion\): .* GB do not"
+    ):
+        run(sae_config=large)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first, history = run(checkpoint=tmp_path / "c")
     written = (tmp_path / "c").read_bytes()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from patchsae_lib import distributed
+
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "weights.pt")  # SAELens, sparsify, Prisma
 CONFIGS = ("cfg.json", "config.json", "activation_scaler.json")
 WRAPPERS = re.compile(r"((module|_orig_mod|sae)\.)+")  # DataParallel, torch.compile, a trainer
-MEMORY = {  # where Linux says how much is free, and a container how much it may have
-    "/proc/meminfo": (r"MemAvailable: +(\d+)", 1024),
-    "/sys/fs/cgroup/memory.max": (r"(\d+)", 1),
-}
 T = TypeVar("T")
 
 # What a file is that begins like this, and what to do with it.
@@ -173,20 +169,7 @@ def unwrapped(path: Path, tensors: Mapping[str, T]) -> dict[str, T]:
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def free_memory() -> float:
-    """Return the bytes of memory that are free: infinity where the system does not say."""
-    limits = [math.inf]
-    for place, (pattern, unit) in MEMORY.items():
-        with suppress(OSError):
-            limits += [unit * int(x) for x in re.findall(pattern, Path(place).read_text("utf-8"))]
-    return min(limits)
-
-
 def require_memory(path: Path) -> None:
     """Refuse a file with weights too large for memory, instead of being killed halfway."""
-    size, free = path.stat().st_size, free_memory()
-    if 2 * size > free:  # the tensors and the SAE
-        raise ValueError(
-            f"{path} is too large: two copies of {size / 1e9:.3g} GB do not fit the "
-            f"{free / 1e9:.3g} GB of memory that are free"
-        )
+    size = path.stat().st_size
+    distributed.require_memory(2 * size, f"{path} is too large: two copies of {size / 1e9:.3g} GB")
