@@ -229,3 +229,12 @@ def test_the_words_beside_the_picture_name_every_room(rooms):
             f"{{#{house_page.anchor(room)}}}, 100 lines\n: What `{name}` holds & does. Imports "
             in text
         )
+
+
+def test_every_promise_of_the_security_page_has_its_test() -> None:
+    text = (ROOT / "book/security.md").read_text("utf-8")
+    promised = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(promised) > 15
+    tests = {file: (ROOT / "tests" / file).read_text("utf-8") for file, _ in promised}
+    missing = [name for file, name in promised if f"\ndef {name}(" not in tests[file]]
+    assert not missing

@@ -1,5 +1,6 @@
 """A study: what it opens, that nothing is another's, its splits, and its tasks."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from patchsae_lib.interop import load_clip, save_prompts, save_sae
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.latents import LatentTable, image_levels
 from patchsae_lib.maple import adapt
-from patchsae_lib.pictures import few_shot, labels_of
+from patchsae_lib.pictures import Subset, few_shot, labels_of
 from patchsae_lib.profiles import (
     ModelConfig,
     PicturesConfig,
@@ -94,6 +95,16 @@ def save_pictures(folder: Path, n: int, first: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(World("world", "test", first + n).batch(range(first, first + n))):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{first + i}.png")
+
+
+def test_the_embedded_world_opens_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real CLIP, and `data/`
+    monkeypatch.setattr(socket.socket, "connect", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    study = Study("world")
+    first = study.see(Subset(study.train.pictures, [0, 1]))
+    assert study.sae.encode(first.tokens[:]).shape == (2, 197, 3072)
+    assert study.clip.classify(first.tokens[:].float(), first.head).shape == (2, 35)
 
 
 # --- what it opens -------------------------------------------------------------------------------
