@@ -205,8 +205,8 @@ class Study:
     def open(self, spec: str, split: str, n: int, among: Sequence[str] = ()) -> Split:
         """Open pictures as CLIP sees them; their tokens are kept in the run's folder.
 
-        Pictures without classes get CLIP's zero-shot prediction as label: among the names given,
-        or among ImageNet's (the small CLIP: the world's), of which those that occur are kept.
+        If none has a label, each gets CLIP's zero-shot prediction: among the names given, or among
+        their own, or ImageNet's (the small CLIP: the world's), of which those that occur are kept.
         "Accuracy" then is agreement with untouched CLIP.
         """
         pictures = self.open_pictures(spec, split, n)
@@ -214,7 +214,8 @@ class Study:
         names = pictures.class_names
         opened = Split(self.clip, pictures, labels_of(pictures), names, templates, place)
         opened = opened.readable() if len(pictures) >= CHECKED else opened
-        return opened if names else self._labelled(opened, among)
+        is_labelled = names and (opened.labels >= 0).any()
+        return opened if is_labelled else self._labelled(opened, among or names)
 
     def see(self, pictures: Pictures) -> Split:
         """Return pictures of any origin as CLIP sees them; their tokens stay in memory."""

@@ -37,7 +37,9 @@ def read_image(item: Item, fast: bool = False) -> Image.Image:
             return _rgb(image)
     except Exception as error:  # struct.error, TypeError, ...: a damaged file may raise any
         shown = str(name).encode("utf-8", "backslashreplace").decode()
-        raise OSError(f"{shown} cannot be read as a picture: {error or type(error)}") from error
+        raise OSError(
+            f"{shown} cannot be read as a picture: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def square(image: Image.Image, size: int) -> torch.Tensor:

@@ -185,7 +185,7 @@ def _not_read(root: Path, level: Level, files: Sequence[str]) -> Iterator[str]:
     for path in files:
         whole = root / path
         if not path.lower().endswith((*SUFFIXES, *TEXTS)) and level.path in whole.parents:
-            yield f"{whole} is not read: its ending is no picture's that is known"
+            yield f"{whole} is not read: its ending is none of a picture's"
 
 
 def _beside(top: Level, level: Level) -> Iterator[str]:

@@ -24,6 +24,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "validation", "valid")  # of a test split, the best first
 SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".jfif")
 MOST_CLASSES = 100_000  # that are called by their numbers: a table has a column for each
+LENIENT = "utf-8", "surrogateescape"  # as the names of files are
 NUMBER = re.compile(r" \(no\. \d+\)$")  # tells classes of the same name apart, and is not spoken
 SYNSET = re.compile(r"n\d{8}")  # WordNet's id of an ImageNet class
 

@@ -29,13 +29,12 @@ from tqdm import tqdm
 from patchsae_lib.pictures.decoding import Item, read_image, square
 from patchsae_lib.pictures.folders import folder
 from patchsae_lib.pictures.huggingface import hf
-from patchsae_lib.pictures.listing import NUMBER, Source, spoken, stamps
+from patchsae_lib.pictures.listing import LENIENT, NUMBER, Source, spoken, stamps
 from patchsae_lib.pictures.torchvision_sets import torchvision
 from patchsae_lib.pictures.webdataset import wds
 from patchsae_lib.world import World
 
 TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
-LENIENT = "utf-8", "surrogateescape"  # as the names of files are
 N_WORLD = 6000  # pictures of the world if no number is given
 CHECKED = 100_000  # fewer pictures are tried first, if nothing else is asked for
 SOURCES = {"folder": folder, "torchvision": torchvision, "wds": wds}
@@ -82,11 +81,10 @@ def open_pictures(
 def _notes(pictures: Files) -> Iterator[str]:
     """Say what was left out of pictures, and which of their classes have the same name."""
     if n := len(pictures.skipped):
-        reasons = "; ".join(pictures.skipped[:5]) + ("; ..." if n > 5 else "")
-        yield f"{n} pictures left out: {reasons}"
+        yield f"{n} pictures left out: {pictures.skipped[0]}{'; ...' if n > 1 else ''}"
     yield from pictures.source.notes
     if equal := [name for name in pictures.class_names if NUMBER.search(name)]:
-        yield f"{len(equal)} classes have the name of another, and get a number: {equal[0]!r}, ..."
+        yield f"{len(equal)} class names are those of other classes; numbered: {equal[0]!r}, ..."
 
 
 def _parse(spec: str, split: str, n: int) -> tuple[str, str]:

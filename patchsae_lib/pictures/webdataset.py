@@ -93,11 +93,13 @@ def _shards(pattern: str, split: str) -> tuple[list[Path], bool]:
         raise ValueError(f"wds:{pattern}: shards are read from disk, not from the network")
     divided = "{split}" in pattern
     names = ("train",) if split == "train" else TEST_NAMES
+    missing: list[Path] = []
     for name in names if divided else ("",):
         paths = _expand(pattern.replace("{split}", name))
-        missing = [path for path in paths if not path.is_file()]
-        if paths and not missing:
+        absent = [path for path in paths if not path.is_file()]
+        if paths and not absent:
             return paths, divided
+        missing += absent
     raise FileNotFoundError(f"wds:{pattern}: no file {missing[0] if missing else pattern}")
 
 
