@@ -113,8 +113,8 @@ def _raise(error: OSError) -> None:
 def _leads_back(path: str, name: str) -> bool:
     """Return whether a folder is a link to one that it lies in."""
     link = os.path.join(path, name)
-    here = os.path.realpath(path) + os.sep
-    return os.path.islink(link) and here.startswith(os.path.realpath(link) + os.sep)
+    inside = os.path.realpath(path) + os.sep
+    return os.path.islink(link) and inside.startswith(os.path.realpath(link) + os.sep)
 
 
 def _is_visible(name: str) -> bool:

@@ -56,11 +56,11 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
     >>> readable(["red_owl", "red owl", "crane"])
     ('red owl', 'red owl (no. 2)', 'crane')
     """
-    seen = Counter[str]()
+    count = Counter[str]()
     unique = []
     for name in (name.replace("_", " ").strip() for name in names):
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} (no. {seen[name]})")
+        count[name] += 1
+        unique.append(name if count[name] == 1 else f"{name} (no. {count[name]})")
     return tuple(unique)
 
 
