@@ -33,7 +33,7 @@ from patchsae_lib.pictures import (
     template_of,
     world_of,
 )
-from patchsae_lib.pictures.listing import readable
+from patchsae_lib.pictures.listing import readable, stamps
 from patchsae_lib.pictures.naming import pictures_identity
 from patchsae_lib.pictures.torchvision_sets import class_labels, class_names, torchvision
 from patchsae_lib.world import World
@@ -607,6 +607,14 @@ def swap(a: Path, b: Path) -> None:
     a.rename(a.with_suffix(".x"))
     b.rename(a)
     a.with_suffix(".x").rename(b)
+
+
+def test_files_of_the_same_size_and_time_are_told_apart_by_name(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat(photos)
+    monkeypatch.setattr(os, "stat", lambda *_: stat)
+    assert len({*stamps(photos.rglob("*.png"))}) == 20
 
 
 def test_changed_shards_have_another_identity(tmp_path: Path) -> None:

@@ -183,9 +183,9 @@ def _fault(test: Level, names: Sequence[str]) -> str:
 def _not_read(root: Path, level: Level, files: Sequence[str]) -> Iterator[str]:
     """Yield a line for each file in the folder that is neither a picture to read nor a text."""
     for path in files:
-        whole = root / path
-        if not path.lower().endswith((*SUFFIXES, *TEXTS)) and level.path in whole.parents:
-            yield f"{whole} is not read: its ending is none of a picture's"
+        absolute = root / path
+        if not path.lower().endswith((*SUFFIXES, *TEXTS)) and level.path in absolute.parents:
+            yield f"{absolute} is not read: its ending is none of a picture's"
 
 
 def _beside(top: Level, level: Level) -> Iterator[str]:

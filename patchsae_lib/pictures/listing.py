@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from patchsae_lib.pictures.decoding import Item
 
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "validation", "valid")  # of a test split, the best first
+TEST_NAMES = ("test", "testing", "val", "validation", "valid", "eval", "dev")  # the best first
 SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".jfif")
 MOST_CLASSES = 100_000  # that are called by their numbers: a table has a column for each
 LENIENT = "utf-8", "surrogateescape"  # as the names of files are
@@ -56,11 +56,10 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
     >>> readable(["red_owl", "red owl", "crane"])
     ('red owl', 'red owl (no. 2)', 'crane')
     """
-    count = Counter[str]()
-    unique = []
+    unique: dict[str, None] = {}
     for name in (name.replace("_", " ").strip() for name in names):
-        count[name] += 1
-        unique.append(name if count[name] == 1 else f"{name} (no. {count[name]})")
+        numbers = (f"{name} (no. {number})" for number in count(2))
+        unique[next(x for x in chain([name], numbers) if x not in unique)] = None
     return tuple(unique)
 
 
