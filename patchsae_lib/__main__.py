@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function, _ = COMMANDS[given.command]
     try:
         getattr(importlib.import_module(f"patchsae_lib.{module}"), function)(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

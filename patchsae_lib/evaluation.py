@@ -22,7 +22,7 @@ from patchsae_lib.tokens import Tokens
 class Report:
     """Held-out measures of an SAE: five over the tokens that it reads, five of CLIP with every
     token replaced by its reconstruction (`..._original`: without). By picture: `correct`,
-    (images,) bool, and `losses`, (images of whole batches,) in nats."""
+    (labelled images,) bool, and `losses`, (images of whole batches,) in nats."""
 
     mse: float  # the authors' mean (ẑ − z)² / ‖z‖₂
     explained_variance: float  # centred, 1 is perfect
@@ -71,8 +71,8 @@ def contrastive_losses(image: Tensor, text: Tensor, scale: float, batch: int = 1
 class HeldOut:
     """Held-out pictures on which SAEs are measured, as seen by `clip`.
 
-    `tokens` (images, 1 + n_patches, d_vit); `labels` (images,); `head` (c, d_embed), the zero-shot
-    classifier; `captions` (images, d_embed), the features of one text per picture.
+    `tokens` (images, 1 + n_patches, d_vit); `labels` (images,), −1 where accuracy leaves it out;
+    `head` (c, d_embed), the zero-shot classifier; `captions` (images, d_embed), of one text each.
     """
 
     clip: SplitCLIP
@@ -90,9 +90,10 @@ class HeldOut:
 
     def quality(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return, of image features (images, d_embed), the contrastive loss (nats) of each picture
-        of a whole batch, and whether the zero-shot prediction is right: (images,) bool."""
+        of a whole batch, and if the zero-shot prediction is right: (labelled images,) bool."""
         losses = contrastive_losses(features, self.captions.cpu(), self.clip.logit_scale)
-        return losses, (features @ self.head.cpu().T).argmax(1) == self.labels.cpu()
+        predicted = (features @ self.head.cpu().T).argmax(1)
+        return losses, (predicted == self.labels.cpu())[self.labels.cpu() >= 0]
 
     @cached_property
     def original(self) -> tuple[Tensor, Tensor]:

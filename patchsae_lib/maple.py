@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from patchsae_lib.artefacts import resume, save_checkpoint, weights_hash
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.pictures import TEMPLATE, Pictures, few_shot, labels_of
+from patchsae_lib.pictures import TEMPLATE, Pictures, few_shot, labels_of, spoken
 from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.training import History, pack, unpack
 
@@ -106,7 +106,7 @@ def adapt(clip: SplitCLIP, prompts: Prompts, class_names: Sequence[str]) -> Adap
     """Return `clip`, which stays as it is, with `prompts`, and with the head of any classes as
     `text`. Raises `ValueError` for prompts that do not fit."""
     adapted = AdaptedCLIP(clip, prompts)
-    adapted.text = adapted.text_features(_spoken(class_names), [prompts.template])
+    adapted.text = adapted.text_features(spoken(class_names), [prompts.template])
     return adapted.eval()
 
 
@@ -116,10 +116,6 @@ def text_tower(model: Any) -> Any:
     if not hasattr(tower, "token_embedding") or not hasattr(tower.transformer, "resblocks"):
         raise TypeError(f"the text tower is no transformer of open_clip's own: {type(tower)}")
     return tower
-
-
-def _spoken(class_names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in class_names]
 
 
 def _check_shape(encoder: str, prompts: Tensor, n_blocks: int, width: int) -> None:
@@ -220,7 +216,7 @@ def train_prompts(
         unpack(found[0], learner, sgd)
         history = found[1]["history"]
     images = torch.cat([pictures.batch(part.tolist()) for part in chosen.split(64)])
-    ids = clip.tokenizer([template.format(name) for name in _spoken(class_names)])
+    ids = clip.tokenizer([template.format(name) for name in spoken(class_names)])
     data = images, labels[chosen], ids
     for epoch in range(len(history), config.epochs):
         history.append(_epoch(clip, learner, sgd, data, epoch, progress))

@@ -20,7 +20,7 @@ from patchsae_lib.artefacts import config_hash, weights_hash
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import HeldOut
 from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
-from patchsae_lib.pictures import Pictures, ReadOnce, Subset
+from patchsae_lib.pictures import Pictures, ReadOnce, Subset, spoken
 from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable, title_of
 from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.pictures.sources import captions_of, labels_of, template_of
@@ -63,7 +63,7 @@ class Split:
     @cached_property
     def head(self) -> Tensor:
         """The zero-shot head (c, d_embed): text features of the class names."""
-        return self.clip.text_features(self.class_names, self.templates)
+        return self.clip.text_features(spoken(self.class_names), self.templates)
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -154,8 +154,8 @@ class Split:
         return torch.cat([part.argmax(1).cpu() for part in logits])
 
     def correct(self) -> Tensor:
-        """Return 1 where the prediction is the label, else 0: (n,)."""
-        return (self.predictions() == self.labels).double()
+        """Return, of the pictures with a label, 1 where the prediction is the label, else 0."""
+        return (self.predictions() == self.labels)[self.labels >= 0].double()
 
 
 class Task:

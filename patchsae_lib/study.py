@@ -39,6 +39,7 @@ from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
 from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
 from patchsae_lib.pictures.sources import (
+    CHECKED,
     labels_of,
     open_pictures,
     template_of,
@@ -56,7 +57,6 @@ SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are score
 PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
-CHECKED = 100_000  # fewer pictures are tried first; of more, those that fail are skipped
 
 
 class Study:
@@ -200,15 +200,13 @@ class Study:
 
     def _open_pictures(self, spec: str, split: str, n: int) -> Pictures:
         """Open pictures of a spec at the size that CLIP reads; fewer than 100,000 are tried."""
-        size = self.clip.visual.image_size[0]
-        pictures = open_pictures(spec, split, n, size, check=False)
-        return pictures if len(pictures) >= CHECKED else open_pictures(spec, split, n, size)
+        return open_pictures(spec, split, n, self.clip.visual.image_size[0], check=None)
 
     def open(self, spec: str, split: str, n: int, among: Sequence[str] = ()) -> Split:
         """Open pictures as CLIP sees them; their tokens are kept in the run's folder.
 
-        Pictures without classes get CLIP's zero-shot prediction as label: among the names given,
-        or among ImageNet's (the small CLIP: the world's), of which those that occur are kept.
+        If none has a label, each gets CLIP's zero-shot prediction: among the names given, or among
+        their own, or ImageNet's (the small CLIP: the world's), of which those that occur are kept.
         "Accuracy" then is agreement with untouched CLIP.
         """
         pictures = self.open_pictures(spec, split, n)
@@ -216,7 +214,8 @@ class Study:
         names = pictures.class_names
         opened = Split(self.clip, pictures, labels_of(pictures), names, templates, place)
         opened = opened.readable() if len(pictures) >= CHECKED else opened
-        return opened if names else self._labelled(opened, among)
+        is_labelled = names and (opened.labels >= 0).any()
+        return opened if is_labelled else self._labelled(opened, among or names)
 
     def see(self, pictures: Pictures) -> Split:
         """Return pictures of any origin as CLIP sees them; their tokens stay in memory."""
@@ -224,8 +223,9 @@ class Study:
         return Split(self.clip, pictures, labels_of(pictures), names, templates)
 
     def _labelled(self, split: Split, among: Sequence[str]) -> Split:
-        names = tuple(among) or (CLASSES if self._is_small else open_clip.IMAGENET_CLASSNAMES)
-        labelled = replace(split, class_names=tuple(names), templates=[TEMPLATE])
+        names = among or (CLASSES if self._is_small else open_clip.IMAGENET_CLASSNAMES)
+        names = tuple(dict.fromkeys(names))  # ImageNet's list has two of them twice
+        labelled = replace(split, class_names=names, templates=[TEMPLATE])
         labelled.tokens = split.tokens
         labels = labelled.predictions()
         if not among:

@@ -100,6 +100,22 @@ def test_kept_accuracy_counts_from_chance(clip, held_out) -> None:
     assert r.recovered == pytest.approx((r.accuracy - 1 / 3) / (0.8 - 1 / 3))
 
 
+def test_pictures_without_a_label_count_for_no_accuracy(clip, held_out) -> None:
+    sae, is_labelled = SAE(clip.d_vit, 40, seed=2).eval(), torch.arange(N) % 2 > 0
+    some = replace(held_out, labels=held_out.labels.where(is_labelled, torch.tensor(-1)))
+    rows = is_labelled.nonzero()[:, 0]
+    labelled = HeldOut(
+        clip, held_out.tokens.select(rows), held_out.labels[rows], held_out.head,
+        held_out.captions[rows],
+    )  # fmt: skip
+    found, alone, every = (evaluate_sae(sae, x) for x in (some, labelled, held_out))
+    for measure in ("accuracy", "accuracy_original", "recovered"):
+        assert getattr(found, measure) == pytest.approx(getattr(alone, measure))
+    assert found.correct.tolist() == alone.correct.tolist()
+    for measure in ("mse", "explained_variance", "l0", "l1", "dead", "contrastive"):
+        assert getattr(found, measure) == getattr(every, measure)
+
+
 def test_cls_only_leaves_the_patches_alone(clip, held_out) -> None:
     nothing = SAE(clip.d_vit, 8).eval().requires_grad_(False)
     with torch.no_grad():

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -359,6 +361,16 @@ def test_latents_that_are_off_are_masked_as_everywhere(lens: Lens) -> None:
         lens.without(9, [])
 
 
+def picture_with(name: bytes, content: bytes) -> bytes:
+    """A PNG with a chunk of its own before its pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    checked = name + content
+    chunk = struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    return png.replace(png[(at := png.index(b"IDAT") - 4) :], chunk + png[at:])
+
+
 def test_a_file_that_is_no_picture_is_refused_with_its_reason(lens: Lens, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("CMYK", (30, 50), (0, 90, 90, 0)).save(buffer, "JPEG")
@@ -368,6 +380,11 @@ def test_a_file_that_is_no_picture_is_refused_with_its_reason(lens: Lens, tmp_pa
     assert picture["picture"].startswith("data:image/webp")
     with pytest.raises(ValueError, match=r"notes\.txt cannot be read as a picture$"):
         lens.picture(b"dear diary", "notes.txt")
+    damaged = picture_with(b"eXIf", b"II*\0")
+    with pytest.raises(ValueError, match=r"cut\.png cannot be read as a picture: unpack requires"):
+        lens.picture(damaged, "cut.png")
+    with pytest.raises(ValueError, match=r"gone\.png cannot be read as a picture: .*No such file"):
+        lens.picture(tmp_path / "gone.png", "gone.png")
     huge = tmp_path / "huge.png"
     with huge.open("wb") as file:
         file.truncate(21 * 2**20)

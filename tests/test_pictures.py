@@ -3,15 +3,18 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import struct
 import sys
 import tarfile
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -26,9 +29,12 @@ from patchsae_lib.pictures import (
     labels_of,
     open_pictures,
     read_image,
+    spoken,
     template_of,
     world_of,
 )
+from patchsae_lib.pictures.listing import readable, stamps
+from patchsae_lib.pictures.naming import pictures_identity
 from patchsae_lib.pictures.torchvision_sets import class_labels, class_names, torchvision
 from patchsae_lib.world import World
 
@@ -160,6 +166,76 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def zlib_crc(data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(data))
+
+
+def png(depth: int, kind: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of one row, with chunks of its own before the pixels."""
+    header = struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    encoded = (struct.pack(">I", len(x)) + name + x + zlib_crc(name + x) for name, x in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded)
+
+
+GREYS = struct.pack(">4H", 0, 257, 32_896, 65_535)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(16, 0, GREYS, (b"tRNS", struct.pack(">H", 257))), [0, 255, 128, 255]),
+        (b"P5\n4 1\n65535\n" + GREYS, [0, 1, 128, 255]),
+        (b"P5\n4 1\n1023\n" + struct.pack(">4H", 0, 4, 512, 1_023), [0, 1, 128, 255]),
+        (b"P2\n4 1\n65535\n0 257 32896 65535\n", [0, 1, 128, 255]),
+    ],
+    ids=["PNG with a transparent level", "PGM", "PGM of 10 bits", "PGM in words"],
+)
+def test_sixteen_bits_of_other_formats(content: bytes, expected: list[int]) -> None:
+    assert np.asarray(read_image(io.BytesIO(content)))[0, :, 0].tolist() == expected
+
+
+def test_a_picture_with_damaged_exif_is_an_error_with_its_name(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path / "owl" / f"{i}.png", tone(i))
+    (tmp_path / "owl" / "cut.png").write_bytes(png(8, 0, b"abcd", (b"eXIf", b"II*\0")))
+    with pytest.raises(OSError, match=r"cut\.png cannot be read as a picture: unpack requires"):
+        read_image(tmp_path / "owl" / "cut.png")
+    with pytest.warns(UserWarning, match=r"1 pictures left out: .*cut\.png"):
+        parts = [open_pictures(f"folder:{tmp_path}", s, size=4) for s in ("train", "test")]
+    assert sum(map(len, parts)) == 10
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("x"), TypeError("x"), RuntimeError("x"), KeyError("x"), IndexError("x"),
+        EOFError("x"), zlib.error("x"), OverflowError("x"), MemoryError(), AttributeError("x"),
+        ZeroDivisionError("x"), RecursionError("x"), AssertionError(), SyntaxError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_decoder_raises_is_an_os_error_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    path = write(tmp_path / "damaged.png")
+    with pytest.raises(OSError, match=r"damaged\.png cannot be read as a picture: \S") as raised:
+        read_image(path)
+    assert raised.value.__cause__ is error
+
+
+def test_the_name_of_a_damaged_file_can_be_printed(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Path(path).write_text("no picture")
+    with pytest.raises(OSError, match=r"caf\\udce9\.png cannot be read") as raised:
+        read_image(path)
+    str(raised.value).encode()
+
+
 def spoil(folder: Path) -> dict[str, str]:
     """Put files into a folder that cannot be read as pictures: name → part of the reason."""
     Image.effect_noise((64, 64), 100).save(folder / "cut.jpg")
@@ -175,10 +251,6 @@ def spoil(folder: Path) -> dict[str, str]:
         "cut.jpg": "image file is truncated", "empty.png": "cannot identify",
         "text.jpg": "cannot identify", "dead.png": "No such file", "bomb.png": "pixels",
     }  # fmt: skip
-
-
-def zlib_crc(data: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(data))
 
 
 def test_what_cannot_be_read_is_left_out_with_count_and_reason(tmp_path: Path) -> None:
@@ -265,6 +337,173 @@ def test_the_classes_of_a_divided_folder_are_those_of_train(tmp_path: Path) -> N
         open_pictures(f"folder:{tmp_path}", "test")
 
 
+def lay_out(root: Path, *folders: str, n: int = 5, suffix: str = ".png") -> Path:
+    """Write `n` pictures into each folder; "" is the root."""
+    for folder in folders:
+        for i in range(n):
+            write(root / folder / f"{i}{suffix}", tone(i))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "sizes"),
+    [
+        ("Train/cat Train/dog Test/cat Test/dog", "cat dog", (10, 10)),
+        ("TRAIN/cat TRAIN/dog Val/cat", "cat dog", (10, 5)),
+        ("training/cat training/dog validation/cat validation/dog", "cat dog", (10, 10)),
+        ("train/cat train/dog", "cat dog", (8, 2)),
+        ("train/cat train/dog test/unlabelled val/cat", "cat dog", (10, 5)),
+        ("train/cat train/dog test val/cat", "cat dog", (10, 5)),
+        ("bus car train", "bus car train", (12, 3)),  # the vehicle
+        ("train test", "", (5, 5)),
+        ("train", "", (4, 1)),
+        ("photos/cat photos/dog", "cat dog", (8, 2)),
+        ("a/b/c/cat a/b/c/dog", "cat dog", (8, 2)),
+        ("data/train/cat data/test/cat", "cat", (5, 5)),
+        ("images", "", (4, 1)),
+        ("cat", "cat", (4, 1)),
+        ("cat cat/young", "cat", (8, 2)),
+        ("cat dog __MACOSX/cat @eaDir $RECYCLE.BIN/x .git/cat", "cat dog", (8, 2)),
+        ("cat dog cat/.ipynb_checkpoints dog/@eaDir", "cat dog", (8, 2)),
+        ("photos/cat photos/dog __MACOSX/photos/cat", "cat dog", (8, 2)),
+    ],
+)
+def test_layouts_of_folders(
+    tmp_path: Path, folders: str, classes: str, sizes: tuple[int, int]
+) -> None:
+    lay_out(tmp_path, *folders.split())
+    parts = [open_pictures(f"folder:{tmp_path}", s, size=4) for s in ("train", "test")]
+    assert tuple(map(len, parts)) == sizes
+    for part in parts:
+        assert part.class_names == tuple(classes.split())
+        for i in range(len(part)) if classes else []:
+            parents = Path(part.source.item(part.order[i])).parts
+            assert part.class_names[part.label(i)] in parents
+
+
+@pytest.mark.parametrize(
+    ("folders", "empty", "split", "message"),
+    [
+        ("test/cat test/dog", "", "train", "has test, but no folder train"),
+        ("train/cat train/dog", "test", "test", "test has no pictures"),
+        ("train/cat train/dog test", "", "test", "test has no folders of classes, as train has"),
+        ("train/cat test/cat test/dog", "", "test", "has classes that train has not: dog"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused_in_our_words(
+    tmp_path: Path, folders: str, empty: str, split: str, message: str
+) -> None:
+    lay_out(tmp_path, *folders.split())
+    (tmp_path / empty).mkdir(exist_ok=True)
+    with pytest.raises(FileNotFoundError, match=message) as raised:
+        open_pictures(f"folder:{tmp_path}", split)
+    assert "class_to_index" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "n"),
+    [
+        (["cat/IMG_1.HEIC", "cat/IMG_2.heic", "dog/x.CR2"], 3),
+        (["cat/image0", "dog/image1"], 2),
+        (["a.png", "b.JPG"], 2),  # beside the classes
+        (["cat/notes.txt", "README.md", "labels.csv", "cat/Thumbs.db", ".DS_Store"], 0),
+        (["cat/a.png.crdownload"], 1),
+    ],
+)
+def test_what_is_no_picture_to_read_is_counted(tmp_path: Path, extra: list[str], n: int) -> None:
+    lay_out(tmp_path, "cat", "dog")
+    for name in extra:
+        shutil.copy(tmp_path / "cat" / "0.png", tmp_path / name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pictures = open_pictures(f"folder:{tmp_path}", size=4)
+    assert (len(pictures), len(pictures.skipped)) == (8, n)
+    assert pictures.class_names == ("cat", "dog")
+    assert [f"{n} pictures left out" in str(x.message) for x in caught] == [True] * bool(n)
+    for name in extra[:n]:
+        assert any(name in line for line in pictures.skipped)
+
+
+def test_what_else_is_left_out_is_said(tmp_path: Path) -> None:
+    lay_out(tmp_path / "a", "cat", "dog")
+    (tmp_path / "a" / "bird").mkdir()
+    with pytest.warns(UserWarning, match=r"there are no pictures in .*bird"):
+        assert open_pictures(f"folder:{tmp_path / 'a'}").class_names == ("cat", "dog")
+    lay_out(tmp_path / "b", "jpgs")
+    (tmp_path / "b" / "labels.csv").write_text("0.png,cat")
+    with pytest.warns(UserWarning, match=r"labels\.csv is not read: the pictures have no classes"):
+        assert open_pictures(f"folder:{tmp_path / 'b'}").class_names == ()
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    lay_out(tmp_path / "all", "cat", "dog")
+    lay_out(tmp_path, "elsewhere")
+    (tmp_path / "all" / "cat" / "loop").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "owl").symlink_to(tmp_path / "elsewhere")
+    pictures = open_pictures(f"folder:{tmp_path / 'all'}", size=4)
+    assert (len(pictures), pictures.class_names) == (12, ("cat", "dog", "owl"))
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(tmp_path, "cat", "dog")
+    scan = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(FileNotFoundError, match=r"Permission denied: .*dog"):
+        open_pictures(f"folder:{tmp_path}")
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    lay_out(tmp_path, "dog", os.fsdecode(b"caf\xe9"))
+    with pytest.raises(
+        ValueError, match=r"the name of the folder .*caf\\xe9 is not UTF-8: rename"
+    ):
+        open_pictures(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (None, ("tench", "construction crane")),
+        ("n01440764 a fish\nn03126707 crane_lift\n\n", ("a fish", "crane lift")),
+        ("n01440764 a fish\n", ("tench", "construction crane")),  # not all: not used
+    ],
+)
+@pytest.mark.parametrize("divided", [False, True])
+def test_synsets_become_the_names_that_clip_is_tested_with(
+    tmp_path: Path, listed: str | None, expected: tuple[str, ...], divided: bool
+) -> None:
+    for part in ("train/", "val/") if divided else ("",):
+        lay_out(tmp_path, f"{part}n01440764", f"{part}n03126707")
+    if listed:
+        (tmp_path / "classnames.txt").write_text(listed)
+    assert open_pictures(f"folder:{tmp_path}").class_names == expected
+
+
+def test_an_unknown_synset_is_told_how_to_be_named(tmp_path: Path) -> None:
+    lay_out(tmp_path, "n01440764", "n99999999")
+    message = r"1 classes are called like n99999999: name them in .*classnames\.txt, in lines like"
+    with pytest.warns(UserWarning, match=message):
+        assert open_pictures(f"folder:{tmp_path}").class_names == ("tench", "n99999999")
+
+
+def test_equal_names_are_numbered_and_spoken_alike(tmp_path: Path) -> None:
+    lay_out(tmp_path, "owl", "red owl", "red_owl", "red owl_")
+    with pytest.warns(UserWarning, match=r"2 class names are those of other.*'red owl \(no. 2\)'"):
+        pictures = open_pictures(f"folder:{tmp_path}", size=4)
+    assert pictures.class_names == ("owl", "red owl", "red owl (no. 2)", "red owl (no. 3)")
+    assert spoken(pictures.class_names) == ["owl"] + ["red owl"] * 3
+    assert {*captions_of(pictures)} == {"a photo of a owl.", "a photo of a red owl."}
+    assert len({*readable(open_clip.IMAGENET_CLASSNAMES)}) == 1_000
+
+
 def test_an_eps_file_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
     with pytest.raises(OSError, match=r"x\.jpg cannot be read as a picture: cannot identify"):
@@ -327,6 +566,101 @@ def test_one_picture_cannot_be_divided(tmp_path: Path) -> None:
     assert len(open_pictures(f"folder:{tmp_path}", "test")) == 1
     with pytest.raises(ValueError, match="too few pictures to hold some out: 1"):
         open_pictures(f"folder:{tmp_path}", "train")
+
+
+# --- what tells pictures apart ----------------------------------------------------------------
+
+
+def identity(spec: str) -> str:
+    return pictures_identity(open_pictures(spec, size=4), spec, "train")["hash"]
+
+
+def replaced(path: Path) -> None:
+    """Change a file, but neither its size nor its time."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "dog" / "05.png").rename(root / "dog" / "05b.png"),
+        lambda root: (root / "dog" / "05.png").rename(root / "sea_lion" / "05.png"),
+        lambda root: write(root / "dog" / "05.png", GREEN),
+        lambda root: replaced(root / "dog" / "05.png"),
+        lambda root: (root / "dog").rename(root / "cat"),
+        lambda root: swap(root / "dog" / "05.png", root / "sea_lion" / "15.png"),
+    ],
+    ids=["renamed", "another class", "another picture", "of the same size and time", "class",
+         "two exchanged"],
+)  # fmt: skip
+def test_a_changed_folder_has_another_identity(photos: Path, change: Callable) -> None:
+    before = identity(f"folder:{photos}")
+    assert identity(f"folder:{photos}") == before
+    change(photos)
+    assert identity(f"folder:{photos}") != before
+
+
+def swap(a: Path, b: Path) -> None:
+    a.rename(a.with_suffix(".x"))
+    b.rename(a)
+    a.with_suffix(".x").rename(b)
+
+
+def test_files_of_the_same_size_and_time_are_told_apart_by_name(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, files = os.stat(photos), [*photos.rglob("*.png")]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda *_, **__: stat)
+        lines = {*stamps(files)}
+    assert len(lines) == 20
+
+
+def test_changed_shards_have_another_identity(tmp_path: Path) -> None:
+    path = shards(tmp_path, 20) / "000.tar"
+    before = identity(f"wds:{path}")
+    assert identity(f"wds:{path}") == before
+    stat, content = path.stat(), path.read_bytes()
+    assert len(encoded(3)) == len(encoded(5))
+    path.write_bytes(content.replace(encoded(3), encoded(5)))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.read_bytes() == content) == (stat.st_size, False)
+    assert identity(f"wds:{path}") != before
+
+
+def test_changed_data_of_torchvision_have_another_identity(imagenet: Path) -> None:
+    before = identity("torchvision:ImageNet")
+    assert identity("torchvision:ImageNet") == before
+    write(imagenet / "train" / "n01440764" / "a.JPEG", GREEN)
+    assert identity("torchvision:ImageNet") != before
+
+
+def test_a_changed_file_of_a_packed_data_set_is_seen(torchvision_data: Path) -> None:
+    raw = torchvision_data / "MNIST" / "raw"
+    idx(raw / "train-images-idx3-ubyte", np.zeros((6, 28, 28)))
+    idx(raw / "train-labels-idx1-ubyte", np.arange(6))
+    for name in ("images-idx3", "labels-idx1"):
+        shutil.copy(raw / f"train-{name}-ubyte", raw / f"t10k-{name}-ubyte")
+    before = identity("torchvision:MNIST")
+    middle = np.zeros((6, 28, 28))
+    middle[2] = 9
+    idx(raw / "train-images-idx3-ubyte", middle)
+    assert identity("torchvision:MNIST") != before
+
+
+def test_chosen_pictures_of_the_same_ends_are_told_apart() -> None:
+    world = World("land", "test", 8)
+    hashes = [
+        pictures_identity(Subset(world, rows), "world:land", "test")["hash"]
+        for rows in ([0, 2, 5], [0, 3, 5])
+    ]
+    assert hashes[0] != hashes[1]
+    assert pictures_identity(Subset(world), "world:land", "test") == pictures_identity(
+        world, "world:land", "test"
+    )
 
 
 # --- what can be asked for -----------------------------------------------------------------------
@@ -471,6 +805,7 @@ def test_a_data_set_that_is_not_there_is_not_downloaded(
     with pytest.raises(FileNotFoundError, match=f"no {name} in {torchvision_data}") as raised:
         open_pictures(f"torchvision:{name}")
     assert "TORCHVISION_DATA" in str(raised.value)
+    assert "download=" not in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -697,11 +1032,150 @@ def test_what_is_wrong_with_shards_is_said(tmp_path: Path, how: str) -> None:
         "text": (ValueError, "a.tar is not a whole, uncompressed shard"),
         "missing": (FileNotFoundError, "no file .*a.tar"),
         "no pictures": (FileNotFoundError, "no pictures in 1 shards"),
-        "few names": (ValueError, "names 1 classes, the shards have 4"),
+        "few names": (ValueError, "names 1 classes, a label is 3"),
         "word": (ValueError, "a.tar: k.cls holds b'owl', not a class's number"),
     }[how]
     with pytest.raises(kind, match=message):
         open_pictures(f"wds:{path}")
+
+
+def packed(path: Path, *members: tuple[str, bytes]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            add_file(tar, name, content)
+    return f"wds:{path}"
+
+
+def samples(n: int, name: str = "{}.png", label: str = "{}.cls") -> list[tuple[str, bytes]]:
+    """Pictures of tones 0, 1, … whose class is 0 or 1."""
+    pairs = [((name.format(i), encoded(i)), (label.format(i), b"%d" % (i % 2))) for i in range(n)]
+    return [member for pair in pairs for member in pair]
+
+
+def seen(spec: str) -> tuple[dict[int, int], tuple[str, ...], list[str]]:
+    """The classes of all pictures of a spec by their tones, the names, and what was left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = [open_pictures(spec, s, size=4) for s in ("train", "test")]
+    classes = {
+        tone: part.label(i) for part in parts for i, tone in enumerate(tones(part, len(part)))
+    }
+    return classes, parts[0].class_names, parts[0].skipped
+
+
+ALTERNATING = {i: i % 2 for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected", "skipped"),
+    [
+        (samples(10, "{}.PNG", "{}.CLS"), ALTERNATING, 0),
+        (samples(10, "v1.0/{}.png", "v1.0/{}.cls"), ALTERNATING, 0),
+        (samples(10) + [(f"{i}.seg.png", encoded(20)) for i in range(10)], ALTERNATING, 0),
+        (samples(10) + [(f"x{i}.05.png", encoded(20)) for i in range(3)], ALTERNATING, 3),
+        ([(f"._{n}", b"\0\5\26\7") for n, _ in samples(10)] + samples(10), ALTERNATING, 0),
+        (samples(10) + [(f"{i}.jpg", encoded(20)) for i in range(10)], ALTERNATING, 10),
+        ([(n, b" -1\n" if n == "3.cls" else x) for n, x in samples(10)],
+         ALTERNATING | {3: -1}, 0),
+        ([(n, x) for n, x in samples(10) if n != "3.cls"], ALTERNATING | {3: -1}, 0),
+    ],
+    ids=["capitals", "points in folders", "masks", "points in keys", "AppleDouble", "two of a key",
+         "label -1", "no label"],
+)  # fmt: skip
+def test_shards_as_they_come(
+    tmp_path: Path, members: list, expected: dict[int, int], skipped: int
+) -> None:
+    classes, names, left_out = seen(packed(tmp_path / "a.tar", *members))
+    assert classes == expected
+    assert names == ("0", "1")
+    assert len(left_out) == skipped
+    assert all("a.tar/" in line for line in left_out)
+
+
+def test_links_in_shards_are_counted_and_folders_are_not(tmp_path: Path) -> None:
+    spec = packed(tmp_path / "a.tar", *samples(10))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, kind in (("88.jpg", tarfile.SYMTYPE), ("99.cls", tarfile.DIRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "0.png"
+            tar.addfile(member)
+    classes, _, skipped = seen(spec)
+    assert classes == ALTERNATING
+    assert [line.rpartition("/")[2] for line in skipped] == ["88.jpg is a link, not a file"]
+
+
+@pytest.mark.parametrize("cut", ["between members", "in a header", "in a file", "of the last"])
+def test_a_shard_that_is_cut_short_is_an_error_with_its_name(tmp_path: Path, cut: str) -> None:
+    spec = packed(tmp_path / "a.tar", *samples(10))
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    at = {
+        "between members": members[8].offset,
+        "in a header": members[8].offset + 100,
+        "in a file": members[8].offset_data + 10,
+        "of the last": members[-1].offset_data + 512,
+    }[cut]
+    os.truncate(tmp_path / "a.tar", at)
+    with pytest.raises(ValueError, match=r"a\.tar is not a whole, uncompressed shard"):
+        open_pictures(spec)
+
+
+def test_a_shard_of_two_is_an_error(tmp_path: Path) -> None:
+    packed(tmp_path / "a.tar", *samples(5))
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content + content)
+    with pytest.raises(ValueError, match=r"a\.tar is not a whole.*it goes on after its end"):
+        open_pictures(f"wds:{tmp_path / 'a.tar'}")
+    spec = packed(tmp_path / "b.tar", *samples(5), *samples(5))
+    with pytest.raises(ValueError, match=r"b\.tar: it holds 0\.png twice"):
+        open_pictures(spec)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"cat\nred_owl\n\n", ("cat", "red owl")),
+        ("\ufeffcat\r\nred owl\r\n".encode(), ("cat", "red owl")),
+        ("café\nhund".encode("latin-1"), ("café", "hund")),
+        ("café\nhund\n".encode("utf-16"), ("café", "hund")),
+        (b"n01440764 tench\nn03126707 crane\n", ("tench", "crane")),
+        ("a\u2028b\nc".encode(), ("a\u2028b", "c")),
+        (b"cat\ncat\n", ("cat", "cat (no. 2)")),
+    ],
+)
+def test_class_names_as_they_are_written(
+    tmp_path: Path, content: bytes, names: tuple[str, ...]
+) -> None:
+    (tmp_path / "classnames.txt").write_bytes(content)
+    assert seen(packed(tmp_path / "a.tar", *samples(10)))[:2] == (ALTERNATING, names)
+
+
+@pytest.mark.parametrize(
+    ("label", "listed", "message"),
+    [
+        (b"100000000", "", "a label is 100,000,000, but classes are numbered from 0"),
+        (b"100000000", "cat\ndog", "classnames.txt names 2 classes, a label is 100,000,000"),
+        (b"1", "cat\n\ndog", "classnames.txt: line 2 is blank"),
+        (b"1.0", "", "a.tar: k.cls holds b'1.0', not a class's number"),
+        (b"", "", "a.tar: k.cls holds b'', not a class's number"),
+        (b"9" * 5000, "", "a.tar: "),
+    ],
+)
+def test_labels_and_names_that_do_not_fit(
+    tmp_path: Path, label: bytes, listed: str, message: str
+) -> None:
+    if listed:
+        (tmp_path / "classnames.txt").write_text(listed)
+    spec = packed(tmp_path / "a.tar", ("k.png", encoded(0)), ("k.cls", label))
+    with pytest.raises(ValueError, match=message):
+        open_pictures(spec)
+
+
+def test_a_key_with_a_point_is_told_the_rule(tmp_path: Path) -> None:
+    spec = packed(tmp_path / "a.tar", *samples(4, "{}.05.png", "{}.05.cls"))
+    with pytest.raises(FileNotFoundError, match=r"a\.tar/0\.05\.png has a dot in its key"):
+        open_pictures(spec)
 
 
 # --- Hugging Face --------------------------------------------------------------------------------
@@ -735,9 +1209,10 @@ def test_a_data_set_of_the_hub_is_streamed_once(
     said = capsys.readouterr().out
     assert "streaming" in said
     assert "MB" in said or "size unknown" in said
-    shutil.rmtree(hub)
     assert tones(open_pictures(f"hf:{hub}", size=4), 16) == seen[:16]
     assert capsys.readouterr().out == ""
+    shutil.copy(hub / "data" / "train-00000.parquet", hub / "data" / "train-00001.parquet")
+    assert len(open_pictures(f"hf:{hub}", size=4)) == 32  # a folder may change
 
 
 def test_a_data_set_of_the_hub_has_its_own_test_split(hub: Path) -> None:
@@ -834,6 +1309,62 @@ def test_files_of_the_hub_are_kept_as_they_are(hub: Path, tmp_path: Path) -> Non
     parts = [open_pictures(f"hf:{made}", s, size=4) for s in ("train", "test")]
     kept = {p.source.item(i).getvalue() for p in parts for i in range(len(p))}
     assert kept == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "names"),
+    [
+        ("int64", [0, 1], ("0", "1")),
+        ("int32", [3, 10**8], ("3", "100000000")),
+        ("uint8", [0, 255], ("0", "255")),
+        ("string", ["red_owl", "zebra"], ("red owl", "zebra")),
+        ("large_string", ["1", "b\nc"], ("1", "b\nc")),
+        ("bool", [False, True], ("False", "True")),
+    ],
+)
+@pytest.mark.parametrize("column", ["label", "category"])
+def test_labels_of_the_hub_that_are_values(
+    hub: Path, tmp_path: Path, column: str, kind: str, values: list, names: tuple[str, ...]
+) -> None:
+    library = pytest.importorskip("datasets")
+    labels = [None if i == 4 else values[i % 2] for i in range(12)]
+    table(tmp_path / "plain", {column: library.Value(kind)}, **{column: labels})
+    parts = [open_pictures(f"hf:{tmp_path / 'plain'}", s, size=4) for s in ("train", "test")]
+    for part in parts:
+        assert part.class_names == names
+        expected = [-1 if tone == 4 else tone % 2 for tone in tones(part, len(part))]
+        assert labels_of(part).tolist() == expected
+
+
+def test_a_class_that_train_has_not_is_named(hub: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    kind = {"label": library.Value("string")}
+    table(tmp_path / "new", kind, label=["cat", "dog"] * 6)
+    table(tmp_path / "new", kind, "test", label=["cat", "owl"] * 6)
+    with pytest.raises(
+        OSError, match=r"hf:.*broke off: label is 'owl', which no picture of train"
+    ):
+        open_pictures(f"hf:{tmp_path / 'new'}", "test")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("Using SOCKS proxy, but the 'socksio' package is not installed"),
+     KeyError("features"), AttributeError("x")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_the_hub_raises_is_one_line_with_its_name(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    library = pytest.importorskip("datasets")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(library, "load_dataset", fail)
+    with pytest.raises(FileNotFoundError, match=r"hf:a/b cannot be opened: ") as raised:
+        open_pictures("hf:a/b")
+    assert str(error) in str(raised.value)
 
 
 def test_a_broken_picture_of_the_hub_is_left_out(hub: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A study: what it opens, that nothing is another's, its splits, and its tasks."""
 
+import io
 import socket
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +21,14 @@ from patchsae_lib import tokens as tokens_module
 from patchsae_lib.ablation import by_score, mask_latents
 from patchsae_lib.artefacts import DATA, ArtefactError, weights_hash
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.evaluation import evaluate_sae
 from patchsae_lib.explorer.files import read_shard
 from patchsae_lib.explorer.studies import write_latents, write_study
 from patchsae_lib.interop import load_clip, save_prompts, save_sae
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
 from patchsae_lib.latents import LatentTable, image_levels
 from patchsae_lib.maple import adapt
-from patchsae_lib.pictures import Subset, few_shot, labels_of
+from patchsae_lib.pictures import Subset, captions_of, few_shot, labels_of
 from patchsae_lib.profiles import (
     ModelConfig,
     PicturesConfig,
@@ -858,6 +861,118 @@ def test_an_identity_has_the_shots_of_the_profile_and_no_predicted_labels(
     monkeypatch.setattr(SplitCLIP, "tokens", None)  # to predict labels would fail
     images = Study(TINY, images=f"folder:{tmp_path / 'flat'}", sae="").identity()["pictures"]
     assert images["n"] == 5
+
+
+def photos(folder: Path, n: int = 12) -> str:
+    """Pictures of two classes whose names the small CLIP knows; the spec of them."""
+    for first, name in ((0, "forest"), (n, "desert")):
+        save_pictures(folder / name, n, first)
+    return f"folder:{folder}"
+
+
+def packed(folder: Path, labels: Sequence[int | None]) -> str:
+    """Pictures of land in a shard, of which those of None have no class; the spec of them."""
+    world = World("land", "test", len(labels))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classnames.txt").write_text("\n".join(LAND))
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for i, label in enumerate(labels):
+            content = io.BytesIO()
+            Image.fromarray(world.batch([i])[0].permute(1, 2, 0).numpy()).save(content, "PNG")
+            files = {"png": content.getvalue(), "cls": b"%d" % label if label is not None else b""}
+            for ending, data in files.items():
+                member = tarfile.TarInfo(f"{i:03}.{ending}")
+                member.size = len(data)
+                if data:
+                    tar.addfile(member, io.BytesIO(data))
+    return f"wds:{folder / 'a.tar'}"
+
+
+def renamed(folder: Path) -> None:
+    (folder / "forest" / "11.png").rename(folder / "forest" / "00b.png")
+
+
+def exchanged(folder: Path) -> None:
+    a, b = folder / "forest" / "3.png", folder / "desert" / "15.png"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+
+
+def of_another_class(folder: Path) -> None:
+    (folder / "forest" / "3.png").rename(folder / "desert" / "3.png")
+
+
+def repacked(folder: Path) -> None:
+    packed(folder, [2, 3, 4, 5, 6, 7, 0, 1] * 3)
+
+
+@pytest.mark.parametrize("change", [renamed, exchanged, of_another_class, repacked])
+def test_kept_tokens_are_never_those_of_other_pictures(tmp_path: Path, change: Callable) -> None:
+    folder = tmp_path / "own"
+    spec = packed(folder, [*range(8)] * 3) if change is repacked else photos(folder)
+    before, again = (Study(TINY, images=spec).train for _ in range(2))
+    assert before.keep == again.keep
+    _ = before.tokens
+    change(folder)
+    after = Study(TINY, images=spec).train
+    assert after.keep[0] != before.keep[0]
+    z = after.clip.tokens(after.clip.preprocess(after.pictures.batch(range(len(after)))))
+    assert torch.equal(after.tokens[:], z.bfloat16())
+
+
+def test_a_picture_without_a_label_is_of_no_class(tmp_path: Path) -> None:
+    labels = [i % 8 if i % 3 else None for i in range(80)]
+    profile = replace(TINY, pictures=replace(TINY.pictures, n_train=60))
+    spec = packed(tmp_path / "own", labels)
+    study = Study(profile, images=spec, sae=sae_file(tmp_path))
+    split = study.train
+    is_labelled = split.labels >= 0
+    assert 0 < is_labelled.sum() < len(split)
+    right = split.predictions() == split.labels
+    assert torch.equal(split.correct(), right[is_labelled].double())
+    assert [bool(name) for name in split.label_names] == is_labelled.tolist()
+    assert (split.first_of_each_class(1).labels >= 0).all()
+    assert split.held_out.original[1].tolist() == right[is_labelled].tolist()
+    texts = captions_of(split.pictures)
+    assert [text == "a photo of a picture." for text in texts] == (~is_labelled).tolist()
+    report = evaluate_sae(study.sae, split.held_out)
+    assert len(report.correct) == int(is_labelled.sum())
+    (task,) = study.tasks.values()
+    for part in (task.base, task.novel, task.learnt, task.counted):
+        assert (part.labels >= 0).all()
+    assert study.table.class_images.sum() == (study.train.labels >= 0).sum()
+
+
+def test_pictures_of_which_none_has_a_label_get_predicted_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = Study(TINY)
+    secret = Subset(World("land", "test", 8), labels=[-1] * 8)
+    pictures = {"train": World("land", "train", 16), "test": secret}
+    monkeypatch.setattr(study, "open_pictures", lambda _spec, split, _n: pictures[split])
+    assert study.test.class_names == study.train.class_names == LAND
+    assert (study.test.labels >= 0).all()
+
+
+def test_equal_class_names_are_told_apart_by_a_number_that_is_not_spoken(tmp_path: Path) -> None:
+    for i, name in enumerate(("forest", "forest_", "desert", "desert_")):
+        save_pictures(tmp_path / "own" / name, 5, 5 * i)
+    study = Study(TINY, images=f"folder:{tmp_path / 'own'}", sae=sae_file(tmp_path))
+    with pytest.warns(UserWarning, match=r"'desert \(no\. 2\)'"):
+        _ = study.train
+    names = "desert", "desert (no. 2)", "forest", "forest (no. 2)"
+    assert study.train.class_names == names
+    head = study.train.head
+    assert torch.equal(head[0], head[1])
+    assert not torch.equal(head[1], head[2])
+    assert {*study.table.frame()["top_class"]} <= {*names, ""}
+    chosen = study.train.first_of_each_class(2)
+    masked = study.mask(chosen, {"class-level": by_score(study.table.class_per_image)}, [1, 5])
+    shares = pd.DataFrame(masked.shares("class-level", 4)[0, 0].numpy(), [1, 5], names)
+    assert shares.columns.is_unique
+    (task,) = study.tasks.values()  # with prompts that are learnt and heads of an adapted model
+    assert task.adapted(0).base.head.shape == (2, 128)
 
 
 def test_the_truth_of_chosen_pictures_is_not_that_of_the_first(tmp_path: Path) -> None:

@@ -93,13 +93,13 @@ class Lens:
     def picture(self, source: bytes | Path, name: str) -> dict[str, Any]:
         """Return a picture of the explorer, made of a file or its content: `look`, `name`, and the
         `picture` itself. Raises `ValueError` that says why it cannot be read."""
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if size > HUGE:
-            raise ValueError(f"{name} has {size / 2**20:.0f} MB, more than {HUGE >> 20}")
         try:
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            if size > HUGE:
+                raise ValueError(f"{name} has {size / 2**20:.0f} MB, more than {HUGE >> 20}")
             image = read_image(io.BytesIO(source) if isinstance(source, bytes) else source)
         except OSError as error:
-            cause = error.__cause__  # for a file of another kind it adds nothing
+            cause = error.__cause__ or error  # for a file of another kind it adds nothing
             why = "" if isinstance(cause, UnidentifiedImageError) else f": {cause}"
             raise ValueError(f"{name} cannot be read as a picture{why}") from None
         clip, _ = next(iter(self.models.values()))

@@ -17,7 +17,7 @@ from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.latents import image_levels
 from patchsae_lib.localization import reference_masks
-from patchsae_lib.pictures import Subset, template_of
+from patchsae_lib.pictures import Subset, spoken, template_of
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study
 
@@ -69,7 +69,7 @@ def _trained_on(study: Study) -> tuple[Task, Lens]:
     """Pictures of the kind that the autoencoder was trained on, seen by CLIP alone."""
     spec, names = study.profile.pictures.spec, study.table.class_names
     split = study.open(spec, "test", N_TRAINED_ON, among=names)
-    head = study.clip.text_features(split.class_names, [template_of(split.pictures)])
+    head = study.clip.text_features(spoken(split.class_names), [template_of(split.pictures)])
     lens = Lens(study.sae, {"CLIP": (study.clip, head)})
     rows = range(min(N_TRAINED_ON, len(split)))
     looks = lens.look(split.pictures.batch(rows))

@@ -1,6 +1,7 @@
 """Pictures: where they come from, and how a file is read. `open_pictures` is the way in."""
 
 from patchsae_lib.pictures.decoding import read_image, square
+from patchsae_lib.pictures.listing import spoken
 from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.pictures.sources import (
     TEMPLATE,
@@ -16,5 +17,5 @@ from patchsae_lib.pictures.sources import (
 
 __all__ = [
     "TEMPLATE", "Pictures", "ReadOnce", "Subset", "base_classes", "captions_of", "few_shot",
-    "labels_of", "open_pictures", "read_image", "square", "template_of", "world_of",
+    "labels_of", "open_pictures", "read_image", "spoken", "square", "template_of", "world_of",
 ]  # fmt: skip

@@ -23,8 +23,8 @@ def read_image(item: Item, fast: bool = False) -> Image.Image:
     With `fast` the image may come at a fraction of its size, where the format allows reading it so
     more quickly.
 
-    Raises `OSError`, with the file's name, for a broken image and for one with more pixels than
-    Pillow considers safe.
+    Raises `OSError`, with the file's name, for a broken image, whatever Pillow raises, and for one
+    with more pixels than Pillow considers safe.
     """
     name = getattr(item, "name", None) or getattr(item, "filename", None) or item
     try:
@@ -35,8 +35,11 @@ def read_image(item: Item, fast: bool = False) -> Image.Image:
                 image.draft("RGB", (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"{name} cannot be read as a picture: {error}") from error
+    except Exception as error:  # struct.error, TypeError, ...: a damaged file may raise any
+        shown = str(name).encode("utf-8", "backslashreplace").decode()
+        raise OSError(
+            f"{shown} cannot be read as a picture: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def square(image: Image.Image, size: int) -> torch.Tensor:
@@ -52,13 +55,18 @@ def _formats() -> list[str]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image)  # convert would clip it at 255
     if image.mode in ("I", "F"):
         raise ValueError(f"no value is known to be white in mode {image.mode} (32 bits a pixel)")
-    if image.mode.startswith("I;16"):  # convert would clip it at 255
-        levels = np.asarray(image, dtype=np.float32)
-        return Image.fromarray((levels / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image, dtype=np.float32)
+    levels = np.where(levels == image.info.get("transparency"), 65535, levels)
+    return Image.fromarray((levels / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")

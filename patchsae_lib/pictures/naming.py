@@ -38,15 +38,18 @@ def in_the_world(pictures: Pictures) -> tuple[World | None, Sequence[int]]:
 
 
 def pictures_identity(pictures: Pictures, spec: str, split: str) -> dict[str, Any]:
-    """Return what tells pictures apart: their spec and number, and a hash of their classes, the
-    sizes of all files, and the first and the last picture. (Another picture in between whose file
-    has the same size is not noticed, and of torchvision's sets the files are not known.)"""
+    """Return what tells pictures apart: their spec and number, and a hash of their classes, of the
+    first and the last picture, and of the names, sizes and times of the files. (Data that
+    torchvision keeps in memory are known by their files.)"""
     kind, _, name = spec.partition(":")
     spec = f"folder:{Path(name).expanduser().resolve()}" if kind == "folder" else spec
     _, images = read_pictures(pictures, [0, len(pictures) - 1], [])
     digest = hashlib.sha256(repr(pictures.class_names).encode())
-    if isinstance(below := unwrapped(pictures)[0], Files):
-        digest.update(below.listing.encode())
+    below, rows = unwrapped(pictures)
+    if isinstance(below, Files):
+        digest.update(below.digest.encode())
+    if len(rows) < len(below):
+        digest.update(repr(list(rows)).encode())
     digest.update(images.numpy().tobytes())
     return {"spec": spec, "split": split, "n": len(pictures), "hash": digest.hexdigest()[:16]}
 

@@ -2,7 +2,7 @@
 
 - `world`, `world:TASK`: the embedded world, rendered.
 - `folder:PATH`: a folder with one sub-folder per class, or with pictures that have no class; or
-  with `train` and `test` (or `val`) folders of that kind.
+  with `train` and `test` (or `val`) folders of that kind. `folders` says more.
 - `torchvision:NAME`: a torchvision data set already on disk in `$TORCHVISION_DATA` (by default
   `./pictures`); nothing is downloaded.
 - `hf:NAME` or `hf:NAME:CONFIG`: a data set of the Hugging Face Hub, streamed once and kept.
@@ -13,13 +13,14 @@ Where a source has no test split, a fixed fifth of its pictures is held out.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 import torch
@@ -28,13 +29,14 @@ from tqdm import tqdm
 from patchsae_lib.pictures.decoding import Item, read_image, square
 from patchsae_lib.pictures.folders import folder
 from patchsae_lib.pictures.huggingface import hf
-from patchsae_lib.pictures.listing import Source
+from patchsae_lib.pictures.listing import LENIENT, NUMBER, Source, spoken, stamps
 from patchsae_lib.pictures.torchvision_sets import torchvision
 from patchsae_lib.pictures.webdataset import wds
 from patchsae_lib.world import World
 
 TEMPLATE = "a photo of a {}."  # MaPLe's, for every data set
 N_WORLD = 6000  # pictures of the world if no number is given
+CHECKED = 100_000  # fewer pictures are tried first, if nothing else is asked for
 SOURCES = {"folder": folder, "torchvision": torchvision, "wds": wds}
 
 
@@ -53,15 +55,15 @@ class Pictures(Protocol):
 
 
 def open_pictures(
-    spec: str, split: str = "train", n: int = 0, size: int = 224, check: bool = True
+    spec: str, split: str = "train", n: int = 0, size: int = 224, check: bool | None = True
 ) -> Pictures:
     """Open the `train` or `test` split of the pictures that `spec` names (see the module).
 
     `n` is the largest number of pictures (0: all; of the world, 6,000). Files become squares of
     `size` pixels. Each is tried first, quickly, and left out with a warning if it cannot be read;
-    with `check=False` it is kept, and `batch` raises `OSError` for it. Raises `ValueError` for an
-    unknown spec or split, `ImportError` for a missing package, and `FileNotFoundError` if there
-    are no pictures.
+    with `check=False` it is kept, and `batch` raises `OSError` for it; with None, fewer than
+    100,000 are tried. Raises `ValueError` for an unknown spec or split, `ImportError` for a
+    missing package, and `FileNotFoundError` if there are no pictures.
     """
     kind, name = _parse(spec, split, n)
     if kind == "world":
@@ -71,20 +73,30 @@ def open_pictures(
         pictures = Files(source, "" if source.divided else split, n, size, check)
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from None
-    if skipped := pictures.skipped:
-        reasons = "; ".join(skipped[:5]) + ("; ..." if len(skipped) > 5 else "")
-        warnings.warn(f"{spec}: {len(skipped)} pictures left out: {reasons}", stacklevel=2)
+    for note in _notes(pictures):
+        warnings.warn(f"{spec}: {note}", stacklevel=2)
     return pictures
+
+
+def _notes(pictures: Files) -> Iterator[str]:
+    """Say what was left out of pictures, and which of their classes have the same name."""
+    if n := len(pictures.skipped):
+        yield f"{n} pictures left out: {pictures.skipped[0]}{'; ...' if n > 1 else ''}"
+    yield from pictures.source.notes
+    if equal := [name for name in pictures.class_names if NUMBER.search(name)]:
+        yield f"{len(equal)} class names are those of other classes; numbered: {equal[0]!r}, ..."
 
 
 def _parse(spec: str, split: str, n: int) -> tuple[str, str]:
     """Return the kind and the name in a spec, if such pictures can be opened."""
-    kind, _, name = spec.partition(":")
+    kind, colon, name = spec.partition(":")
     if kind not in ("world", "hf", *SOURCES):
         raise ValueError(
             f"pictures {spec!r} are unknown: give world, world:TASK, folder:PATH, "
             "torchvision:NAME, hf:NAME or wds:PATTERN"
         )
+    if not name and (colon or kind != "world"):
+        raise ValueError(f"{spec!r} does not say which pictures: give {kind}:PATH or {kind}:NAME")
     if n < 0:
         raise ValueError(f"{n} pictures of {spec}: give how many, or 0 for all")
     if kind != "world" and split not in ("train", "test"):
@@ -100,13 +112,17 @@ class Files:
     with `check=False` they are kept, and reading one is an `OSError`.
     """
 
-    def __init__(self, source: Source, part: str, n: int, size: int, check: bool = True) -> None:
+    def __init__(
+        self, source: Source, part: str, n: int, size: int, check: bool | None = True
+    ) -> None:
         self.source, self.size, self.class_names = source, size, source.class_names
         order = _part_of(_shuffled(len(source.labels)), part)
-        self.skipped: list[str] = []
+        self.skipped = list(source.skipped)
+        if check is None:
+            check = min(len(order), n or len(order)) < CHECKED
         self.order = list(islice(self._readable(order) if check else order, n or None))
         if not self.order:
-            raise ValueError(f"no picture can be read, of {len(order)}: {self.skipped[0]}")
+            raise ValueError(f"no picture can be read, of {len(order)}: {self.skipped[-1]}")
 
     def _readable(self, order: Sequence[int]) -> Iterable[int]:
         """Yield the pictures that can be read; note in `skipped` why the others cannot."""
@@ -130,11 +146,14 @@ class Files:
         return _fault_of(item)
 
     @cached_property
-    def listing(self) -> str:
-        """The labels in order, and the sizes of the files: they tell pictures from others, on
-        every machine that has a copy."""
-        sizes = [os.path.getsize(x) if os.path.isfile(x) else -1 for x in self.source.files]
-        return repr(([self.label(i) for i in range(len(self))], sizes))
+    def digest(self) -> str:
+        """A hash of what tells these pictures from others: their order and classes, and the names,
+        sizes and times of the files that hold them, and where in these each lies."""
+        digest = hashlib.sha256(repr((self.class_names, self.order)).encode(*LENIENT))
+        labels = map(str, self.source.labels)
+        for line in chain(labels, stamps(self.source.files), map(repr, self.source.places)):
+            digest.update(line.encode(*LENIENT))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -271,8 +290,9 @@ def captions_of(pictures: Pictures) -> list[str]:
     below, rows = unwrapped(pictures)
     if isinstance(below, World):
         return [below.caption(i) for i in rows]
-    names = *pictures.class_names, "picture"  # label −1 is the last of them
-    return [TEMPLATE.format(names[pictures.label(i)]) for i in range(len(pictures))]
+    texts = [TEMPLATE.format(name) for name in spoken(pictures.class_names)]
+    labels = labels_of(pictures).tolist()
+    return [texts[label] if label >= 0 else TEMPLATE.format("picture") for label in labels]
 
 
 def template_of(pictures: Pictures) -> str:

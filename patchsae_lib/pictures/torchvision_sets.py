@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import open_clip
 from torchvision import datasets
 
 from patchsae_lib.pictures.decoding import Item
-from patchsae_lib.pictures.listing import Source, readable
+from patchsae_lib.pictures.listing import Source, numbered, readable
 
 # CoOp's names where they are not torchvision's own.
 EUROSAT = {
@@ -31,6 +32,7 @@ COOP_NAME: dict[str, Callable[[str], str]] = {
     "StanfordCars": lambda name: " ".join([name.split()[-1], *name.split()[:-1]]),  # year first
     "SUN397": lambda name: " ".join(reversed(name.split("/"))),
 }
+OWN_FOLDER = ("_base_folder", "base_folder", "_data_dir", "_data_path", "raw_folder", "root")
 NO_TEST_LABELS = ("ImageNet", "Imagenette", "Places365")  # their test split is "val"
 ADD_VAL = ("Flowers102", "DTD")  # whose train split is too small for 16 shots
 
@@ -55,7 +57,8 @@ def torchvision(name: str, split: str) -> Source:
         places, labels, names = _without("Faces_easy", places, labels, names)
     names = [COOP_NAME[name](x) for x in names] if name in COOP_NAME else names
     divided = "train" in arguments or "split" in arguments
-    return Source(_reader(name, places), labels, readable(names), divided)
+    files = [path for part in parts for path in _files(part, root)]
+    return Source(_reader(name, places), labels, readable(names), divided, files)
 
 
 def class_labels(data: Any) -> list[int]:
@@ -73,7 +76,7 @@ def class_names(data: Any, labels: Sequence[int]) -> list[str]:
     names = getattr(data, "classes", None) or getattr(data, "categories", None)
     if isinstance(data, datasets.ImageNet) and len(data.classes) == 1000:
         names = open_clip.IMAGENET_CLASSNAMES  # CLIP's, which tell WordNet's two cranes apart
-    names = names or [str(i) for i in range(max(labels, default=-1) + 1)]
+    names = names or numbered(labels, type(data).__name__)
     return [name if isinstance(name, str) else name[0] for name in names]
 
 
@@ -88,8 +91,20 @@ def _open(name: str, root: str, split: str, arguments: Any) -> list[Any]:
         raise ImportError(f"{name} is read with the package {error.name}: install it") from error
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         hint = f"no {name} in {root} (set TORCHVISION_DATA; nothing is downloaded)"
-        raise FileNotFoundError(f"{hint}: {error}") from error
+        why = re.sub(r"You \w+ \w+ download=True[^.]*", "", str(error)).rstrip(" .")
+        raise FileNotFoundError(f"{hint}: {why}") from error
     return parts
+
+
+def _files(part: Any, root: str) -> list[str]:
+    """Return the files of a data set: its samples, or all in the folder that is its own."""
+    if hasattr(part, "samples"):
+        return [path for path, _ in part.samples]
+    names = (getattr(part, attribute, None) for attribute in OWN_FOLDER)
+    places = [Path(root) / name for name in names if isinstance(name, str | Path)]
+    own = [place for place in places if place.is_dir() and place != Path(root)]
+    walked = os.walk(own[0]) if own else [(root, [], os.listdir(root))]
+    return sorted(os.path.join(folder, name) for folder, _, names in walked for name in names)
 
 
 def _options(name: str, split: str, arguments: Any) -> dict[str, Any]:
