@@ -53,10 +53,10 @@ def free_memory() -> float:
     return min(limits)
 
 
-def require_memory(n_bytes: float, what: str) -> None:
+def require_memory(n_bytes: float, need: str) -> None:
     """Raise `ValueError`, instead of being killed halfway, if so much does not fit in memory."""
     if n_bytes > (free := free_memory()):
-        raise ValueError(f"{what} do not fit the {free / 1e9:.3g} GB of memory that are free")
+        raise ValueError(f"{need} do not fit the {free / 1e9:.3g} GB of memory that are free")
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:

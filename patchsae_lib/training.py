@@ -278,8 +278,8 @@ def train(
     d_vit, path = sample.shape[1], Path(checkpoint) if checkpoint else None
     d_sae = sae_config.expansion * d_vit
     size = 4 * 8 * d_vit * d_sae  # bytes of two matrices, their gradients and Adam's moments
-    what = f"{d_sae:,} latents of width {d_vit} (lower sae.expansion): {size / 1e9:.3g} GB"
-    distributed.require_memory(size, what)
+    need = f"{d_sae:,} latents of width {d_vit} (lower sae.expansion): {size / 1e9:.3g} GB"
+    distributed.require_memory(size, need)
     sae = SAE(d_vit, d_sae, sae_config.activation, sae_config.k, seed)
     trainer = Trainer(sae.to(device), sae_config, train_config)
     _resume(trainer, path, run)
