@@ -31,6 +31,8 @@ book: $(READY) ## run the notebooks that changed, build _build/html/index.html
 
 serve: $(READY) ## read the built book at http://localhost:PORT
 	@test -f _build/html/index.html || { echo "no book yet: run make book"; exit 1; }
+	@$(RUN) -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+		{ echo "port $(PORT) is in use, or none: give another, make serve PORT=8001"; exit 1; }
 	@echo "http://localhost:$(PORT)  (ctrl-c ends it)"
 	@$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html >/dev/null 2>&1
 

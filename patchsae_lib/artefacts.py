@@ -8,6 +8,7 @@ it was computed with, the pictures, the profile, and every constant that decides
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -39,6 +40,7 @@ ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path
 DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
+UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
 HOST = platform.node()  # in the names of temporary files
 TRACE = "PATCHSAE_TRACE"  # a build's name for the file in which a notebook notes what it does
 
@@ -55,16 +57,25 @@ class AnotherRun(ValueError):
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends well."""
+    """Yield a temporary path beside `path`; it replaces `path` when the block ends well.
+
+    Raises `OSError` with the path if the disk is full or may not be written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path.parent)
     temporary = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path.parent)
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:  # safetensors has its own for a full disk
+        reasons = [x for x in map(os.strerror, UNWRITABLE) if x in str(error)]
+        if not reasons:
+            raise
+        raise OSError(f"{path} cannot be written: {reasons[0]}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @cache  # what is killed later, the next process removes

@@ -164,7 +164,7 @@ class SAE(nn.Module):
 
     def images_at_once(self, n_tokens: int, least: int = 1) -> int:
         """How many images of so many tokens are encoded together."""
-        return batch_size(self.W_dec.device, n_tokens * self.d_sae, least)
+        return batch_size(self.W_dec.device, n_tokens * max(self.d_sae, self.d_vit), least)
 
     def decode(self, f: Tensor) -> Tensor:
         """ẑ = f W_dec + b_dec, (…, d_vit), for latents f (…, d_sae) (eq. 1)."""

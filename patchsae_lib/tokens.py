@@ -47,7 +47,6 @@ from patchsae_lib.sae import require_tokens
 
 FORMAT = "patchsae-tokens-1"
 ABOUT = "cache.json"
-BATCH = 32  # pictures that pass through CLIP together
 SHARD = 1024  # pictures of a file: 310 MB of ViT-B/16
 BUFFER = 16  # shards that are mixed: 3 million tokens of ViT-B/16
 
@@ -167,7 +166,7 @@ def collect(clip: SplitCLIP, pictures: Pictures) -> Tokens:
     """
     if not len(pictures):
         raise ValueError("no pictures to collect tokens of")
-    parts = _stretches(range(len(pictures)), BATCH)
+    parts = _stretches(range(len(pictures)), clip.at_once)
     tokens = [_tokens_of(clip, images, part) for part, images in read_batches(pictures, parts)]
     return Tokens.hold(torch.cat(tokens))
 
@@ -206,7 +205,7 @@ def collect_shards(
     share, made, skipped = [*paths][rank() :: world_size()], config_hash(made_by), list[int]()
     abouts = {p: {"made_by": made, "pictures": f"{paths[p][0]}-{paths[p][-1]}"} for p in share}
     missing = [path for path in share if _metadata(path) != abouts[path]]
-    parts = [part for path in missing for part in _stretches(paths[path], BATCH)]
+    parts = [part for path in missing for part in _stretches(paths[path], clip.at_once)]
     title = f"tokens of {n} pictures" if rank() == 0 else ""
     with closing(read_batches(pictures, parts, skipped, title)) as batches:
         for path in missing:
@@ -225,7 +224,7 @@ def _collect_shard(
     clip: SplitCLIP, pictures: Pictures, batches: Iterator[Batch], stretch: range
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for readable, images in islice(batches, -(-len(stretch) // BATCH)):
+    for readable, images in islice(batches, -(-len(stretch) // clip.at_once)):
         if readable:
             tokens.append(_tokens_of(clip, images, readable))
             indices += readable

@@ -41,7 +41,7 @@ History = list[dict[str, float]]
 
 SAMPLE_TOKENS = 8192  # tokens that b_dec and the input scale are estimated from
 HISTORY_ROWS = 200  # as many points as a learning curve can show
-SPARSE = 0.02  # share of active latents up to which gathering is faster than multiplying
+SPARSE = 0.04  # share of active latents up to which gathering is faster than multiplying
 
 
 class MixedTokens(Protocol):

@@ -56,6 +56,7 @@ Job = Callable[[Path], object]
 Row = tuple[str, int, str, list[str]]  # what, tries, outcome, and what was wrong
 PATIENCE, MEMORY = 10, 4 * 2**30  # seconds and bytes for a bad input
 LONGEST = 400  # characters of a message, paths apart
+FULL = 28  # what a job ends with that says that its file cannot be written
 TABLE = ROOT / "data/campaign.md"
 
 
@@ -67,7 +68,7 @@ def study_in(folder: Path, **changes: object) -> Study:
     os.environ["PATCHSAE_RUNS"] = str(folder)
     study_module.DATA = folder / "data"
     study_module.load_clip = lambda config, _: test_study.tiny_clip(config.block)
-    tokens.SHARD, tokens.BATCH, jobs.KEPT_EVERY = 4, 2, 3
+    tokens.SHARD, jobs.KEPT_EVERY = 4, 3
     pictures = replace(test_study.TINY.pictures, n_train=40)
     study = Study(replace(test_study.TINY, pictures=pictures, **changes))
     study.sae = test_study.random_sae(0)
@@ -142,16 +143,22 @@ JOBS: dict[str, Job] = {
 }
 
 
-def start(job: Job, folder: Path) -> int:
-    """Run a job in a fork, in a group of its own; return its process."""
+def start(job: Job, folder: Path, limit: int = resource.RLIM_INFINITY) -> int:
+    """Run a job in a fork, in a group of its own; return its process. No file gets longer than
+    `limit` bytes, as if the disk were full."""
     if pid := os.fork():
         return pid
     os.setsid()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails
     with open(folder.with_suffix(".out"), "w") as out:
         for file in (1, 2):
             os.dup2(out.fileno(), file)
-    job(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        job(folder)
+    except OSError as error:
+        os._exit(FULL if "cannot be written" in str(error) else 1)
     os._exit(0)
 
 
@@ -230,6 +237,38 @@ def kills(place: Path, n: int, rng: random.Random) -> Iterator[tuple[str, int, l
                 wrong.append(f"started again it fails: {tail(folder)}")
             wrong += differences(contents(folder), expected)
         yield name, n_killed, wrong
+
+
+def full_disks(place: Path, n: int, rng: random.Random) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield, of each job, its name, how often the disk was full, and what was wrong then."""
+    for name, job in JOBS.items():
+        if job is builds:  # whose notebooks are no notebooks of ours
+            continue
+        status(start(job, prepared(place / "whole")))
+        expected, wrong = contents(place / "whole"), list[str]()
+        longest = max(path.stat().st_size for path in (place / "whole").rglob("*"))
+        for _ in range(n):
+            folder = prepared(place / "full")
+            code = status(start(job, folder, rng.randrange(longest)))
+            wrong += [] if code == FULL else [f"ends with {code}: {tail(folder)}"]
+            wrong += cut_short(folder) + [x.name for x in folder.rglob("*.tmp")]
+            status(start(job, folder))
+            wrong += differences(contents(folder), expected)
+        yield name, n, wrong
+
+
+def second_processes(place: Path, n: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield, of each job, its name, how often two ran in one folder, and what was wrong then."""
+    for name, job in JOBS.items():
+        status(start(job, prepared(place / "whole")))
+        expected, wrong = contents(place / "whole"), list[str]()
+        for _ in range(0 if job is builds else n):  # builds wait for each other: a test says so
+            folder = prepared(place / "two")
+            pids = [start(job, folder) for _ in range(2)]
+            codes = [status(pid) for pid in pids]
+            wrong += [f"they end with {codes}: {tail(folder)}"] if any(codes) else []
+            wrong += cut_short(folder) + differences(contents(folder), expected)
+        yield name, n, wrong
 
 
 def prepared(folder: Path) -> Path:
@@ -415,6 +454,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=25, help="of each job")
     parser.add_argument("--inputs", type=int, default=56, help="of each kind")
+    parser.add_argument("--others", type=int, default=5, help="full disks, and pairs, of each job")
     parser.add_argument("--seed", type=int, default=0)
     given, rows = parser.parse_args(), list[Row]()
     rng = random.Random(given.seed)
@@ -429,6 +469,14 @@ def main() -> int:
                     wrong,
                 )
             )
+            report(rows[-1])
+        for name, n, wrong in full_disks(place, given.others, rng):
+            how = "refused by name, then as undisturbed" if not wrong else "not all so"
+            rows.append((f"disk full: {name}", n, how, wrong))
+            report(rows[-1])
+        for name, n, wrong in second_processes(place, given.others):
+            how = "both ended, as one alone" if not wrong else "not all so"
+            rows.append((f"two at once: {name}", n, how, wrong))
             report(rows[-1])
         for name, outcomes, wrong in bad_inputs(place, given.inputs, rng):
             how = f"{outcomes['refused']} refused by name, {outcomes['read']} readable"

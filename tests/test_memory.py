@@ -27,7 +27,7 @@ class Numbered:
         return levels.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
 class FakeClip:
-    n_tokens = 5
+    n_tokens, at_once = 5, 32
     def preprocess(self, images): return images.float()
     def tokens(self, images): return images[:, :1, 0, :1].expand(-1, 5, 64) + 1
 

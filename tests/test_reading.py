@@ -48,6 +48,8 @@ def photos(tmp_path: Path) -> Pictures:
 class Means:
     """A CLIP whose two tokens are the mean colour of a picture."""
 
+    at_once = 3
+
     def preprocess(self, images: Tensor) -> Tensor:
         return images.float()
 
@@ -114,7 +116,6 @@ def test_what_cannot_be_read_is_named_and_skipped_alike(
     photos: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> None:
     read_by(monkeypatch, n)
-    monkeypatch.setattr(tokens_module, "BATCH", 3)
     monkeypatch.setattr(tokens_module, "SHARD", 5)
     monkeypatch.setattr(tokens_module, "require_readable", lambda *_: None)
     name = photos.source.item(photos.order[7])
@@ -134,7 +135,6 @@ def test_an_error_in_the_middle_ends_them(
     tmp_path: Path, photos: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_by(monkeypatch, 2)
-    monkeypatch.setattr(tokens_module, "BATCH", 3)
     with pytest.raises(ValueError, match="2 of 20 pictures cannot be read") as raised:
         collect_shards(Means(), photos, tmp_path / "tokens", {"pictures": 1})
     assert multiprocessing.active_children() == []  # as long as a notebook keeps the error, too

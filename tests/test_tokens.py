@@ -52,6 +52,8 @@ class Grey:
 class FakeClip:
     """Token t of a picture is (its grey, t + 1, weight): each is recognised by its values."""
 
+    at_once = 3
+
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
 
@@ -68,7 +70,6 @@ class FakeClip:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens_module, "SHARD", 4)
-    monkeypatch.setattr(tokens_module, "BATCH", 3)
 
 
 def in_shards(folder: Path, pictures: Grey | None = None, made_by: Any = MADE_BY) -> Tokens:
