@@ -14,12 +14,13 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -41,7 +42,7 @@ DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
-HOST = platform.node()  # in the names of temporary files
+HOST = platform.node()  # in the names of temporary folders
 TRACE = "PATCHSAE_TRACE"  # a build's name for the file in which a notebook notes what it does
 
 Reader = Callable[[Path], Any]
@@ -57,37 +58,35 @@ class AnotherRun(ValueError):
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends well.
+    """Yield a path in a temporary folder; it replaces `path` when the block ends well.
 
     Raises `OSError` with the path if the disk is full or may not be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path.parent)
-        yield temporary
-        os.replace(temporary, path)
+        folder.mkdir(exist_ok=True)
+        yield folder / path.name
+        os.replace(folder / path.name, path)
     except Exception as error:  # safetensors has its own for a full disk
         reasons = [x for x in map(os.strerror, UNWRITABLE) if x in str(error)]
         if not reasons:
             raise
         raise OSError(f"{path} cannot be written: {reasons[0]}") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @cache  # what is killed later, the next process removes
 def _remove_left(folder: Path) -> None:
-    """Delete the temporary files in a folder of this machine's processes that are no more."""
-    if os.name != "posix":
-        return
-    for path in folder.glob(f".*.{HOST}-*.tmp"):
+    """Delete the temporary folders here of this machine's processes that are no more."""
+    for path in folder.glob(f".*.{HOST}-*.tmp") if os.name == "posix" else ():
         try:
             os.kill(int(path.stem.rpartition("-")[2]), 0)  # which only asks whether it is alive
         except ProcessLookupError:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
         except (ValueError, OverflowError, PermissionError):
             pass
 

@@ -392,7 +392,7 @@ class Study:
             unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
             prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
             save_prompts(folders[0] / name, prompts)
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)  # a second process may have come first
             return prompts
 
     def identity(self, **constants: Any) -> dict[str, Any]:

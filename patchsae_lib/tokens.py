@@ -268,8 +268,9 @@ def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) ->
         if about["format"] != FORMAT:
             raise TypeError(f"its format is {about['format']!r}")
         tokens = _from_about(folder, about)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not describe a cache {FORMAT}: {error!r}") from error
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} does not describe a cache {FORMAT}: {why}") from error
     if made_by is not None and config_hash(made_by) != about["hash"]:
         raise ValueError(
             f"{folder} was made by {about['hash']}, this is {config_hash(made_by)} "

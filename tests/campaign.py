@@ -186,7 +186,8 @@ def cut_short(folder: Path) -> list[str]:
     bad, readers = [], {".safetensors": sizes_of, ".json": read_json}
     readers |= {".parquet": pd.read_parquet, ".js": read_shard}
     for path in folder.rglob("*"):
-        if path.suffix in readers and path.is_file() and path.parent.name != "data":
+        is_temporary = path.parent.suffix == ".tmp" or path.parent.name == "data"
+        if path.suffix in readers and path.is_file() and not is_temporary:
             try:
                 readers[path.suffix](path)
             except Exception as error:
@@ -215,7 +216,7 @@ def kill(job: Job, folder: Path, seconds: float, rng: random.Random) -> bool:
         return False
     os.kill(pid, number)
     os.waitpid(pid, 0)
-    time.sleep(0.5 if job is builds else 0)  # its notebooks notice
+    time.sleep(2 if job is builds else 0)  # its notebooks notice
     return True
 
 
@@ -246,7 +247,8 @@ def full_disks(place: Path, n: int, rng: random.Random) -> Iterator[tuple[str, i
             continue
         status(start(job, prepared(place / "whole")))
         expected, wrong = contents(place / "whole"), list[str]()
-        longest = max(path.stat().st_size for path in (place / "whole").rglob("*"))
+        files = [path for path in (place / "whole").rglob("*") if path.is_file()]
+        longest = max(path.stat().st_size for path in files)
         for _ in range(n):
             folder = prepared(place / "full")
             code = status(start(job, folder, rng.randrange(longest)))

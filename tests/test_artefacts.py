@@ -123,7 +123,8 @@ def test_the_hash_of_weights_knows_every_weight_and_its_name():
 def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     def temporary(host: str, pid: int) -> Path:
         path = tmp_path / f".a.json.{host}-{pid}.tmp"
-        path.write_text("{")
+        path.mkdir()
+        (path / "a.json").write_text("{")
         return path
 
     child = os.fork()

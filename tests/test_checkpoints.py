@@ -247,7 +247,7 @@ class Fields(dict):
         (torch.relu, "relu"),
         ((1, None, b"\xff"), (1, None, b"\xff")),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_configurations_hold_is_read_as_plain_values(
     value: Any, read: Any, tmp_path: Path

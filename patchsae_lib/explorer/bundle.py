@@ -45,6 +45,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from patchsae_lib.artefacts import note
@@ -141,6 +142,20 @@ def write_bundle(
     folder that holds anything but a bundle: only files that a bundle consists of are ever deleted.
     """
     folder, encoded = Path(folder), _columns(columns)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # of two at once the second waits
+        _write(folder, pictures, latents, encoded, labelled)
+    note("writes", str(folder / "first.js"))
+    return folder
+
+
+def _write(
+    folder: Path,
+    pictures: Pictures,
+    latents: Latents,
+    encoded: list[Column],
+    labelled: bool,
+) -> None:
     labels = labels_of(pictures) if labelled else torch.full((len(pictures),), -1)
     shown, grid = _shown(latents, labels), list(latents.masks.shape[2:])
     _begin(folder)
@@ -157,8 +172,6 @@ def write_bundle(
     }  # fmt: skip
     write_shard(folder / "index.js", index)  # the last file: without it a bundle is not whole
     (folder / UNFINISHED).unlink()
-    note("writes", str(folder / "first.js"))
-    return folder
 
 
 def describe(folder: str | Path, columns: pd.DataFrame) -> None:
