@@ -213,8 +213,7 @@ class AdaptedTask:
         self.clip, self.title = clip, task.title
         self.base = task.base.seen_by(clip, clip.text[:n_base])
         if task.base.keep is not None:
-            prompts = weights_hash({"visual": clip.prompts.visual})
-            made_by = {**task.base.keep[1], "prompts": prompts}
+            made_by = {**task.base.keep[1], "prompts": weights_hash({"": clip.prompts.visual})}
             self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
         self._counted = lambda: task.counted.seen_by(clip, clip.text[:n_base])

@@ -35,17 +35,10 @@ from patchsae_lib.latents import LatentTable, scan_tokens
 from patchsae_lib.maple import Prompts, run_of, train_prompts
 from patchsae_lib.names import RULE, SPLIT
 from patchsae_lib.parameters import injected
-from patchsae_lib.pictures import TEMPLATE, Pictures, Subset
+from patchsae_lib.pictures import TEMPLATE, Pictures, Subset, labels_of, open_pictures
 from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
-from patchsae_lib.pictures.sources import (
-    CHECKED,
-    labels_of,
-    open_pictures,
-    template_of,
-    unwrapped,
-    world_of,
-)
+from patchsae_lib.pictures.sources import CHECKED, template_of, unwrapped, world_of
 from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
