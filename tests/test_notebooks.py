@@ -1,10 +1,12 @@
 """The notebooks are stored without outputs and run, small, as `make book` runs them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from execution import read_parameters
+from patchsae_lib import intervals
 from patchsae_lib.artefacts import ROOT
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,3 +47,27 @@ def test_the_scoreboard_is_made_of_the_claims_of_this_run(build):
     assert claims
     assert f"{len(claims)} claim" in page
     assert page.count('class="verdict') == len(claims)
+
+
+def code_of(name: str, part: str) -> str:
+    """The code of the one cell of a notebook that holds a part."""
+    cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text("utf-8"))["cells"]
+    (code,) = [x for x in ("".join(cell["source"]) for cell in cells) if part in x]
+    return code
+
+
+def test_masks_of_a_single_class_are_refused_before_anything_is_counted(monkeypatch):
+    one = SimpleNamespace(test=SimpleNamespace(class_names=("owl",)))
+    monkeypatch.setattr("patchsae_lib.study.Study", lambda *_: one)
+    with pytest.raises(AssertionError, match="compares classes: give two at least"):
+        exec(code_of("4_ablation", "study = Study("), dict(profile="", images="", sae=""))
+
+
+@pytest.mark.parametrize(("original", "holds"), [(0.5, None), (0.75, True)])
+def test_nothing_is_claimed_of_a_clip_at_chance(original, holds):
+    claims = []
+    study = SimpleNamespace(claim=lambda *_, **rule: claims.append(rule["holds"]))
+    given = dict(original=original, all_on=0.75, all_off=0.5, chance=0.5, low=0.95, high=1, p=0.01)
+    given |= dict(study=study, intervals=intervals)
+    exec(code_of("4_ablation", "if original > chance"), given)
+    assert claims == [holds]
