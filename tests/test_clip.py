@@ -197,7 +197,9 @@ def test_templates_are_strings_or_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["a photo", "{name}", "", "{0}", lambda name: "a photo"], ids=str
+    "template",
+    ["a photo", "{name}", "", "{0}", lambda name: "a photo"],
+    ids=["words", "field", "empty", "number", "function"],
 )
 def test_a_template_without_a_place_for_the_name_is_refused(
     template: Any, small: open_clip.CLIP
