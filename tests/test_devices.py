@@ -214,7 +214,8 @@ def entries(w: SimpleNamespace) -> Any:
     cuts = w.sae.cuts(0.2)
     return (
         found, found.image, found.decode(w.sae.W_dec), found.per_image(),
-        sparse.image_counts(w.sae.encode(w.z.to(cuts.device)), cuts),
+        sparse.image_counts(f := w.sae.encode(w.z.to(cuts.device)), cuts),
+        torch.tensor(sparse.is_sparse(f), device=cuts.device),
     )  # fmt: skip
 
 
@@ -237,7 +238,7 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "training.objective training.dense_pass": learnt,
     "sparse.SparseLatents.encode sparse.SparseLatents.from_dense sparse.SparseLatents.image "
     "sparse.SparseLatents.decode sparse.SparseLatents.per_image sparse.SparseLatents.select "
-    "sparse.sum_rows sparse.image_counts": entries,
+    "sparse.sum_rows sparse.image_counts sparse.is_sparse": entries,
     "ablation.Decomposition.of ablation.masked_logits": logits,
     "training.Trainer.start training.Trainer.step training.Trainer.finish": stepped,
     "training.Trainer.restore training.pack training.unpack": repacked,
