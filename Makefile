@@ -54,7 +54,7 @@ else
 	-@$(RUN) -m venv --clear $(PEERS) && $(PEERS)/bin/python -m pip install --quiet -r $< && touch $@
 endif
 
-campaign: $(READY) ## 200 kills and 500 damaged files, 10 minutes: data/campaign.md
+campaign: $(READY) ## 200 kills and 500 damaged files, 3 minutes: data/campaign.md
 	@TQDM_DISABLE=1 PYTHONPATH=tests $(RUN) tests/campaign.py $(ARGS)
 
 mutants: $(READY) ## changes in the code of measurements that no test notices; ARGS="latents -n 40"

@@ -20,7 +20,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -83,12 +83,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def _remove_left(folder: Path) -> None:
     """Delete the temporary folders here of this machine's processes that are no more."""
     for path in folder.glob(f".*.{HOST}-*.tmp") if os.name == "posix" else ():
-        try:
-            os.kill(int(path.stem.rpartition("-")[2]), 0)  # which only asks whether it is alive
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (ValueError, OverflowError, PermissionError):
-            pass
+        with suppress(ValueError, OverflowError, PermissionError):
+            try:
+                os.kill(int(path.stem.rpartition("-")[2]), 0)  # only asks whether it is alive
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def run_dir(profile_name: str) -> Path:

@@ -216,9 +216,9 @@ class AdaptedTask:
             made_by = {**task.base.keep[1], "prompts": weights_hash({"": clip.prompts.visual})}
             self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
-        self._counted = lambda: task.counted.seen_by(clip, clip.text[:n_base])
+        self._task = task
 
     @cached_property
     def counted(self) -> Split:
         """As `Task.counted`."""
-        return self._counted()
+        return self._task.counted.seen_by(self.clip, self.base.head)

@@ -205,11 +205,13 @@ def collect_shards(
     share, made, skipped = [*paths][rank() :: world_size()], config_hash(made_by), list[int]()
     abouts = {p: {"made_by": made, "pictures": f"{paths[p][0]}-{paths[p][-1]}"} for p in share}
     missing = [path for path in share if _metadata(path) != abouts[path]]
-    parts = [part for path in missing for part in _stretches(paths[path], clip.at_once)]
+    at_once = clip.at_once  # asked once: a GPU has less room as it goes on
+    parts = [part for path in missing for part in _stretches(paths[path], at_once)]
     title = f"tokens of {n} pictures" if rank() == 0 else ""
     with closing(read_batches(pictures, parts, skipped, title)) as batches:
         for path in missing:
-            tensors = _collect_shard(clip, pictures, batches, paths[path])
+            of_shard = islice(batches, -(-len(paths[path]) // at_once))
+            tensors = _collect_shard(clip, pictures, of_shard, paths[path])
             require_readable(skipped, n, f"Mend them, delete {folder}, and start again")
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, abouts[path])
@@ -224,7 +226,7 @@ def _collect_shard(
     clip: SplitCLIP, pictures: Pictures, batches: Iterator[Batch], stretch: range
 ) -> dict[str, Tensor]:
     tokens, indices = [], []
-    for readable, images in islice(batches, -(-len(stretch) // clip.at_once)):
+    for readable, images in batches:
         if readable:
             tokens.append(_tokens_of(clip, images, readable))
             indices += readable
@@ -269,8 +271,7 @@ def open_shards(folder: str | Path, made_by: Mapping[str, Any] | None = None) ->
             raise TypeError(f"its format is {about['format']!r}")
         tokens = _from_about(folder, about)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} does not describe a cache {FORMAT}: {why}") from error
+        raise ValueError(f"{path} does not describe a cache {FORMAT}: {error!r:.99}") from error
     if made_by is not None and config_hash(made_by) != about["hash"]:
         raise ValueError(
             f"{folder} was made by {about['hash']}, this is {config_hash(made_by)} "

@@ -277,9 +277,9 @@ def train(
     sample, run = _first_tokens(batches, sae_config, train_config)
     d_vit, path = sample.shape[1], Path(checkpoint) if checkpoint else None
     d_sae = sae_config.expansion * d_vit
-    size = 4 * 8 * d_vit * d_sae  # bytes of two matrices, their gradients and Adam's moments
-    need = f"{d_sae:,} latents of width {d_vit} (lower sae.expansion): {size / 1e9:.3g} GB"
-    distributed.require_memory(size, need)
+    # bytes of both matrices; on a CPU of their gradients and Adam's moments, too
+    size = (32 if torch.device(device).type == "cpu" else 8) * d_vit * d_sae
+    distributed.require_memory(size, f"sae.expansion is too large: {size / 1e9:.3g} GB")
     sae = SAE(d_vit, d_sae, sae_config.activation, sae_config.k, seed)
     trainer = Trainer(sae.to(device), sae_config, train_config)
     _resume(trainer, path, run)

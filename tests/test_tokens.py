@@ -240,6 +240,16 @@ def test_shards_are_what_the_format_says(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == written
 
 
+def test_shards_hold_their_own_pictures_however_the_room_on_a_gpu_changes(tmp_path: Path) -> None:
+    class Shrinking(FakeClip):
+        rooms = iter((3, 1, 2, 1, 4, 1, 1))
+        at_once = property(lambda self: next(self.rooms))  # type: ignore[assignment]
+
+    shards = collect_shards(Shrinking(), Grey(), tmp_path, MADE_BY)
+    assert shards.sizes == (4, 4, 3)
+    assert torch.equal(shards[:], held()[:])
+
+
 def test_complete_shards_are_not_collected_again(tmp_path: Path) -> None:
     in_shards(tmp_path)
     pictures = Grey()

@@ -415,9 +415,7 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_made() -> None:
     large = replace(SAE_CONFIG, expansion=10**9)
-    with pytest.raises(
-        ValueError, match=r"latents of width 16 \(lower sae.expansion\): .* GB do not"
-    ):
+    with pytest.raises(ValueError, match=r"sae.expansion is too large: .* GB do not"):
         run(sae_config=large)
 
 
