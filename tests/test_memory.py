@@ -10,7 +10,8 @@ from house import ROOT
 
 # Tokens of a picture are 5 × 64 numbers in bfloat16, 640 bytes; those of 200,000 are 128 MB.
 READ = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import torch
 from patchsae_lib.latents import scan, scan_tokens
 from patchsae_lib.profiles import TrainConfig
@@ -37,7 +38,9 @@ total = sum(float(z.double().mean()) * len(z) for z in tokens.split(64))
 table = scan_tokens(sae, tokens, labels, Numbered.class_names)
 batches = tokens.mixed(TrainConfig(batch_tokens=4096), 0)
 for _ in range(2 * n * 5 // 4096): next(batches)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Of this program alone: ru_maxrss starts from what the process that started it had held.
+def peak():
+    return int(re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 print(table.images, total / n, peak())
 z = tokens[:]
 print(peak())
