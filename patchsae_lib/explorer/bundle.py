@@ -67,6 +67,7 @@ PER_SHARD, PER_FILE = 64, 4
 TOP_CLASSES, STRONGEST = 8, 500
 UNFINISHED = ".unfinished"  # marks a folder as a bundle's until index.js does
 OF_LATENTS, OF_TASKS = ("latents", "pictures", "column"), ("task", "codes", "class")
+OF_LIVE = "live", "weights"
 
 Column: TypeAlias = tuple[dict[str, Any], str]  # its entry in `index.js`, and its values encoded
 
@@ -177,7 +178,7 @@ def _write(
 def describe(folder: str | Path, columns: pd.DataFrame) -> None:
     """Replace the columns of the bundle in `folder`. Raises `ValueError` if there is none."""
     folder = Path(folder)
-    index, encoded = _index(folder), _columns(columns)
+    index, encoded = read_index(folder), _columns(columns)
     if len(columns) != index["latents"]:
         raise ValueError(f"{len(columns)} rows for the {index['latents']} latents of {folder}")
     write_shard(folder / "index.js", index | {"columns": _write_columns(folder, encoded)})
@@ -250,7 +251,7 @@ def _columns(table: pd.DataFrame) -> list[Column]:
 
 def _write_columns(folder: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Write the values, replacing older ones, and return the entries for `index.js`."""
-    _delete(folder, ("column",))
+    delete(folder, ("column",))
     for n, (_, values) in enumerate(columns):
         write_shard(folder / f"column-{n}.js", {"values": values})
     return [entry for entry, _ in columns]
@@ -262,9 +263,10 @@ def _write_columns(folder: Path, columns: Sequence[Column]) -> list[dict[str, An
 def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
     """Replace the tasks of the bundle in `folder`. Raises `ValueError` if there is none."""
     folder = Path(folder)
-    index = _index(folder)
+    index = read_index(folder)
+    index = {name: value for name, value in index.items() if name != "live"}
     write_shard(folder / "index.js", index | {"tasks": []})
-    _delete(folder, OF_TASKS)
+    delete(folder, OF_TASKS + OF_LIVE)
     for number, task in enumerate(tasks):
         _write_task(folder, number, task, index)
     write_shard(folder / "index.js", index | {"tasks": [task.about() for task in tasks]})
@@ -328,7 +330,7 @@ def _bits(truth: np.ndarray) -> dict[int, str]:
 # --- folders ------------------------------------------------------------------------------------
 
 
-def _index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
     """Read `index.js`. Raises `ValueError` if `folder` holds no bundle of this version."""
     try:
         index = read_shard(folder / "index.js")
@@ -348,18 +350,18 @@ def _begin(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / UNFINISHED).is_file():
         try:
-            _index(folder)
+            read_index(folder)
         except ValueError as error:
             raise ValueError(f"{error}. Give another folder, or empty this one") from None
     (folder / UNFINISHED).touch()
     for name in ("index.js", "first.js"):
         (folder / name).unlink(missing_ok=True)
-    _delete(folder, OF_LATENTS + OF_TASKS)
+    delete(folder, OF_LATENTS + OF_TASKS + OF_LIVE)
 
 
-def _delete(folder: Path, kinds: Sequence[str]) -> None:
-    """Delete the files `KIND-N.js` and `KIND-N-M.js`, and no others."""
-    name = re.compile(rf"({'|'.join(kinds)})(-\d+){{1,2}}\.js")
+def delete(folder: Path, kinds: Sequence[str]) -> None:
+    """Delete the files `KIND.js`, `KIND-N.js` and `KIND-N-M.js`, and no others."""
+    name = re.compile(rf"({'|'.join(kinds)})(-\d+){{0,2}}\.js")
     for path in folder.iterdir():
         if name.fullmatch(path.name):
             path.unlink()
