@@ -12,9 +12,10 @@ const GROUPS = [
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
 const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
-const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true };
+const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "" };
 const STATE = Object.keys(START);
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
+const LARGE = 60; /* MB of a picture that is read in the page */
 const HUGE = 9; /* MB of a picture that is given to the kernel: Jupyter's messages end at 10 */
 const TOP = 20; /* of a picture's latents that are compared between models */
 
@@ -84,6 +85,73 @@ function asking(model, cleanups) {
   });
 }
 
+/* The models in a worker of the page, one for all explorers of the same models. */
+const computers = new Map();
+
+class Computer {
+  constructor({ engine, wasm, about }) {
+    const source = URL.createObjectURL(new Blob([engine], { type: "text/javascript" }));
+    this.worker = new Worker(source);
+    this.waiting = new Map();
+    this.last = 0;
+    this.about = about;
+    this.opened = this.ask("open", { about, wasm });
+    const hear = ({ data: { number, answer, error } }) => {
+      const { said, failed } = this.waiting.get(number);
+      this.waiting.delete(number);
+      error === undefined ? said(answer) : failed(new Error(error));
+    };
+    this.worker.onmessage = hear;
+    this.worker.onerror = (event) => { for (const { failed } of this.waiting.values()) failed(new Error(event.message ?? "the worker stopped")); };
+  }
+
+  ask(does, more = {}) {
+    return new Promise((said, failed) => {
+      const number = ++this.last;
+      this.waiting.set(number, { said, failed });
+      this.worker.postMessage({ number, does, ...more });
+    });
+  }
+}
+
+/* Loads the models of a bundle, once a page; `told` hears how far it is, 0 to 1. */
+function compute(bundle, told) {
+  const { mark, files } = bundle.index.live;
+  if (!computers.has(mark)) {
+    const start = async () => {
+      const computer = new Computer(await bundle.load("live"));
+      await computer.opened;
+      for (let file = 0; file < files; file++) {
+        await computer.ask("weights", { file, ...await bundle.load(`weights-${file}`) });
+        told((file + 1) / files);
+        await new Promise((done) => setTimeout(done)); /* the page moves on between two files */
+      }
+      return computer;
+    };
+    computers.set(mark, start().catch((error) => { computers.delete(mark); throw error; }));
+  }
+  return computers.get(mark);
+}
+
+/* The pixels of a picture, at most four million: RGBA, upright. */
+function pixelsOf(source, width, height) {
+  const scale = Math.min(1, Math.sqrt(4e6 / (width * height)));
+  const canvas = make("canvas", { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return context.getImageData(0, 0, canvas.width, canvas.height);
+}
+
+/* A canvas with the square that CLIP sees: size × size × 3 bytes. */
+function seen(picture) {
+  const side = Math.sqrt(picture.length / 3), canvas = make("canvas", { width: side, height: side });
+  const context = canvas.getContext("2d"), image = context.createImageData(side, side);
+  for (let i = 0, j = 0; i < picture.length; j++) image.data[j] = j % 4 === 3 ? 255 : picture[i++];
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
 /* Each file once; one that failed may be tried again. */
 function remembering(load) {
   const kept = new Map();
@@ -108,7 +176,8 @@ class Bundle {
       return decoded((await this.load(file)).pictures[number]);
     });
     this.column = remembering((name) => this.readColumn(name));
-    this.codes = remembering((name) => this.readCodes(name));
+    const kept = remembering((name) => this.readCodes(name));
+    this.codes = (name) => this.own(name) ? this.readCodes(name) : kept(name); /* one's own may change */
     this.known = {}; /* columns that are there */
     this.given = new Map(); /* task → pictures of the reader's own */
   }
@@ -196,19 +265,24 @@ class Bundle {
     const task = this.index.tasks[number], file = await this.load(`task-${number}`);
     const images = await Promise.all(range(task.pictures).map((i) => this.picture(`task-${number} ${i}`))), labels = array(file.labels, "int16");
     const said = file.said.map((each) => array(each, "float32")), n = task.classes.length;
-    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one) => ({ image: await decoded(one.picture), truth: {}, label: -1, said: one.said, name: one.name })));
+    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one) => ({ image: one.canvas ?? await decoded(one.picture), truth: {}, label: -1, said: one.said, name: one.name, id: one.id })));
     return [...images.map((image, i) => ({
       image, truth: file.truth[i], label: labels[i], said: said.map((p) => p.slice(i * n, (i + 1) * n)), name: task.classes[labels[i]] ?? "",
     })), ...own];
   }
 
+  /* A picture of the reader's own, by the name of its codes, or undefined. */
+  own(name) {
+    const [number, picture] = name.split("-").map(Number), { name: task, pictures } = this.index.tasks[number];
+    return this.given.get(task)?.[picture - pictures];
+  }
+
   async readCodes(name) {
-    const [number, picture] = name.split("-").map(Number);
-    const own = picture - this.index.tasks[number].pictures;
-    const file = own < 0 ? await this.load(`codes-${name}`) : this.given.get(this.index.tasks[number].name)[own];
+    const file = this.own(name) ?? await this.load(`codes-${name}`);
     return file.models.map((model) => {
-      const starts = array(model.starts, "uint32"), latents = array(model.latents, this.index.number);
-      const levels = array(model.levels, "uint8"), value = (i) => model.full * (levels[i] / 255) ** 2;
+      const computed = model.values; /* in this page, and not yet packed */
+      const starts = computed ? model.starts : array(model.starts, "uint32"), latents = computed ? model.latents : array(model.latents, this.index.number);
+      const levels = computed ?? array(model.levels, "uint8"), value = (i) => computed ? levels[i] : model.full * (levels[i] / 255) ** 2;
       const total = new Map();
       for (let i = 0; i < latents.length; i++) total.set(latents[i], (total.get(latents[i]) ?? 0) + value(i) / (starts.length - 1));
       return {
@@ -927,7 +1001,16 @@ function pictureView(app) {
   const said = make("p", { className: "trouble", role: "alert", hidden: true });
   app.complain = (text) => { said.textContent = text; said.hidden = !text; };
   const both = make("label", {}, compare, " side by side");
-  const tools = make("div", { className: "tools line" }, tasks, both, side[0], app.live && upload, app.live && file);
+  const computes = app.live || bundle.index.live?.files;
+  const camera = button("camera", app.careful(() => film(app)), { title: "take a picture; it stays in this page" });
+  const tools = make("div", { className: "tools line" }, tasks, both, side[0], computes && upload, computes && file, bundle.index.live?.files && camera);
+  if (computes) {
+    element.ondragover = (event) => event.preventDefault();
+    element.ondrop = (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) app.add(event.dataTransfer.files[0]); };
+    const paste = ({ clipboardData }) => { if (clipboardData.files[0] && (app.linked || app.el.contains(document.activeElement))) app.add(clipboardData.files[0]); };
+    document.addEventListener("paste", paste);
+    app.cleanups.push(() => document.removeEventListener("paste", paste));
+  }
   const thumbs = make("div", { className: "thumbs", role: "group", aria: { label: "pictures of the task" } });
   const large = make("div", { className: "large" }), scale = make("p", { className: "legend" }), lists = make("div", { className: "lists" });
   const inside = [tools, said, thumbs, make("div", { className: "pair" }, make("div", {}, large, scale), lists)];
@@ -1042,6 +1125,216 @@ function pictureView(app) {
     drawLists();
     if (changed.has("patch")) app.say(lists.firstElementChild?.textContent ?? "");
   } };
+}
+
+/* --- latents switched and strengthened ---------------------------------------------------------- */
+
+const SHOWN_SWITCHES = 14, SHOWN_CLASSES = 6;
+
+/* What is switched, as it stands in an address: "12:0,40:2.5,+7:1.5" (added ones with a plus). */
+const spellSwitches = ({ factors, added }) => [...[...factors].map((pair) => pair.join(":")), ...[...added].map((pair) => `+${pair.join(":")}`)].join(",");
+function parseSwitches(text) {
+  const out = { factors: new Map(), added: new Map() };
+  for (const [, plus, latent, value] of (text ?? "").matchAll(/(\+?)(\d+):([\d.]+)/g)) out[plus ? "added" : "factors"].set(Number(latent), Number(value));
+  return out;
+}
+
+function steerView(app) {
+  const { bundle } = app, { live } = bundle.index;
+  const { element, body } = section(app, "steer", "Switch, steer, and ask why");
+  const invitation = make("p", {}, "Which latents does an answer rest on? Both models run in this page: ", button(`load them (${live.megabytes} MB)`, app.careful(() => begin()), { className: "begin" }));
+  const progress = make("progress", { max: 1, value: 0, hidden: true, aria: { label: "models loaded" } });
+  const names = make("input", { type: "text", placeholder: "your own classes: cat, dog, red car", aria: { label: "names of classes, with commas between" } });
+  const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); draw(); } });
+  const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "the picture; with brush on, patches are chosen by pointer or by shift, arrow keys and space", roledescription: "picture of patches" } });
+  const answers = make("div", { className: "answers" }), sliders = make("ul", { className: "sliders" }), told = make("div", { className: "told", role: "status" });
+  const adds = button("add the chosen latent", () => { switches.added.set(app.get("latent"), 1); change(); }, { title: "put it into all patches, or into the brushed ones" });
+  const resets = button("as it was", () => { switches = parseSwitches(""); effect = null; brushed.clear(); told.replaceChildren(); change(); });
+  const whose = choice("model", [], () => { told.replaceChildren(); draw(); });
+  const fewest = button("fewest that change the answer", app.careful(() => findFewest())), why = button("why this answer?", app.careful(() => findWhy()));
+  const exports = button("export", app.careful(() => write()), { title: "save the picture, what is switched, and the answers" });
+  const tools = make("div", { className: "tools line" }, make("label", {}, brushing, " brush patches"), adds, resets, exports);
+  const inside = make("div", { className: "pair", hidden: true }, make("div", {}, canvas, tools, make("label", { className: "wide" }, names), answers),
+    make("div", {}, make("div", { className: "tools line" }, whose[0], fewest, why), told, sliders));
+  element.querySelector("header").after(body, invitation, progress, inside);
+  let computer, picture, id, views, now, switches = parseSwitches(app.get("switches")), brushed = new Set(), cursor = 0, effect = null, key = "";
+
+  async function begin() {
+    progress.hidden = false;
+    try {
+      computer = await app.compute((share) => { progress.value = share; });
+      invitation.hidden = true;
+      inside.hidden = false;
+      await update();
+    } finally { progress.hidden = true; }
+  }
+
+  const asked = () => ({ id, task: app.liveTask(), names: ownNames(), factors: [...switches.factors], added: [...switches.added].map(([latent, times]) => [latent, times * full(latent)]), patches: brushed.size ? [...brushed] : null });
+  const ownNames = () => { const all = names.value.split(",").map((name) => name.trim()).filter(Boolean); return all.length > 1 ? all : undefined; };
+  const full = (latent) => Math.max(1e-3, bundle.of(latent, "mean") ?? 0, ...views.map(({ code }) => code.values.reduce((most, value, i) => code.latents[i] === latent ? Math.max(most, value) : most, 0)));
+
+  /* Answers follow the sliders: while one is computed only the last of the next is kept. */
+  let busy = false, again = false;
+  async function change() {
+    app.set({ switches: spellSwitches(switches), names: names.value });
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      do { again = false; now = await computer.ask("steer", asked()); draw(); } while (again);
+    } catch (error) { app.trouble(error); } finally { busy = false; }
+  }
+
+  const classes = () => ownNames() ?? app.task().classes;
+
+  function drawAnswers() {
+    const all = classes(), models = app.task().models;
+    const order = range(all.length).sort((a, b) => Math.max(...now.map((p) => p[b])) - Math.max(...now.map((p) => p[a]))).slice(0, SHOWN_CLASSES);
+    answers.replaceChildren(make("p", { className: "strip-title" }, "Probability of a class, from the latents as they are set; the line: without the autoencoder", ...models.length > 1 ? [". ", ...models.map((name, m) => swatch(name, ...MODELS[m]))] : []),
+      make("ul", { className: "bars now" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: all[c], title: all[c] }),
+        make("span", {}, ...now.map((p, m) => { const track = bar(p[c], MODELS[m][0]); track.append(Object.assign(make("i", { className: "was" }), { style: `left:${(100 * views[m].said[c]).toFixed(1)}%` })); return track; })),
+        make("span", { className: "value", textContent: now.map((p) => p[c].toFixed(2)).join(" · ") })))));
+  }
+
+  /* Latents of the brushed patches or of the picture, by what they write in either model. */
+  function strongest() {
+    const sums = new Map(), inside = brushed.size ? (t) => brushed.has(t - 1) : () => true;
+    for (const { code } of views) for (let t = 0; t + 1 < code.starts.length; t++) if (inside(t)) {
+      for (let i = code.starts[t]; i < code.starts[t + 1]; i++) sums.set(code.latents[i], (sums.get(code.latents[i]) ?? 0) + code.values[i]);
+    }
+    const some = [...sums].sort((a, b) => b[1] - a[1] || a[0] - b[0]).map(([latent]) => latent).slice(0, SHOWN_SWITCHES);
+    return [...new Set([...switches.added.keys(), ...switches.factors.keys(), ...some])];
+  }
+
+  function drawSliders() {
+    const focused = document.activeElement?.dataset?.latent, held = sliders.contains(document.activeElement);
+    sliders.replaceChildren(...strongest().map((latent) => {
+      const isNew = switches.added.has(latent), map = isNew ? switches.added : switches.factors, value = map.get(latent) ?? 1;
+      const said = make("span", { className: "value" }), slider = make("input", { type: "range", min: 0, max: 4, step: 0.1, value, aria: { label: `${isNew ? "added " : ""}latent ${latent}${bundle.named(latent) && `, ${bundle.named(latent)}`}: strength` } });
+      slider.dataset.latent = latent;
+      const tell = (v) => { said.textContent = v === 0 ? "off" : `${isNew ? "+" : "×"} ${v}`; slider.setAttribute("aria-valuetext", said.textContent); };
+      tell(value);
+      slider.oninput = () => {
+        const v = slider.valueAsNumber;
+        isNew ? v === 0 ? map.delete(latent) : map.set(latent, v) : v === 1 ? map.delete(latent) : map.set(latent, v);
+        tell(v);
+        change();
+      };
+      return make("li", {}, latentButton(app, latent), make("span", { className: "name", textContent: bundle.named(latent), title: bundle.named(latent) }), slider, said);
+    }));
+    if (held) sliders.querySelector(`[data-latent="${focused}"]`)?.focus({ preventScroll: true });
+  }
+
+  function draw() {
+    if (!views || !now) return;
+    const latent = app.get("latent"), m = Math.max(0, whose[1].selectedIndex), { code } = views[m];
+    const mask = new Float32Array(bundle.size);
+    if (effect) { const most = Math.max(1e-9, ...effect); effect.forEach((value, i) => { mask[i] = Math.max(0, value) / most; }); }
+    else for (let patch = 0; patch < bundle.size; patch++) for (let i = code.starts[patch + 1]; i < code.starts[patch + 2]; i++) if (code.latents[i] === latent) mask[patch] = code.values[i];
+    const most = mask.reduce((a, b) => Math.max(a, b), 0), bits = new Uint8Array(Math.ceil(bundle.size / 8));
+    for (const patch of brushed) bits[patch >> 3] |= 1 << (patch & 7);
+    paint(canvas, { image: picture.image }, bundle, { mask: (effect || app.get("masks")) && most > 0 && mask.map((v) => Math.sqrt(v / most)), outline: brushed.size && bits, patch: brushing.checked && document.activeElement === canvas ? cursor : -1, sharp: 4 });
+    drawAnswers();
+    if (!document.activeElement?.dataset?.latent) drawSliders();
+  }
+
+  const patchAt = (event) => {
+    const box = canvas.getBoundingClientRect(), [rows, columns] = bundle.index.grid;
+    return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
+  };
+  const brush = (patch, off) => { off ? brushed.delete(patch) : brushed.add(patch); effect = null; sliders.contains(document.activeElement) && document.activeElement.blur(); change(); };
+  let erasing = false, painting = false;
+  canvas.onpointerdown = (event) => {
+    if (!brushing.checked || event.button) return;
+    canvas.setPointerCapture(event.pointerId);
+    [painting, erasing] = [true, brushed.has(patchAt(event))];
+    brush(patchAt(event), erasing);
+  };
+  canvas.onpointermove = (event) => painting && brushed.has(patchAt(event)) === erasing && brush(patchAt(event), erasing);
+  canvas.onpointerup = canvas.onpointercancel = () => { painting = false; };
+  canvas.onkeydown = (event) => {
+    const [, columns] = bundle.index.grid, by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (!brushing.checked || !(event.key === " " || event.shiftKey && by)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (by) { cursor = clamp(cursor + by, 0, bundle.size - 1); draw(); } else brush(cursor, brushed.has(cursor));
+  };
+  names.onchange = () => { effect = null; told.replaceChildren(); key = ""; app.set({ names: names.value }); update(); };
+
+  async function findFewest() {
+    const m = Math.max(0, whose[1].selectedIndex), all = classes();
+    effect = null;
+    told.replaceChildren("Searching …");
+    const { steps, answer, random: [changed, draws] } = await computer.ask("fewest", { ...asked(), model: m });
+    const last = steps.at(-1), found = last.said.indexOf(Math.max(...last.said)), is = found !== answer;
+    const rows = steps.map(({ off, said }, i) => make("li", {}, ...(i ? ["without ", latentButton(app, off.at(-1)), ` ${bundle.named(off.at(-1))}: `] : ["all on: "]), `${all[answer]} ${said[answer].toFixed(2)}`));
+    told.replaceChildren(make("p", {}, is ? `Without ${plural(last.off.length, "latent")} the answer is ${all[found]}, no longer ${all[answer]}. ` : `${all[answer]} is still the answer without ${plural(last.off.length, "latent")}. `,
+      `As many drawn at random from those active change it in ${changed} of ${draws} draws.`), make("ol", { start: 0 }, ...rows));
+    for (const latent of last.off) switches.factors.set(latent, 0);
+    change();
+  }
+
+  async function findWhy() {
+    const m = Math.max(0, whose[1].selectedIndex), all = classes(), label = now[m].indexOf(Math.max(...now[m]));
+    told.replaceChildren("Computing …");
+    const { all: before, patches, latents } = await computer.ask("why", { ...asked(), model: m, label });
+    effect = patches;
+    told.replaceChildren(make("p", {}, `${all[label]} has ${before.toFixed(2)} from the autoencoder's latents. Orange: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). Single latents without which it falls most:`),
+      make("ul", { className: "chips" }, ...latents.slice(0, 8).map(([latent, fall]) => make("li", {}, latentButton(app, latent), ` ${bundle.named(latent)} −${Math.max(0, fall).toFixed(2)}`))), button("back to the latent's mask", () => { effect = null; told.replaceChildren(); draw(); }));
+    draw();
+  }
+
+  async function write() {
+    const shown = make("canvas", { width: bundle.index.side, height: bundle.index.side });
+    shown.getContext("2d").drawImage(picture.image, 0, 0, shown.width, shown.height);
+    const said = now.map((p, m) => ({ model: app.task().models[m], before: [...views[m].said], now: [...p] }));
+    download(JSON.stringify({ picture: shown.toDataURL("image/png"), switches: app.get("switches"), patches: [...brushed], classes: classes(), answers: said, link: app.link(), citation: CITATION }, null, 1), "patchsae-steered.json", "application/json");
+  }
+
+  const update = careful(body, async (current) => {
+    if (!computer) return;
+    const number = app.taskNumber(), all = await bundle.pictures(number), at = clamp(app.get("image"), 0, all.length - 1);
+    await Promise.all(["concept", "kind", "mean"].map((name) => bundle.column(name)));
+    picture = all[at];
+    const mine = picture.id ?? await app.idOf(picture.image);
+    const models = app.task().models, which = `${number} ${mine} ${names.value}`;
+    if (which !== key) {
+      const seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: ownNames() });
+      if (!current()) return;
+      [views, id, key, effect] = [seeing, mine, which, null];
+      told.replaceChildren();
+      whose[0].hidden = models.length < 2;
+      const chosen = Math.max(0, whose[1].selectedIndex);
+      whose[1].replaceChildren(...models.map((textContent, m) => make("option", { textContent, selected: m === chosen })));
+      now = await computer.ask("steer", asked());
+    }
+    if (!current()) return;
+    body.replaceChildren();
+    draw();
+  });
+
+  names.value = app.get("names");
+  return { element, update: (changed) => {
+    if (!computer) { if (app.computing()) return begin(); return switches.factors.size + switches.added.size || names.value ? begin() : undefined; }
+    if (changed.has("switches") && app.get("switches") !== spellSwitches(switches)) { switches = parseSwitches(app.get("switches")); key = ""; }
+    if (["task", "image", "pictures", "switches"].some((name) => changed.has(name))) return update();
+    if (["latent", "masks"].some((name) => changed.has(name))) draw();
+  } };
+}
+
+/* Takes a picture with the camera; it is asked for only here. */
+async function film(app) {
+  const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  const video = make("video", { autoplay: true, playsInline: true, muted: true, srcObject: stream, width: 320 });
+  const end = () => { stream.getTracks().forEach((track) => track.stop()); dialog.remove(); };
+  const take = button("take it", app.careful(async () => {
+    const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    end();
+    await app.look(canvas, canvas.width, canvas.height, "your picture");
+  }));
+  const dialog = make("dialog", { aria: { label: "camera" }, onclose: end }, video, make("p", {}, take, " ", button("close", () => dialog.close())));
+  app.el.append(dialog);
+  dialog.showModal();
 }
 
 /* --- a class ----------------------------------------------------------------------------------- */
@@ -1207,7 +1500,7 @@ function guessView(app) {
   return { element, update: () => undefined }; /* it loads nothing before somebody plays */
 }
 
-const VIEWS = { map: mapView, latent: latentView, picture: pictureView, class: classView, guess: guessView };
+const VIEWS = { map: mapView, latent: latentView, picture: pictureView, steer: steerView, class: classView, guess: guessView };
 
 /* --- figures beside it ------------------------------------------------------------------------- */
 
@@ -1243,7 +1536,7 @@ const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the pictu
 
 /* The part of an address that names a state, and back. */
 function spell(state) {
-  const parts = ["latent", "task", "image", "patch", "model", "label"].filter((name) => name === "latent" || state[name] !== START[name]);
+  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names"].filter((name) => name === "latent" || state[name] !== START[name]);
   return `#${parts.map((name) => `${name === "label" ? "class" : name}=${encodeURIComponent(state[name])}`).join("&")}`;
 }
 function parse(hash) {
@@ -1287,9 +1580,37 @@ function render({ model, el }) {
     },
     state: () => Object.fromEntries(STATE.map((name) => [name, app.get(name)])),
     link: () => live ? spell(app.state()) : `${(app.linked || !model.page ? location.href.replace(/#.*/, "") : new URL(model.page, location.href).href)}${spell(app.state())}`,
+    /* --- the models in this page, once they are asked for */
+    computing: () => computers.has(bundle.index.live?.mark),
+    compute: (told = () => undefined) => compute(bundle, told),
+    trouble: (error) => { wrong.textContent = `${error.message}.`; wrong.hidden = false; },
+    liveTask: () => bundle.taskNumber(app.task().name),
+    /* The number under which the models know a picture of the bundle. */
+    async idOf(image) {
+      if (!known.has(image)) {
+        const { data, width, height } = pixelsOf(image, image.width, image.height);
+        known.set(image, (await (await app.compute()).ask("look", { pixels: data, width, height })).id);
+      }
+      return known.get(image);
+    },
+    /* Shows a picture of the reader's own, or another state of the one called `name`. */
+    async look(source, wide, high, name, replaced = false) {
+      const computer = await app.compute(), { data, width, height } = pixelsOf(source, wide, high), task = app.task().name;
+      const { id, picture } = await computer.ask("look", { pixels: data, width, height });
+      const views = await computer.ask("see", { id, task: app.liveTask() });
+      received({ task, picture: { name, id, canvas: seen(picture), models: views.map(({ code }) => code), said: views.map(({ said }) => said) } }, replaced);
+    },
     async add(file) {
       app.complain("");
       try {
+        if (bundle.index.live?.files) {
+          if (file.size > LARGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${LARGE}`);
+          app.say(`reading ${file.name}`);
+          const image = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => { throw new Error(`${file.name} cannot be read as a picture`); });
+          await app.look(image, image.width, image.height, file.name);
+          image.close();
+          return;
+        }
         if (file.size > HUGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${HUGE}`);
         app.say(`reading ${file.name}`);
         await ask({ picture: file.name, task: app.task().name }, [new DataView(await file.arrayBuffer())]); /* all views hear of it */
@@ -1297,12 +1618,15 @@ function render({ model, el }) {
     },
   };
 
-  function received({ task, picture }) {
+  const known = new WeakMap(); /* pictures of the bundle → their numbers */
+
+  function received({ task, picture }, replaced = false) {
     if (!bundle.index.tasks.some(({ name }) => name === task)) return;
     app.complain?.("");
-    const all = [...(bundle.given.get(task) ?? []), picture];
+    const before = bundle.given.get(task) ?? [], at = replaced ? before.findIndex(({ name }) => name === picture.name) : -1;
+    const all = at < 0 ? [...before, picture] : before.with(at, picture);
     bundle.given.set(task, all);
-    const image = bundle.index.tasks[bundle.taskNumber(task)].pictures + all.length - 1;
+    const image = bundle.index.tasks[bundle.taskNumber(task)].pictures + (at < 0 ? all.length - 1 : at);
     app.set({ task, image, patch: -1 });
     schedule("pictures");
     app.say(`${picture.name} was added.`);
@@ -1424,7 +1748,7 @@ function render({ model, el }) {
   async function start() {
     try {
       await bundle.open();
-      possible = names.filter((name) => bundle.index.tasks.length || !["picture", "class"].includes(name));
+      possible = names.filter((name) => (bundle.index.tasks.length || !["picture", "steer", "class"].includes(name)) && (name !== "steer" || bundle.index.live?.files));
       if (!possible.length) throw new Error("it has no pictures of tasks");
       const wanted = app.linked ? parse(location.hash) : null;
       stepped = performance.now(); /* no entry of its own in the history */

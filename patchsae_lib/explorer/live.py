@@ -13,14 +13,17 @@ A bundle (`patchsae_lib.explorer.bundle`) gets, in the same form as its other fi
   ones, which makes them a sixth smaller.
 
 Weights are rounded to 16 bits, prompts are not. `index.js` says in `live` how many `files` there
-are and their `megabytes`, or `why` there are none.
+are, their `megabytes`, and by which `mark` a page knows that two explorers have the same models;
+or `why` there are none.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +171,8 @@ def _write(
     engine = (FOLDER / "engine.js").read_text("utf-8")
     write_shard(folder / "live.js", {"about": about, "wasm": wasm, "engine": engine})
     n_bytes = sum(path.stat().st_size for path in folder.glob("weights-*.js"))
-    return {"files": len(starts), "megabytes": round(n_bytes / 1e6, 1)}
+    mark = sha256(codes.tobytes() + json.dumps(about).encode()).hexdigest()[:16]
+    return {"files": len(starts), "megabytes": round(n_bytes / 1e6, 1), "mark": mark}
 
 
 def _tower(transformer: Any) -> dict[str, int]:

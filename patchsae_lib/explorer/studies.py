@@ -15,6 +15,7 @@ from patchsae_lib.artefacts import note_reading
 from patchsae_lib.explorer.bundle import Latents, Task, write_bundle, write_tasks
 from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
+from patchsae_lib.explorer.live import write_live
 from patchsae_lib.latents import image_levels
 from patchsae_lib.localization import reference_masks
 from patchsae_lib.pictures import Subset, spoken, template_of
@@ -49,8 +50,9 @@ def write_study(
     """Put pictures of the autoencoder's kind and of all tasks of a study into its bundle.
 
     `levels`: "TASK/MODEL" → class-level activations (classes, d) that notebook 5 has counted.
-    `n_shown`: pictures of a task that can be looked at patch by patch. Returns the tasks and, by
-    their names, the lenses with which a kernel looks at a user's pictures.
+    `n_shown`: pictures of a task that can be looked at patch by patch. The models are put there,
+    too, if a page can compute with them. Returns the tasks and, by their names, the lenses with
+    which a kernel looks at a user's pictures.
     """
     note_reading(study.folder / "explorer" / "first.js", "2_statistics")
     tasks, lenses = [], {}
@@ -62,6 +64,7 @@ def write_study(
         tasks.append(task)
         lenses[task.name] = lens
     write_tasks(study.folder / "explorer", tasks)
+    write_live(study.folder / "explorer", study.sae, tasks, lenses)
     return tasks, lenses
 
 

@@ -13,7 +13,7 @@ from patchsae_lib.explorer.lens import Kernel, Lens
 
 EXPLORER = "application/vnd.patchsae.explorer+json"
 FOLDER = Path(__file__).parent
-VIEWS = ("map", "latent", "picture", "class", "guess")
+VIEWS = ("map", "latent", "picture", "steer", "class", "guess")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -29,7 +29,7 @@ class Explorer(anywidget.AnyWidget):
     _esm, _css = FOLDER / "explorer.mjs", FOLDER / "explorer.css"
     latent, image, label = (traitlets.Int(0, min=0).tag(sync=True) for _ in range(3))
     patch = traitlets.Int(-1, min=-1).tag(sync=True)
-    task, model = (traitlets.Unicode().tag(sync=True) for _ in range(2))
+    task, model, switches, names = (traitlets.Unicode().tag(sync=True) for _ in range(4))
     masks, compare = (traitlets.Bool(True).tag(sync=True) for _ in range(2))
     views = traitlets.List(traitlets.Enum(VIEWS), list(VIEWS)).tag(sync=True)
     live = traitlets.Bool(False, read_only=True).tag(sync=True)
@@ -55,5 +55,6 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, about = super()._repr_mimebundle_(**options) or ({}, {})
         names = ("latent", "task", "image", "patch", "model", "label", "masks", "compare", "views")
+        names += ("switches", "names")
         state = {"bundle": self.bundle.name} | {name: getattr(self, name) for name in names}
         return data | {EXPLORER: state, "text/plain": "The explorer of latents"}, about
