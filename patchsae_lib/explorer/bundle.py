@@ -67,7 +67,7 @@ PER_SHARD, PER_FILE = 64, 4
 TOP_CLASSES, STRONGEST = 8, 500
 UNFINISHED = ".unfinished"  # marks a folder as a bundle's until index.js does
 OF_LATENTS, OF_TASKS = ("latents", "pictures", "column"), ("task", "codes", "class")
-OF_LIVE = "live", "weights"
+OF_LIVE = "live", "weights", "stamps"
 
 Column: TypeAlias = tuple[dict[str, Any], str]  # its entry in `index.js`, and its values encoded
 

@@ -100,9 +100,9 @@ class Engine {
     this.filled += n;
     if (this.filled < this.codes.length) return;
     const { about } = this, table = halves();
-    this.tensors = new Map(about.tensors.map(([name, shape, at, whole]) => {
+    this.tensors = new Map(about.tensors.map(([name, shape, at, exact]) => {
       const n = shape.reduce((product, side) => product * side, 1);
-      if (whole) return [name, { values: new Float32Array(this.codes.slice(at, at + 2 * n).buffer), shape }];
+      if (exact) return [name, { values: new Float32Array(this.codes.slice(at, at + 2 * n).buffer), shape }];
       return [name, { values: Float32Array.from({ length: n }, (_, i) => table[this.codes[at + i]]), shape }];
     }));
     this.codes = null;

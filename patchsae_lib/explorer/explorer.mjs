@@ -1013,7 +1013,8 @@ function pictureView(app) {
   }
   const thumbs = make("div", { className: "thumbs", role: "group", aria: { label: "pictures of the task" } });
   const large = make("div", { className: "large" }), scale = make("p", { className: "legend" }), lists = make("div", { className: "lists" });
-  const inside = [tools, said, thumbs, make("div", { className: "pair" }, make("div", {}, large, scale), lists)];
+  const why = !app.live && bundle.index.live?.why && make("p", { className: "legend", textContent: `Pictures of yours: ${bundle.index.live.why}. In JupyterLab, notebook 6 looks at them.` });
+  const inside = [tools, why, said, thumbs, make("div", { className: "pair" }, make("div", {}, large, scale), lists)].filter(Boolean);
   element.querySelector("header").after(body, ...inside);
   let pictures = [], codes, drawn, shown = -1, hovered = null;
 
@@ -1245,6 +1246,8 @@ function steerView(app) {
   let erasing = false, painting = false;
   canvas.onpointerdown = (event) => {
     if (!brushing.checked || event.button) return;
+    event.preventDefault();
+    canvas.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
     [painting, erasing] = [true, brushed.has(patchAt(event))];
     brush(patchAt(event), erasing);
@@ -1298,7 +1301,12 @@ function steerView(app) {
     const mine = picture.id ?? await app.idOf(picture.image);
     const models = app.task().models, which = `${number} ${mine} ${names.value}`;
     if (which !== key) {
-      const seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: ownNames() });
+      let seeing;
+      try { seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: ownNames() }); } catch (error) {
+        if (!ownNames()) throw error;
+        told.replaceChildren(make("p", { className: "trouble", textContent: `${error.message}.` })); /* what is shown stays */
+        return;
+      }
       if (!current()) return;
       [views, id, key, effect] = [seeing, mine, which, null];
       told.replaceChildren();
@@ -1319,6 +1327,147 @@ function steerView(app) {
     if (["task", "image", "pictures", "switches"].some((name) => changed.has(name))) return update();
     if (["latent", "masks"].some((name) => changed.has(name))) draw();
   } };
+}
+
+/* --- a picture of one's own ---------------------------------------------------------------------- */
+
+const DRAWING = "your drawing";
+
+/* A scene of stamps and strokes over a background, looked at while it is drawn. */
+function drawView(app) {
+  const { bundle } = app, { element, body } = section(app, "draw", "Draw a picture");
+  const invitation = make("p", {}, "What does CLIP see in a picture of yours? ", button("draw one", app.careful(() => begin()), { className: "begin" }));
+  const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "your drawing; arrow keys move what was put last, + and − change its size, delete removes it", roledescription: "drawing" } });
+  const [styles, style] = choice("style", [], () => ground()), [grounds, background] = choice("background", [], () => ground());
+  const [objects, object] = choice("object", [], () => undefined);
+  const puts = button("put it", () => put({ image: stamps.objects[style.selectedIndex][object.selectedIndex], x: side / 2, y: side * 0.55, scale: 0.8 }));
+  const piece = button("put the chosen patch", app.careful(() => cut()), { title: "from the picture above: choose a patch there first" });
+  const colours = make("div", { className: "palette", role: "group", aria: { label: "colour of the brush" } });
+  const width = make("input", { type: "range", min: 1, max: 24, value: 6, aria: { label: "width of the brush" } });
+  const size = make("input", { type: "range", min: 0.2, max: 2, step: 0.05, value: 0.8, aria: { label: "size of what was put last" } });
+  const undo = button("undo", () => { items.pop(); chosen = items.findLastIndex((item) => item.image); paintAll(); }), clear = button("clear", () => { items = []; chosen = -1; paintAll(); });
+  const said = make("p", { className: "about", role: "status" });
+  const inside = make("div", { className: "pair", hidden: true }, make("div", {}, canvas, said),
+    make("div", {}, make("div", { className: "tools line" }, styles, grounds), make("div", { className: "tools line" }, objects, puts, piece),
+      make("div", { className: "tools line" }, make("label", { className: "wide" }, "size ", size)),
+      make("div", { className: "tools line" }, colours, make("label", { className: "wide" }, "brush ", width)), make("div", { className: "tools line" }, undo, clear)));
+  element.querySelector("header").after(body, invitation, inside);
+  const { side } = bundle.index, work = make("canvas", { width: side, height: side });
+  let stamps, items = [], chosen = -1, under = null, colour = "", held = null, busy = false, again = false;
+
+  async function begin() {
+    invitation.replaceChildren("Loading …");
+    const [content] = await Promise.all([bundle.load("stamps"), app.compute((share) => { invitation.textContent = `Loading … ${percent(share)}`; })]);
+    const options = (select, names) => select.replaceChildren(...names.map((textContent) => make("option", { textContent })));
+    options(style, content.styles);
+    options(background, content.backgrounds);
+    options(object, content.classes);
+    stamps = { ...content, objects: content.objects.map((some) => some.map((uri) => decoded(uri))), grounds: content.grounds.map((some) => some.map((uri) => decoded(uri))) };
+    const paints = [["", "move"], ...Object.entries(content.colours)].map(([name, rgb]) => {
+      const one = button(name ? "" : "move", () => { colour = name && `rgb(${rgb})`; paints.forEach((other) => other.setAttribute("aria-pressed", other === one)); }, { title: name ? `draw in ${name}` : "move what was put", aria: { label: name ? `draw in ${name}` : "move what was put", pressed: !name } });
+      if (name) one.style.background = `rgb(${rgb})`;
+      return one;
+    });
+    colours.replaceChildren(...paints);
+    invitation.hidden = true;
+    inside.hidden = false;
+    object.selectedIndex = Math.max(0, content.classes.indexOf("owl"));
+    await ground();
+    await put({ image: stamps.objects[0][object.selectedIndex], x: side / 2, y: side * 0.55, scale: 0.8 });
+  }
+
+  async function ground() { under = await stamps.grounds[style.selectedIndex][background.selectedIndex]; paintAll(); }
+  async function put(item) {
+    items.push({ ...item, image: await item.image });
+    chosen = items.length - 1;
+    size.value = item.scale;
+    paintAll();
+  }
+  /* Nine patches of the picture above, as a piece to put. */
+  async function cut() {
+    const all = await bundle.pictures(app.taskNumber()), { image } = all[clamp(app.get("image"), 0, all.length - 1)], patch = app.get("patch");
+    if (patch < 0) throw new Error("choose a patch of the picture first");
+    const [rows, columns] = bundle.index.grid, cell = image.width / columns, out = make("canvas", { width: 3 * side / columns, height: 3 * side / rows });
+    out.getContext("2d").drawImage(image, (patch % columns - 1) * cell, (Math.floor(patch / columns) - 1) * cell, 3 * cell, 3 * cell, 0, 0, out.width, out.height);
+    await put({ image: out, x: side / 2, y: side / 2, scale: 1 });
+  }
+
+  function paintAll() {
+    const c = work.getContext("2d", { willReadFrequently: true });
+    c.drawImage(under, 0, 0, side, side);
+    for (const item of items) {
+      if (item.image) {
+        const [w, h] = [item.image.width * item.scale, item.image.height * item.scale];
+        c.drawImage(item.image, item.x - w / 2, item.y - h / 2, w, h);
+      } else {
+        Object.assign(c, { strokeStyle: item.colour, lineWidth: item.width, lineCap: "round", lineJoin: "round" });
+        c.beginPath();
+        item.points.forEach(([x, y], i) => i ? c.lineTo(x, y) : c.moveTo(x, y));
+        if (item.points.length === 1) c.lineTo(item.points[0][0] + 0.1, item.points[0][1]);
+        c.stroke();
+      }
+    }
+    canvas.width = canvas.height = 4 * side;
+    const large = canvas.getContext("2d");
+    large.drawImage(work, 0, 0, canvas.width, canvas.height);
+    const item = items[chosen];
+    if (item && document.activeElement === canvas) {
+      large.strokeStyle = "#fff";
+      large.setLineDash([6, 4]);
+      const [w, h] = [item.image.width * item.scale, item.image.height * item.scale];
+      large.strokeRect(4 * (item.x - w / 2), 4 * (item.y - h / 2), 4 * w, 4 * h);
+    }
+    look();
+  }
+
+  /* The models look at the last state while one draws on. */
+  async function look() {
+    if (busy) { again = true; return; }
+    busy = true;
+    try {
+      do {
+        again = false;
+        const picture = await app.look(work, side, side, DRAWING, true);
+        const { classes, models } = app.task();
+        said.textContent = picture.said.map((p, m) => { const best = p.indexOf(Math.max(...p)); return `${models[m]}: ${classes[best]} ${p[best].toFixed(2)}`; }).join(" · ");
+      } while (again);
+    } catch (error) { app.trouble(error); } finally { busy = false; }
+  }
+
+  const place = (event) => { const box = canvas.getBoundingClientRect(); return [(event.clientX - box.left) / box.width * side, (event.clientY - box.top) / box.height * side]; };
+  const inItem = ([x, y]) => ({ image, x: a, y: b, scale }) => image && Math.abs(x - a) <= image.width * scale / 2 && Math.abs(y - b) <= image.height * scale / 2;
+  canvas.onpointerdown = (event) => {
+    if (event.button || !stamps) return;
+    event.preventDefault(); /* nothing is selected */
+    canvas.setPointerCapture(event.pointerId);
+    canvas.focus({ preventScroll: true });
+    const at = place(event);
+    if (colour) { items.push(held = { colour, width: width.valueAsNumber, points: [at] }); paintAll(); return; }
+    chosen = items.findLastIndex(inItem(at));
+    held = chosen < 0 ? null : { moves: items[chosen], from: at };
+    if (held) size.value = items[chosen].scale;
+    paintAll();
+  };
+  canvas.onpointermove = (event) => {
+    if (!held) return;
+    const [x, y] = place(event);
+    if (held.points) held.points.push([x, y]);
+    else { held.moves.x += x - held.from[0]; held.moves.y += y - held.from[1]; held.from = [x, y]; }
+    paintAll();
+  };
+  canvas.onpointerup = canvas.onpointercancel = () => { held = null; };
+  canvas.onfocus = canvas.onblur = () => stamps && under && paintAll();
+  size.oninput = () => { if (items[chosen]) { items[chosen].scale = size.valueAsNumber; paintAll(); } };
+  canvas.onkeydown = (event) => {
+    const item = items[chosen], by = { ArrowLeft: [-2, 0], ArrowRight: [2, 0], ArrowUp: [0, -2], ArrowDown: [0, 2] }[event.key];
+    if (!item || event.ctrlKey || event.metaKey) return;
+    if (by) { item.x += by[0]; item.y += by[1]; } else if (event.key === "+" || event.key === "-") size.value = item.scale = clamp(item.scale * (event.key === "+" ? 1.1 : 1 / 1.1), 0.2, 2);
+    else if (event.key === "Delete" || event.key === "Backspace") { items.splice(chosen, 1); chosen = items.findLastIndex(({ image }) => image); } else return;
+    event.preventDefault();
+    event.stopPropagation();
+    paintAll();
+  };
+  return { element, update: (changed) => { if (stamps && changed.has("task") && !(bundle.given.get(app.task().name) ?? []).some(({ name }) => name === DRAWING)) look(); } };
 }
 
 /* Takes a picture with the camera; it is asked for only here. */
@@ -1500,7 +1649,7 @@ function guessView(app) {
   return { element, update: () => undefined }; /* it loads nothing before somebody plays */
 }
 
-const VIEWS = { map: mapView, latent: latentView, picture: pictureView, steer: steerView, class: classView, guess: guessView };
+const VIEWS = { map: mapView, latent: latentView, picture: pictureView, steer: steerView, draw: drawView, class: classView, guess: guessView };
 
 /* --- figures beside it ------------------------------------------------------------------------- */
 
@@ -1598,7 +1747,9 @@ function render({ model, el }) {
       const computer = await app.compute(), { data, width, height } = pixelsOf(source, wide, high), task = app.task().name;
       const { id, picture } = await computer.ask("look", { pixels: data, width, height });
       const views = await computer.ask("see", { id, task: app.liveTask() });
-      received({ task, picture: { name, id, canvas: seen(picture), models: views.map(({ code }) => code), said: views.map(({ said }) => said) } }, replaced);
+      const shown = { name, id, canvas: seen(picture), models: views.map(({ code }) => code), said: views.map(({ said }) => said) };
+      received({ task, picture: shown }, replaced);
+      return shown;
     },
     async add(file) {
       app.complain("");
@@ -1627,9 +1778,9 @@ function render({ model, el }) {
     const all = at < 0 ? [...before, picture] : before.with(at, picture);
     bundle.given.set(task, all);
     const image = bundle.index.tasks[bundle.taskNumber(task)].pictures + (at < 0 ? all.length - 1 : at);
-    app.set({ task, image, patch: -1 });
+    app.set({ task, image, ...at < 0 && { patch: -1 } });
     schedule("pictures");
-    app.say(`${picture.name} was added.`);
+    if (at < 0) app.say(`${picture.name} was added.`);
   }
 
   /* Changes of one moment are shown together, once. */
@@ -1748,7 +1899,10 @@ function render({ model, el }) {
   async function start() {
     try {
       await bundle.open();
-      possible = names.filter((name) => (bundle.index.tasks.length || !["picture", "steer", "class"].includes(name)) && (name !== "steer" || bundle.index.live?.files));
+      const { tasks, live } = bundle.index;
+      const computes = Boolean(live?.files), has = tasks.length > 0;
+      const shows = { picture: has, class: has, steer: has && computes, draw: has && computes && live.stamps };
+      possible = names.filter((name) => shows[name] !== false);
       if (!possible.length) throw new Error("it has no pictures of tasks");
       const wanted = app.linked ? parse(location.hash) : null;
       stepped = performance.now(); /* no entry of its own in the history */

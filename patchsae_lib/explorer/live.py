@@ -2,19 +2,20 @@
 
 A bundle (`patchsae_lib.explorer.bundle`) gets, in the same form as its other files,
 
-- `live.js`: `engine`, the program (`engine.js`) as text; `wasm`, its kernel (assembled from
-  `kernel.wat`) in base64; `about`: `version` 1; `numbers`, how many 16-bit numbers the weights
-  are, and `perFile` how many of them are in a file; `tensors`: name (open_clip's, `sae.` or
-  TASK`.`), shape, number of its first 16-bit number, and whether it is of 32 bits; `vision`,
-  `text`, `sae`, `block`, `quickGelu`, `logitScale`; `tasks`: `name`, `names` of classes as CLIP is
-  asked for them, `template`, `adapted` (the template of the prompts, or none), and the (rows,
-  tokens) of its `text` and `visual` prompts;
+- `live.js`: `engine`, the program (`engine.js`) as text; `wasm`, its kernel (`recipes.kernel`
+  assembles it from `kernel.wat`) in base64; `about`: `version` 1; `numbers`, how many 16-bit
+  numbers the weights are, and `perFile` how many of them are in a file; `tensors`: name
+  (open_clip's, `sae.` or TASK`.`), shape, number of its first 16-bit number, and whether it is of
+  32 bits; `vision`, `text`, `sae`, `block`, `quickGelu`, `logitScale`; `tasks`: `name`, `names` of
+  classes as CLIP is asked for them, `template`, `adapted` (the template of the prompts, or none),
+  and the (rows, tokens) of its `text` and `visual` prompts;
+- `stamps.js`, for the embedded world, what `patchsae_lib.explorer.stamps` writes;
 - `weights-N.js`: `codes`, perFile of those numbers: base64 of zlib of all low bytes, then all high
   ones, which makes them a sixth smaller.
 
 Weights are rounded to 16 bits, prompts are not. `index.js` says in `live` how many `files` there
-are, their `megabytes`, and by which `mark` a page knows that two explorers have the same models;
-or `why` there are none.
+are, their `megabytes`, whether there are `stamps`, and by which `mark` a page knows that two
+explorers have the same models; or `why` there are none.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.explorer.bundle import Task, delete, read_index
+from patchsae_lib.explorer.bundle import OF_LIVE, Task, delete, read_index
 from patchsae_lib.explorer.files import write_shard
 from patchsae_lib.explorer.lens import Lens
+from patchsae_lib.explorer.stamps import write_stamps
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.maple import AdaptedCLIP
-from patchsae_lib.pictures import spoken, template_of
+from patchsae_lib.pictures import spoken, template_of, world_of
 from patchsae_lib.sae import SAE
 
 VERSION = 1
@@ -61,13 +63,16 @@ def write_live(
     """
     folder = Path(folder)
     index = read_index(folder)
-    delete(folder, ("live", "weights"))
+    delete(folder, OF_LIVE)
     clip, _ = next(iter(next(iter(lenses.values())).models.values()))
     why = unfit(clip, sae)
     live: dict[str, Any] = {"why": why}
     if not why:
         about = [_task(task, lenses[task.name]) for task in tasks]
         live = _write(folder, clip, sae, about, _tensors(clip, sae, lenses))
+        live["stamps"] = world_of(tasks[0].pictures) is not None
+        if live["stamps"]:
+            write_stamps(folder)
     write_shard(folder / "index.js", index | {"live": live})
     return why
 
@@ -122,7 +127,7 @@ def _tensors(
 
 
 def _task(task: Task, lens: Lens) -> dict[str, Any]:
-    about = {"name": task.name, "names": spoken(task.class_names), "adapted": None}
+    about: dict[str, Any] = {"name": task.name, "names": spoken(task.class_names), "adapted": None}
     about |= {"template": template_of(task.pictures), "text": [0, 0], "visual": [0, 0]}
     for model, _ in lens.models.values():
         if isinstance(model, AdaptedCLIP):
@@ -140,10 +145,10 @@ def _write(
 ) -> dict[str, Any]:
     """Write all files, and return what `index.js` says of them."""
     parts, entries, at = [], [], 0
-    for name, (tensor, whole) in tensors.items():
-        values = tensor.detach().cpu().numpy().astype("<f4" if whole else "<f2")
+    for name, (tensor, exact) in tensors.items():
+        values = tensor.detach().cpu().numpy().astype("<f4" if exact else "<f2")
         parts.append(values.ravel().view("<u2"))
-        entries.append([name, list(values.shape), at, whole])
+        entries.append([name, list(values.shape), at, exact])
         at += len(parts[-1])
     codes = np.concatenate(parts)
     starts = range(0, len(codes), PER_FILE)
@@ -151,7 +156,8 @@ def _write(
         planes = codes[start : start + PER_FILE].view(np.uint8).reshape(-1, 2).T.tobytes()
         packed = base64.b64encode(zlib.compress(planes)).decode()
         write_shard(folder / f"weights-{n}.js", {"codes": packed})
-    visual, model = clip.visual, clip.model
+    visual, model, tokenizer = clip.visual, clip.model, clip.tokenizer
+    assert isinstance(tokenizer, WordTokenizer)
     mlp = visual.transformer.resblocks[0].mlp
     about = {
         "version": VERSION, "numbers": len(codes), "perFile": PER_FILE, "tensors": entries,
@@ -161,7 +167,7 @@ def _write(
             "mean": clip.mean.flatten().tolist(), "std": clip.std.flatten().tolist(),
         },
         "text": _tower(model.transformer) | {
-            "words": clip.tokenizer.words, "context": clip.tokenizer.context_length,
+            "words": tokenizer.words, "context": tokenizer.context_length,
         },
         "sae": {"latents": sae.d_sae, "threshold": float(sae.threshold)},
         "block": clip.block, "quickGelu": isinstance(mlp.gelu, QuickGELU),

@@ -13,7 +13,7 @@ from patchsae_lib.explorer.lens import Kernel, Lens
 
 EXPLORER = "application/vnd.patchsae.explorer+json"
 FOLDER = Path(__file__).parent
-VIEWS = ("map", "latent", "picture", "steer", "class", "guess")
+VIEWS = ("map", "latent", "picture", "steer", "draw", "class", "guess")
 
 
 class Explorer(anywidget.AnyWidget):
@@ -54,7 +54,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, about = super()._repr_mimebundle_(**options) or ({}, {})
-        names = ("latent", "task", "image", "patch", "model", "label", "masks", "compare", "views")
-        names += ("switches", "names")
+        names = ["latent", "task", "image", "patch", "model", "label", "masks", "compare", "views"]
+        names += ["switches", "names"]
         state = {"bundle": self.bundle.name} | {name: getattr(self, name) for name in names}
         return data | {EXPLORER: state, "text/plain": "The explorer of latents"}, about

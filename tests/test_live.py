@@ -1,0 +1,431 @@
+"""The models in a page compute what torch computes, in a real browser and without a network."""
+
+import base64
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_explorer import latents_of, table
+from wasmtime import wat2wasm
+
+from companion import classic_script
+from patchsae_lib.artefacts import DATA
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.explorer import Lens, Task, write_bundle, write_tasks
+from patchsae_lib.explorer.files import read_shard, write_shard
+from patchsae_lib.explorer.live import FOLDER, LARGEST, PER_FILE, unfit, write_live
+from patchsae_lib.interop import load_sae
+from patchsae_lib.interop.openclip import load_small_clip
+from patchsae_lib.interop.prompts import load_prompts
+from patchsae_lib.maple import adapt
+from patchsae_lib.pictures import spoken, square
+from patchsae_lib.sae import SAE
+from patchsae_lib.world import World
+
+ROWS = [0, 5, 9]
+OPEN = """async ({ engine, wasm, about, weights }) => {
+  const worker = new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
+  const waiting = new Map();
+  let last = 0;
+  worker.onmessage = ({ data: { number, answer, error } }) =>
+    error ? waiting.get(number)[1](new Error(error)) : waiting.get(number)[0](answer);
+  window.ask = (does, more) => new Promise((...both) => {
+    waiting.set(++last, both);
+    worker.postMessage({ number: last, does, ...more });
+  });
+  await ask("open", { about, wasm });
+  for (const [file, codes] of weights.entries()) await ask("weights", { file, codes });
+}"""
+LOOK = """async ({ pixels, width, height }) => {
+  const data = Uint8ClampedArray.from(atob(pixels), (c) => c.charCodeAt(0));
+  const { id, picture } = await ask("look", { pixels: data, width, height });
+  return { id, picture: [...picture] };
+}"""
+SEE = """async (asked) => (await ask("see", asked)).map(({ code, said, decoded }) => ({
+  starts: [...code.starts], latents: [...code.latents], values: [...code.values],
+  said: [...said], decoded: [...decoded],
+}))"""
+
+
+@pytest.fixture(scope="module")
+def clip() -> SplitCLIP:
+    return load_small_clip(DATA / "small_clip")
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAE:
+    return load_sae(DATA / "sae.safetensors").eval()
+
+
+@pytest.fixture(scope="module")
+def lenses(clip: SplitCLIP, sae: SAE) -> dict[str, Lens]:
+    """CLIP alone, prompts for both encoders, and prompts for pictures only."""
+    out = {}
+    for task, file in (
+        ("objects", ""),
+        ("flowers", "flowers-0"),
+        ("colours", "colours-picture-0"),
+    ):
+        world = World(task, "test", 20)
+        head = clip.text_features(world.class_names, world.task.templates)
+        models = {"CLIP": (clip, head)}
+        if file:
+            prompts = load_prompts(DATA / "prompts" / f"{file}.safetensors")
+            adapted = adapt(clip, prompts, world.class_names)
+            models["MaPLe"] = (adapted, adapted.text)
+        out[task] = Lens(sae, models)
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(lenses, sae, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("live") / "data"
+    d, world = sae.d_sae, World("objects", "test", 20)
+    shown = latents_of(torch.zeros(d, 1, dtype=torch.long), torch.rand(d, 1, 14, 14))
+    shown = replace(shown, levels=torch.zeros(len(world.class_names), d))
+    write_bundle(folder, world, shown, table(d))
+    tasks = []
+    for name, lens in lenses.items():
+        pictures = World(name, "test", 20)
+        looks = lens.look(pictures.batch(ROWS))
+        levels = [torch.zeros(len(pictures.class_names), d) for _ in lens.models]
+        about = name, name, pictures.class_names, list(lens.models)
+        tasks.append(Task(*about, pictures, ROWS, looks, levels))
+    write_tasks(folder, tasks)
+    assert write_live(folder, sae, tasks, lenses) == ""
+    return folder
+
+
+@pytest.fixture
+def engine(bundle: Path, page):
+    """A page that has nothing but the engine: `ask`."""
+    files = range(read_shard(bundle / "index.js")["live"]["files"])
+    weights = [read_shard(bundle / f"weights-{n}.js")["codes"] for n in files]
+    page.goto("about:blank")
+    page.evaluate(OPEN, read_shard(bundle / "live.js") | {"weights": weights})
+    return page
+
+
+def look(page, pixels: np.ndarray) -> dict:
+    """Show the engine a picture (h, w, 3 or 4)."""
+    if pixels.shape[2] == 3:
+        pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
+    encoded = base64.b64encode(np.ascontiguousarray(pixels).tobytes()).decode()
+    height, width = pixels.shape[:2]
+    return page.evaluate(LOOK, {"pixels": encoded, "width": width, "height": height})
+
+
+def dense(seen: dict, shape: tuple[int, int]) -> torch.Tensor:
+    token = np.repeat(np.arange(shape[0]), np.diff(seen["starts"]))
+    out = torch.zeros(shape)
+    out[token, seen["latents"]] = torch.tensor(seen["values"])
+    return out
+
+
+def expected(lens: Lens, model: str, picture: torch.Tensor, change=lambda f: f) -> tuple:
+    """Latents, probabilities, and probabilities of changed latents, by torch."""
+    clip, head = lens.models[model]
+    with torch.no_grad():
+        z = clip.tokens(clip.preprocess(picture[None]))
+        f = lens.sae.encode(z[:, : clip.n_tokens])
+        z_hat = z.clone()
+        z_hat[:, : clip.n_tokens] = lens.sae.decode(change(f.clone()))
+        return f[0], clip.classify(z, head).softmax(1)[0], clip.classify(z_hat, head).softmax(1)[0]
+
+
+def close(values: list, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(values), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_the_kernel_is_what_its_source_says() -> None:
+    source = (FOLDER / "kernel.wat").read_text("utf-8")
+    assert wat2wasm(source) == (FOLDER / "kernel.wasm").read_bytes(), "python -m recipes.kernel"
+
+
+def test_latents_and_answers_are_those_of_torch(engine, lenses) -> None:
+    for number, (task, lens) in enumerate(lenses.items()):
+        pictures = World(task, "test", 20).batch(ROWS)
+        for picture in pictures:
+            found = look(engine, picture.permute(1, 2, 0).numpy())
+            assert found["picture"] == picture.permute(1, 2, 0).flatten().tolist()
+            seen = engine.evaluate(SEE, {"id": found["id"], "task": number})
+            for one, model in zip(seen, lens.models, strict=True):
+                f, said, decoded = expected(lens, model, picture)
+                error = (dense(one, tuple(f.shape)) - f).abs().max() / f.max()
+                assert error < 1e-3
+                close(one["said"], said)
+                close(one["decoded"], decoded)
+
+
+def test_without_simd_the_same_in_javascript(bundle, engine, lenses) -> None:
+    live = read_shard(bundle / "live.js") | {"wasm": "AAAA"}
+    files = range(read_shard(bundle / "index.js")["live"]["files"])
+    weights = [read_shard(bundle / f"weights-{n}.js")["codes"] for n in files]
+    picture = World("flowers", "test", 20).batch([2])[0].permute(1, 2, 0).numpy()
+    with_simd = engine.evaluate(SEE, {"id": look(engine, picture)["id"], "task": 1})
+    engine.evaluate(OPEN, live | {"weights": weights})
+    plain = engine.evaluate(SEE, {"id": look(engine, picture)["id"], "task": 1})
+    for a, b in zip(with_simd, plain, strict=True):
+        close(a["said"], torch.tensor(b["said"]))
+
+
+def test_switching_and_adding_latents_is_decoding_others(engine, lenses) -> None:
+    picture = World("flowers", "test", 20).batch([1])[0]
+    id_ = look(engine, picture.permute(1, 2, 0).numpy())["id"]
+    lens = lenses["flowers"]
+    strongest = expected(lens, "CLIP", picture)[0].sum(0).topk(2).indices.tolist()
+    factors, added = [[strongest[0], 0], [strongest[1], 2.5]], [[7, 1.5]]
+    for patches in (None, [0, 30, 31, 195]):
+        rows = torch.zeros(197, dtype=torch.bool)
+        rows[[p + 1 for p in patches] if patches else slice(None)] = True
+
+        def change(f: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
+            for latent, factor in factors:
+                f[:, rows, latent] *= factor
+            rows = rows.clone()
+            rows[0] = False  # what is added is added to patches
+            f[:, rows, 7] += 1.5
+            return f
+
+        asked = {"id": id_, "task": 1, "factors": factors, "added": added, "patches": patches}
+        said = engine.evaluate("async (x) => (await ask('steer', x)).map((p) => [...p])", asked)
+        for probabilities, model in zip(said, lens.models, strict=True):
+            close(probabilities, expected(lens, model, picture, change)[2])
+
+
+def test_names_of_ones_own_make_a_head(engine, lenses, clip) -> None:
+    picture = World("objects", "test", 20).batch([3])[0]
+    id_ = look(engine, picture.permute(1, 2, 0).numpy())["id"]
+    names = ["cat", "Red car!", "owl in the snow"]
+    (one,) = engine.evaluate(SEE, {"id": id_, "task": 0, "names": names})
+    head = clip.text_features(names, World("objects", "test", 1).task.templates)
+    with torch.no_grad():
+        wanted = clip.classify(clip.tokens(clip.preprocess(picture[None])), head).softmax(1)[0]
+    close(one["said"], wanted)
+    with pytest.raises(Exception, match="does not know the word “zebra”"):
+        engine.evaluate(SEE, {"id": id_, "task": 0, "names": ["cat", "zebra"]})
+
+
+@pytest.mark.parametrize("size", [(112, 112), (40, 200), (222, 111), (7, 5), (1, 1), (500, 700)])
+def test_pictures_are_cut_and_scaled_as_by_the_library(engine, size) -> None:
+    """Where bicubic overshoots white or black, Pillow's order of passes decides, and it depends on
+    the shape: 18 levels at most, in noise."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(70, 186, (height, width, 3), dtype=np.uint8)
+    found = np.array(look(engine, pixels)["picture"]).reshape(112, 112, 3)
+    wanted = square(Image.fromarray(pixels), 112).permute(1, 2, 0).numpy()
+    assert np.abs(found - wanted).max() <= 1
+
+
+def test_what_is_transparent_is_white(engine) -> None:
+    pixels = np.full((112, 112, 4), (200, 0, 0, 51), np.uint8)
+    assert look(engine, pixels)["picture"][:3] == [244, 204, 204]
+
+
+def test_the_fewest_latents_are_searched_and_compared_with_chance(engine, lenses) -> None:
+    picture = World("flowers", "test", 20).batch([0])[0]
+    id_ = look(engine, picture.permute(1, 2, 0).numpy())["id"]
+    found = engine.evaluate(
+        """async (x) => { const a = await ask("fewest", x);
+        return { ...a, steps: a.steps.map((s) => ({ off: s.off, said: [...s.said] })) }; }""",
+        {"id": id_, "task": 1, "model": 1},
+    )
+    lens, answer = lenses["flowers"], found["answer"]
+    for step in found["steps"]:
+
+        def without(f: torch.Tensor, off: list[int] = step["off"]) -> torch.Tensor:
+            f[..., off] = 0
+            return f
+
+        close(step["said"], expected(lens, "MaPLe", picture, without)[2])
+    levels = [step["said"][answer] for step in found["steps"]]
+    assert levels == sorted(levels, reverse=True)
+    assert found["random"][1] == 20
+
+
+def test_why_is_what_falls_when_it_is_taken_away(engine, lenses) -> None:
+    picture = World("objects", "test", 20).batch([4])[0]
+    id_ = look(engine, picture.permute(1, 2, 0).numpy())["id"]
+    asked = {"id": id_, "task": 0, "model": 0, "label": 2}
+    script = (
+        "async (x) => { const a = await ask('why', x); return {...a, patches: [...a.patches]}; }"
+    )
+    found = engine.evaluate(script, asked)
+    lens = lenses["objects"]
+    usual = expected(lens, "CLIP", picture)[2][2]
+    assert found["all"] == pytest.approx(float(usual), abs=1e-4)
+    latent, fall = found["latents"][0]  # the one that matters most
+
+    def off(f: torch.Tensor) -> torch.Tensor:
+        f[..., latent] = 0
+        return f
+
+    assert fall == pytest.approx(
+        float(usual - expected(lens, "CLIP", picture, off)[2][2]), abs=1e-4
+    )
+
+    def blank(f: torch.Tensor) -> torch.Tensor:
+        f[:, 101] = 0
+        return f
+
+    fall = usual - expected(lens, "CLIP", picture, blank)[2][2]
+    assert found["patches"][100] == pytest.approx(float(fall), abs=1e-4)
+
+
+def test_why_a_page_cannot_compute_is_said(clip, sae, monkeypatch) -> None:
+    assert unfit(clip, sae) == ""
+    assert "activation topk" in unfit(clip, SAE(192, 64, "topk", k=4))
+    assert unfit(clip, SAE(192, 64, "batchtopk", k=4)) == ""
+    monkeypatch.setattr("patchsae_lib.explorer.live.LARGEST", LARGEST / 100)
+    assert unfit(clip, sae) == "the models have 9 MB, and a page takes 0"
+
+
+def test_weights_come_in_files_below_a_megabyte(bundle: Path) -> None:
+    live, about = (read_shard(bundle / f"{name}.js") for name in ("index", "live"))
+    files = sorted(bundle.glob("weights-*.js"))
+    assert len(files) == live["live"]["files"] == -(-about["about"]["numbers"] // PER_FILE)
+    assert max(file.stat().st_size for file in files) < 1e6
+    assert sum(file.stat().st_size for file in files) < 12e6
+    spoken_names = [task["names"] for task in about["about"]["tasks"]]
+    assert spoken_names[1] == spoken(World("flowers", "test", 1).class_names)
+
+
+# --- in the explorer -----------------------------------------------------------------------------
+
+
+def put(bundle: Path, root: Path, places: list[dict]) -> str:
+    """A page with explorers of the bundle, opened from the disk."""
+    book, static = Path(__file__).parents[1] / "book", root / "_static"
+    (static / "explorer").mkdir(parents=True)
+    module = (FOLDER / "explorer.mjs").read_text("utf-8")
+    (static / "explorer/explorer.js").write_text(classic_script(module), "utf-8")
+    shutil.copy(FOLDER / "explorer.css", static / "explorer")
+    shutil.copy(book / "_static/book.js", static)
+    shutil.copytree(bundle, static / "explorer/data")
+    states = [json.dumps({"bundle": "data"} | state) for state in places]
+    divs = "".join(f"<div class='patchsae-explorer' data-state='{x}'></div>" for x in states)
+    page = root / "page.html"
+    page.write_text(
+        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorer</title>
+        <script src="_static/book.js"></script>{divs}</html>"""
+    )
+    return page.as_uri()
+
+
+def ready(page, address: str, n: int = 1) -> None:
+    page.goto(address)
+    page.locator(".patchsae-explorer[data-ready=true]").nth(n - 1).wait_for()
+
+
+def values(view) -> list[str]:
+    return view.locator(".bars.now .value").all_inner_texts()
+
+
+def test_a_slider_moves_the_answer_and_the_address(bundle, tmp_path, page) -> None:
+    address = put(bundle, tmp_path, [{"linked": True}])
+    ready(page, f"{address}#latent=3&task=flowers&image=1")
+    view = page.locator(".view.steer")
+    assert "MB" in view.locator(".begin").inner_text()
+    view.locator(".begin").click()
+    sliders = view.locator(".sliders input")
+    sliders.first.wait_for()
+    before = values(view)
+    sliders.first.fill("0")
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.bars.now .value')].map(x => x.innerText)"
+        ".join() != old",
+        arg=",".join(before),
+    )
+    changed = values(view)
+    latent = sliders.first.get_attribute("data-latent")
+    assert page.url.endswith(f"&switches={latent}%3A0")
+    view.get_by_role("button", name="as it was").click()
+    page.wait_for_function("() => !location.hash.includes('switches')")
+    assert values(view) == before
+    page.goto("about:blank")
+    ready(page, f"{address}#latent=3&task=flowers&image=1&switches={latent}%3A0")
+    page.wait_for_function(
+        "v => [...document.querySelectorAll('.bars.now .value')].map(x => x.innerText)"
+        ".join() == v",
+        arg=",".join(changed),
+    )
+    assert page.trouble == []
+
+
+def test_a_file_a_drawing_and_a_wrong_word(bundle, tmp_path, page) -> None:
+    ready(page, f"{put(bundle, tmp_path, [{'linked': True}])}#latent=3&task=flowers")
+    pictures = page.locator(".picture-view")
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "mine & <b>yours.png")
+    pictures.locator("input[type=file]").set_input_files(tmp_path / "mine & <b>yours.png")
+    pictures.locator(".thumbs button:nth-child(4)[aria-pressed=true]").wait_for()
+    assert pictures.locator(".lists .chips button").count() >= 1
+    (tmp_path / "notes.txt").write_text("dear diary")
+    pictures.locator("input[type=file]").set_input_files(tmp_path / "notes.txt")
+    pictures.get_by_text("notes.txt cannot be read as a picture.").wait_for()
+
+    draw = page.locator(".view.draw")
+    draw.locator(".begin").click()
+    draw.get_by_text("MaPLe:").wait_for()
+    assert pictures.locator(".thumbs button").count() == 5
+    draw.get_by_label("object", exact=True).select_option("boat")
+    draw.get_by_role("button", name="put it").click()
+    canvas = draw.locator("canvas")
+    canvas.focus()
+    before = canvas.screenshot()
+    page.keyboard.press("ArrowLeft")
+    assert canvas.screenshot() != before
+    assert pictures.locator(".thumbs button").count() == 5  # the same drawing, not another one
+
+    steer = page.locator(".view.steer")
+    steer.locator(".sliders input").first.wait_for()
+    names = steer.get_by_label("names of classes, with commas between")
+    names.fill("cat, zebra")
+    names.press("Enter")
+    steer.get_by_text("CLIP does not know the word “zebra”").wait_for()
+    names.fill("boat, owl")
+    names.press("Enter")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.bars.now .name')].map(x => x.innerText).sort()"
+        ".join() == 'boat,owl'"
+    )
+    assert [t for t in page.trouble if "notes" not in t] == []
+
+
+def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:
+    page.add_init_script(
+        """window.workers = 0;
+        window.Worker = class extends Worker { constructor(...x) { super(...x); workers++; } };"""
+    )
+    ready(page, put(bundle, tmp_path, [{"task": "flowers"}, {"task": "colours"}]), 2)
+    for n in range(2):
+        view = page.locator(".view.steer").nth(n)
+        if view.locator(".begin").is_visible():
+            view.locator(".begin").click()
+        view.locator(".sliders input").first.wait_for()
+    assert page.evaluate("workers") == 1
+    assert page.trouble == []
+
+
+def test_a_page_without_models_says_how_to_have_them(bundle, tmp_path, page) -> None:
+    without = tmp_path / "large"
+    shutil.copytree(bundle, without)
+    index = read_shard(without / "index.js")
+    write_shard(without / "index.js", index | {"live": {"why": "the models have 600 MB"}})
+    ready(page, put(without, tmp_path / "site", [{"task": "flowers"}]))
+    assert page.locator(".view.steer").count() == 0
+    note = page.locator(".picture-view").get_by_text("the models have 600 MB")
+    assert "JupyterLab" in note.inner_text()
+
+
+def test_weights_that_are_missing_are_a_message(bundle, tmp_path, page) -> None:
+    address = put(bundle, tmp_path, [{"task": "flowers"}])
+    (tmp_path / "_static/explorer/data/weights-1.js").unlink()
+    ready(page, address)
+    page.locator(".view.steer .begin").click()
+    page.get_by_text("weights-1.js did not load").wait_for()
