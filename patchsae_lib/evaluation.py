@@ -115,7 +115,7 @@ def evaluate_sae(sae: SAE, held_out: HeldOut, cls_only: bool = False) -> Report:
         features.append(clip.features(torch.cat([z_hat, z[:, n_tokens:]], 1)).cpu())
     losses, correct = held_out.quality(torch.cat(features))
     loss, loss_original = (float(x.mean()) for x in (losses, held_out.original[0]))
-    kept, original = (float(x.float().mean()) for x in (correct, held_out.original[1]))
+    kept, original = (float(x.double().mean()) for x in (correct, held_out.original[1]))
     chance, n = 1 / len(held_out.head), len(held_out.tokens) * n_tokens
     recovered = (kept - chance) / (original - chance) if original != chance else 0.0
     variance, dead = sums["squares"] - sums["z"].pow(2).sum() / n, sums["active"] == 0

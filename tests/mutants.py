@@ -47,8 +47,11 @@ def places(tree: ast.Module) -> list[ast.AST]:
 
 
 def _silent(node: ast.AST) -> list[ast.AST]:
-    """Parts that decide no number: annotations, decorators, errors, and numbers in texts."""
+    """Parts that decide no number: annotations, decorators, errors, numbers in texts, and what a
+    call says of order and safety alone."""
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+        return [node]
+    if isinstance(node, ast.keyword) and node.arg in ("strict", "stable", "disable", "repr"):
         return [node]
     parts = [getattr(node, name, None) for name in ("annotation", "returns")]
     return [*filter(None, parts), *getattr(node, "decorator_list", [])]

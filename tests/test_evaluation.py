@@ -1,6 +1,7 @@
 import math
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from patchsae_lib.evaluation import (
     evaluate_sae,
 )
 from patchsae_lib.interop.openclip import WordTokenizer, create_small_clip, small_clip_config
+from patchsae_lib.intervals import clustered_mean
 from patchsae_lib.sae import SAE, explained_variance, l0, reconstruction_loss
 from patchsae_lib.sparse import is_sparse
 from patchsae_lib.tokens import Tokens
@@ -69,6 +71,7 @@ def test_a_perfect_autoencoder_changes_nothing(clip, held_out, cls_only) -> None
 @pytest.mark.parametrize("n_rare", [100, 200])
 def test_measures_are_those_of_all_tokens_at_once(clip, held_out, n_rare) -> None:
     sae, z = SAE(clip.d_vit, 400, seed=2).eval().requires_grad_(False), held_out.tokens[:]
+    sae.b_dec.copy_(z.mean((0, 1)))
     sae.b_enc[:200] = -1e9  # dead
     sae.b_enc[-n_rare:] = (
         -sae.pre_activations(z)[..., -n_rare:].flatten(0, 1).quantile(0.999, dim=0)
@@ -79,7 +82,7 @@ def test_measures_are_those_of_all_tokens_at_once(clip, held_out, n_rare) -> Non
     assert r.l1 == pytest.approx(float(f.sum(-1).mean()), rel=1e-5)
     assert r.mse == pytest.approx(float(reconstruction_loss(z, sae.decode(f))), rel=1e-5)
     ev = float(explained_variance(z, sae.decode(f)))
-    assert r.explained_variance == pytest.approx(ev, rel=1e-4)
+    assert r.explained_variance == pytest.approx(ev, rel=1e-4, abs=1e-6)
     assert r.dead == 0.5  # the rare ones are not
     for state, loss, hits in (
         (sae.decode(f), r.contrastive, r.accuracy),
@@ -98,6 +101,17 @@ def test_kept_accuracy_counts_from_chance(clip, held_out) -> None:
     assert r.accuracy_original == pytest.approx(0.8)
     assert r.accuracy < 0.8
     assert r.recovered == pytest.approx((r.accuracy - 1 / 3) / (0.8 - 1 / 3))
+
+
+def test_nothing_is_kept_of_an_accuracy_at_chance(clip, held_out) -> None:
+    predicted = (held_out.features @ held_out.head.T).argmax(1)
+    labels = torch.where(torch.arange(9) < 3, predicted[:9], (predicted[:9] + 1) % 3)
+    at_chance = HeldOut(
+        clip, held_out.tokens.select(torch.arange(9)), labels, held_out.head, held_out.captions[:9]
+    )
+    r = evaluate_sae(perfect(clip.d_vit), at_chance)
+    assert r.accuracy_original == pytest.approx(1 / 3)
+    assert r.recovered == 0
 
 
 def test_pictures_without_a_label_count_for_no_accuracy(clip, held_out) -> None:
@@ -170,6 +184,18 @@ def test_each_picture_is_compared_with_itself() -> None:
     moved = accuracy_kept(correct.roll(1).expand(3, 200), original, 0.1, least=0.5)
     assert paired.mean == moved.mean
     assert paired.high - paired.low < 0.4 * (moved.high - moved.low)
+
+
+def test_its_interval_is_that_of_the_linearised_ratio() -> None:
+    """R = (.6 − .2) / (.9 − .2) = 4/7, and each picture and seed has its term, by hand."""
+    original = torch.tensor([[1] * 9 + [0]] * 2, dtype=torch.float64)
+    correct = torch.tensor([[1] * 6 + [0] * 4, [0] * 3 + [1] * 6 + [0]], dtype=torch.float64)
+    ratio = 0.4 / 0.7
+    terms = ratio + ((correct - 0.2) - ratio * (original - 0.2)) / 0.7
+    picture, seed = np.tile(np.arange(10), 2), np.repeat([0, 1], 10)
+    wanted = clustered_mean(terms.flatten(), picture, seed, over="pictures × seeds")
+    found = accuracy_kept(correct > 0, original[0] > 0, 0.2, least=0.0)
+    assert tuple(found) == pytest.approx(tuple(wanted))
 
 
 def test_its_p_value_is_that_of_the_least_share() -> None:

@@ -48,6 +48,36 @@ def test_the_bootstrap_is_the_percentile_one_of_scipy() -> None:
     assert (low, high) == pytest.approx(tuple(wanted.confidence_interval), rel=0.02)
 
 
+def test_the_bootstraps_p_value_counts_the_means_beyond_0() -> None:
+    """Of 999 resamples none, or each, is beyond: 2 (1 + 0) / (999 + 1), and at most 1."""
+    x = np.arange(60) + 1.0
+    for values in (x, -x):
+        assert estimate_mean(values, over="pictures", n=999).p == pytest.approx(0.002)
+    assert estimate_mean(np.zeros(60), over="pictures", n=999).p == 1
+    near = np.random.default_rng(0).normal(0.2, 1, 80)
+    means = resampled_means(near, 999, seed=0)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    assert 0 < beyond < 400
+    assert estimate_mean(near, over="pictures", n=999).p == pytest.approx((1 + beyond) / 500)
+
+
+def test_how_many_values_decide_the_method() -> None:
+    rng = np.random.default_rng(0)
+    for n, method in (
+        (2, mean_interval),
+        (14, mean_interval),
+        (15, skewed_mean),
+        (49, skewed_mean),
+    ):
+        x = rng.exponential(size=n)
+        assert tuple(estimate_mean(x, over="classes")) == pytest.approx(
+            tuple(method(x, over="classes"))
+        )
+    x = rng.exponential(size=50)
+    bounds = np.quantile(resampled_means(x, 2000, seed=0), [0.025, 0.975])
+    assert tuple(estimate_mean(x, over="classes"))[1:] == pytest.approx(tuple(bounds))
+
+
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch) -> None:
     x = np.random.default_rng(0).normal(size=(3, 41))
     at_once = resampled_means(x, 100, seed=3)

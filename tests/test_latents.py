@@ -200,6 +200,14 @@ def test_a_row_for_every_latent() -> None:
     assert len(frame) == D
     assert set(frame["top_class"]) <= {*CLASSES, ""}
     assert frame.loc[3, ["n_images", "frequency", "mean"]].tolist() == [0, 0, 0]
+    assert frame["frequency"].tolist() == pytest.approx((frame["n_images"] / 30).tolist())
+    assert 0 < frame.loc[0, "frequency"] < 1
+
+
+def test_the_first_class_has_a_name_and_an_unlabelled_picture_none() -> None:
+    z = torch.tensor([[[1.0, 0.0, 0.0, -1.0]], [[0.0, 1.0, 0.0, -1.0]], [[0.0, 0.0, 1.0, -1.0]]])
+    frame = counted(z, [0, 1, 2], [0, -1, 2]).frame()
+    assert frame["top_class"].tolist() == [CLASSES[0], "", CLASSES[2], ""]
 
 
 @pytest.mark.parametrize(
