@@ -392,7 +392,8 @@ MODELS = (
 TOKENS = ("z", "images", "pictures", "f", "before", "after")  # tensors of these names
 EXEMPT = {
     "files, read onto the CPU, but by `load_clip`, which is in every Study": "interop",
-    "a Study of a device, and functions that are here": "jobs explorer.studies",
+    "a Study of a device, and functions that are here": "jobs explorer.studies "
+    "explorer.live explorer.glimpse",
     "tables and files": "explorer.bundle explorer.files explorer.widget latents.LatentTable "
     "remapping.groups remapping.latents_by_class remapping.overlaps maple.run_of",
     "tokens that stay where they are": "tokens.Tokens tokens.open_shards",

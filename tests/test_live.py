@@ -18,6 +18,7 @@ from patchsae_lib.artefacts import DATA
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.explorer import Lens, Task, write_bundle, write_tasks
 from patchsae_lib.explorer.files import read_shard, write_shard
+from patchsae_lib.explorer.glimpse import write_glimpse
 from patchsae_lib.explorer.live import FOLDER, LARGEST, PER_FILE, unfit, write_live
 from patchsae_lib.interop import load_sae
 from patchsae_lib.interop.openclip import load_small_clip
@@ -429,3 +430,38 @@ def test_weights_that_are_missing_are_a_message(bundle, tmp_path, page) -> None:
     ready(page, address)
     page.locator(".view.steer .begin").click()
     page.get_by_text("weights-1.js did not load").wait_for()
+
+
+def test_a_glimpse_shows_the_strongest_latents_of_a_patch(
+    bundle, sae, clip, lenses, tmp_path, page
+) -> None:
+    world = World("objects", "test", 20)
+    task = Task("objects", "Objects", world.class_names, ["CLIP"], world, ROWS, [], [])
+    folder = tmp_path / "data"
+    shutil.copytree(bundle, folder)
+    write_glimpse(folder, task, lenses["objects"])
+    address = put(folder, tmp_path, [{"views": ["glimpse"]}])
+    ready(page, address)
+    canvas = page.locator(".glimpse > canvas")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 4.5 / 14, box["y"] + box["height"] * 6.5 / 14)
+    patch = 6 * 14 + 4
+    with torch.no_grad():  # without names all pictures are as good: the first one is shown
+        z = clip.tokens(clip.preprocess(world.batch(ROWS[:1])))
+        values, latents = sae.encode(z)[0, 1 + patch].topk(3)
+    assert values.min() > 0
+    titles = page.locator(".glimpses .strip-title a")
+    page.wait_for_function(
+        "t => document.querySelector('.glimpses .strip-title a').innerText == t",
+        arg=f"latent {latents[0]}",
+    )
+    assert titles.all_inner_texts() == [f"latent {n}" for n in latents.tolist()]
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    with torch.no_grad():
+        first = int(sae.encode(z)[0, patch].argmax())
+    page.wait_for_function(
+        "t => document.querySelector('.glimpses .strip-title a').innerText == t",
+        arg=f"latent {first}",
+    )
+    assert page.trouble == []

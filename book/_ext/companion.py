@@ -12,6 +12,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from html import escape
 from inspect import ismodule
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import patchsae_lib
 from house import read_house
 from house_page import page as house_page
 from mime import ExplorerRenderer, PlotlyRenderer
+from patchsae_lib.explorer.files import read_shard
 from patchsae_lib.intervals import POWER, holm
 from schematics import FIGURES
 
@@ -153,10 +155,23 @@ def latest_scoreboard(folder: Path) -> str:
     return scoreboard(claims, profile)
 
 
+def glimpse(bundle: Path) -> str:
+    """The front page's picture, which the explorer's script makes one to point at."""
+    if not (bundle / "glimpse.js").is_file():
+        raise ValueError(f"{bundle} has no glimpse.js: notebook 6 writes it")
+    picture = escape(read_shard(bundle / "glimpse.js")["picture"])
+    alt = "A picture as CLIP sees it: with JavaScript, point at a patch to see its latents"
+    state = escape(json.dumps({"bundle": "explorer", "views": ["glimpse"]}))
+    image = f'<img src="{picture}" alt="{alt}" width="384" height="384">'
+    place = f'<div class="patchsae-explorer" data-state="{state}">{image}</div>'
+    return f"```{{raw}} html\n{place}\n```"
+
+
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the generated parts where a page asks for them with a comment."""
     parts: dict[str, Callable[[], str]] = {
         "<!-- scoreboard -->": lambda: latest_scoreboard(Path(app.srcdir) / "notebooks"),
+        "<!-- glimpse -->": lambda: glimpse(Path(app.srcdir) / "notebooks" / "explorer"),
         "<!-- library -->": library,
         "<!-- house -->": lambda: house_page(read_house()),
         **{f"<!-- schematic: {name} -->": draw for name, draw in FIGURES.items()},

@@ -31,6 +31,7 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   active tokens per picture float32; `groups` uint8; if there are curves, `ks` and `shares`: for
   each model (on and off, ks, classes) uint8, 255 times the share of pictures predicted as a class.
 
+`glimpse.js` and the files with which a page computes are described in `glimpse` and `live`.
 Reference pictures are renumbered, ordered by class; pictures that no latent shows are left out.
 """
 
@@ -66,7 +67,8 @@ VERSION = 2
 PER_SHARD, PER_FILE = 64, 4
 TOP_CLASSES, STRONGEST = 8, 500
 UNFINISHED = ".unfinished"  # marks a folder as a bundle's until index.js does
-OF_LATENTS, OF_TASKS = ("latents", "pictures", "column"), ("task", "codes", "class")
+OF_LATENTS = "latents", "pictures", "column"
+OF_TASKS = "task", "codes", "class", "glimpse"
 OF_LIVE = "live", "weights", "stamps"
 
 Column: TypeAlias = tuple[dict[str, Any], str]  # its entry in `index.js`, and its values encoded

@@ -1148,7 +1148,7 @@ function steerView(app) {
   const names = make("input", { type: "text", placeholder: "your own classes: cat, dog, red car", aria: { label: "names of classes, with commas between" } });
   const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); draw(); } });
   const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "the picture; with brush on, patches are chosen by pointer or by shift, arrow keys and space", roledescription: "picture of patches" } });
-  const answers = make("div", { className: "answers" }), sliders = make("ul", { className: "sliders" }), told = make("div", { className: "told", role: "status" });
+  const answers = make("div", { className: "answers" }), sliders = make("ul", { className: "sliders" }), told = make("div", { className: "told", aria: { live: "polite" } });
   const adds = button("add the chosen latent", () => { switches.added.set(app.get("latent"), 1); change(); }, { title: "put it into all patches, or into the brushed ones" });
   const resets = button("as it was", () => { switches = parseSwitches(""); effect = null; brushed.clear(); told.replaceChildren(); change(); });
   const whose = choice("model", [], () => { told.replaceChildren(); draw(); });
@@ -1301,19 +1301,24 @@ function steerView(app) {
     const mine = picture.id ?? await app.idOf(picture.image);
     const models = app.task().models, which = `${number} ${mine} ${names.value}`;
     if (which !== key) {
-      let seeing;
-      try { seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: ownNames() }); } catch (error) {
-        if (!ownNames()) throw error;
+      const named = ownNames();
+      let seeing, steered;
+      try {
+        seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: named });
+        if (!current()) return;
+        [views, id] = [seeing, mine];
+        steered = await computer.ask("steer", { ...asked(), names: named });
+      } catch (error) {
+        if (!named) throw error;
         told.replaceChildren(make("p", { className: "trouble", textContent: `${error.message}.` })); /* what is shown stays */
         return;
       }
       if (!current()) return;
-      [views, id, key, effect] = [seeing, mine, which, null];
+      [now, key, effect] = [steered, which, null];
       told.replaceChildren();
       whose[0].hidden = models.length < 2;
       const chosen = Math.max(0, whose[1].selectedIndex);
       whose[1].replaceChildren(...models.map((textContent, m) => make("option", { textContent, selected: m === chosen })));
-      now = await computer.ask("steer", asked());
     }
     if (!current()) return;
     body.replaceChildren();
@@ -1346,7 +1351,7 @@ function drawView(app) {
   const width = make("input", { type: "range", min: 1, max: 24, value: 6, aria: { label: "width of the brush" } });
   const size = make("input", { type: "range", min: 0.2, max: 2, step: 0.05, value: 0.8, aria: { label: "size of what was put last" } });
   const undo = button("undo", () => { items.pop(); chosen = items.findLastIndex((item) => item.image); paintAll(); }), clear = button("clear", () => { items = []; chosen = -1; paintAll(); });
-  const said = make("p", { className: "about", role: "status" });
+  const said = make("p", { className: "about", aria: { live: "polite" } });
   const inside = make("div", { className: "pair", hidden: true }, make("div", {}, canvas, said),
     make("div", {}, make("div", { className: "tools line" }, styles, grounds), make("div", { className: "tools line" }, objects, puts, piece),
       make("div", { className: "tools line" }, make("label", { className: "wide" }, "size ", size)),
@@ -1651,6 +1656,53 @@ function guessView(app) {
 
 const VIEWS = { map: mapView, latent: latentView, picture: pictureView, steer: steerView, draw: drawView, class: classView, guess: guessView };
 
+/* --- a glimpse --------------------------------------------------------------------------------- */
+
+/* One picture, from one file: the strongest latents of the patch that is pointed at. */
+function glimpse(model, el) {
+  const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "a picture; point at a patch, or move with the arrow keys, to see its strongest latents", roledescription: "picture of patches" } });
+  const list = make("div", { className: "glimpses", aria: { live: "polite" } }), more = make("p", {}, "Each row is a latent: where it is active in the pictures that activate it most. ");
+  if (model.page) more.append(make("a", { href: `${model.page}#view=draw`, textContent: "Draw a picture of your own" }), " or ", make("a", { href: model.page, textContent: "look at all latents" }), ".");
+  async function start() {
+    const data = await model.load("glimpse"), [rows, columns] = data.grid, size = rows * columns;
+    const patches = array(data.patches, "int16"), bundle = { index: { side: 112, grid: data.grid }, size };
+    const [image, ...pictures] = await Promise.all([data.picture, ...data.pictures].map(decoded));
+    const few = { index: { side: 64, grid: data.grid }, size }, of = (patch) => [...patches.slice(3 * patch, 3 * patch + 3)].filter((i) => i >= 0).map((i) => data.latents[i]);
+    let patch = -1;
+    function show(to) {
+      if (to === patch) return;
+      patch = to;
+      paint(canvas, { image }, bundle, { patch, sharp: 4 });
+      list.replaceChildren(...of(patch).map((latent) => {
+        const masks = bytes(latent.masks), said = latent.name || `latent ${latent.number}`;
+        return make("div", {}, make("p", { className: "strip-title" }, model.page ? make("a", { href: `${model.page}#latent=${latent.number}&view=latent`, textContent: `latent ${latent.number}` }) : `latent ${latent.number}`, latent.name && ` · ${latent.name}`),
+          make("div", { className: "strip" }, ...latent.pictures.map((number, i) => {
+            const one = make("canvas", { role: "img", aria: { label: `${said}, picture ${i + 1}` } });
+            paint(one, { image: pictures[number] }, few, { mask: Float32Array.from({ length: size }, (_, j) => { const at = i * size + j; return (masks[at >> 1] >> 4 * (at & 1) & 15) / 15; }) });
+            return one;
+          })));
+      }));
+      if (!list.childElementCount) list.textContent = "No latent is active in this patch.";
+    }
+    const at = (event) => { const box = canvas.getBoundingClientRect(); return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1); };
+    canvas.onpointermove = canvas.onpointerdown = (event) => show(at(event));
+    canvas.onkeydown = (event) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+      if (!by || patch + by < 0 || patch + by >= size) return;
+      event.preventDefault();
+      show(patch + by);
+    };
+    el.replaceChildren(make("div", { className: "pair glimpse" }, canvas, make("div", {}, list, more)));
+    /* it begins where most latents have names, and the first one's name is that of fewest patches */
+    const first = (i) => of(i)[0]?.name, named = (i) => of(i).filter(({ name }) => name && name !== "no name").length;
+    const score = range(size).map((i) => named(i) - range(size).filter((j) => first(j) === first(i)).length / (size + 1));
+    show(score.indexOf(Math.max(...score)));
+    el.dataset.ready = "true";
+  }
+  start().catch(() => undefined); /* the page shows the picture alone */
+  return () => undefined;
+}
+
 /* --- figures beside it ------------------------------------------------------------------------- */
 
 /* Calls back when a plotly figure of the same cell is pointed at or clicked on; returns how to stop. */
@@ -1690,7 +1742,7 @@ function spell(state) {
 }
 function parse(hash) {
   const given = new URLSearchParams(hash.replace(/^#/, "")), out = {};
-  if (!given.has("latent") && !given.has("image") && !given.has("task")) return null;
+  if (!["latent", "image", "task", "view"].some((name) => given.has(name))) return null;
   for (const [name, usual] of Object.entries(START)) {
     const text = given.get(name === "label" ? "class" : name);
     if (name === "masks" || name === "compare") continue;
@@ -1703,6 +1755,7 @@ function parse(hash) {
 
 function render({ model, el }) {
   el.classList.add("patchsae-explorer");
+  if (model.get("views")?.join() === "glimpse") return glimpse(model, el);
   el.dataset.lmSuppressShortcuts = "true"; /* JupyterLab leaves the keys to us */
   const cleanups = [], live = !model.load, ask = live ? asking(model, cleanups) : null;
   const bundle = new Bundle(model.load ?? (async (name) => (await ask({ load: name })).shard));
@@ -1754,7 +1807,7 @@ function render({ model, el }) {
     async add(file) {
       app.complain("");
       try {
-        if (bundle.index.live?.files) {
+        if (!app.live && bundle.index.live?.files) {
           if (file.size > LARGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${LARGE}`);
           app.say(`reading ${file.name}`);
           const image = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => { throw new Error(`${file.name} cannot be read as a picture`); });

@@ -14,6 +14,7 @@ from patchsae_lib.ablation import by_score
 from patchsae_lib.artefacts import note_reading
 from patchsae_lib.explorer.bundle import Latents, Task, write_bundle, write_tasks
 from patchsae_lib.explorer.examples import examples, nearest
+from patchsae_lib.explorer.glimpse import write_glimpse
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.live import write_live
 from patchsae_lib.latents import image_levels
@@ -64,6 +65,7 @@ def write_study(
         tasks.append(task)
         lenses[task.name] = lens
     write_tasks(study.folder / "explorer", tasks)
+    write_glimpse(study.folder / "explorer", tasks[0], lenses[tasks[0].name])
     write_live(study.folder / "explorer", study.sae, tasks, lenses)
     return tasks, lenses
 
