@@ -71,21 +71,21 @@ def compare(page: Page, lens: Lens, task: int, pictures: Tensor) -> Iterator[dic
     for picture in pictures:
         asked = {"pixels": pixels_of(picture), "side": picture.shape[-1], "task": task}
         answer = page.evaluate(SEE, asked)
-        start, seen, steered = answer["times"]
-        for one, (clip, head) in zip(answer["seen"], lens.models.values(), strict=True):
+        start, looked, steered = answer["times"]
+        for view, (clip, head) in zip(answer["seen"], lens.models.values(), strict=True):
             z = clip.tokens(clip.preprocess(picture[None]))
             f = lens.sae.encode(z[0, : clip.n_tokens])
             found = torch.zeros_like(f)
-            token = np.repeat(np.arange(len(f)), np.diff(one["starts"]))
-            found[token, one["latents"]] = torch.tensor(one["values"])
-            said, wanted = torch.tensor(one["said"]), clip.classify(z, head).softmax(1)[0]
+            token = np.repeat(np.arange(len(f)), np.diff(view["starts"]))
+            found[token, view["latents"]] = torch.tensor(view["values"])
+            predicted, wanted = torch.tensor(view["said"]), clip.classify(z, head).softmax(1)[0]
             two = wanted.topk(2).values
             yield {
                 "latents": float((found - f).abs().max() / f.max()),
-                "probability": float((said - wanted).abs().max()),
-                "same": bool(said.argmax() == wanted.argmax()),
+                "probability": float((predicted - wanted).abs().max()),
+                "same": bool(predicted.argmax() == wanted.argmax()),
                 "tie": float(two[0] - two[1]) < NEAR,
-                "see": seen - start, "steer": steered - seen, "models": len(lens.models),
+                "see": looked - start, "steer": steered - looked, "models": len(lens.models),
             }  # fmt: skip
 
 

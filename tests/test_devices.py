@@ -408,7 +408,7 @@ EXEMPT = {
     "sae.require_tokens",
     "arithmetic on the tensors of one device": "ablation.keep ablation.drop",
     "made of splits and lenses": "splits.Split.held_out splits.Task splits.AdaptedTask "
-    "explorer.lens.Kernel",
+    "explorer.kernel explorer.steering",
     "tested below": "study",
 }
 

@@ -19,7 +19,9 @@ from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.explorer import Lens, Task, write_bundle, write_tasks
 from patchsae_lib.explorer.files import read_shard, write_shard
 from patchsae_lib.explorer.glimpse import write_glimpse
+from patchsae_lib.explorer.kernel import Kernel
 from patchsae_lib.explorer.live import FOLDER, LARGEST, PER_FILE, unfit, write_live
+from patchsae_lib.explorer.steering import Steering
 from patchsae_lib.interop import load_sae
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.interop.prompts import load_prompts
@@ -79,7 +81,7 @@ def lenses(clip: SplitCLIP, sae: SAE) -> dict[str, Lens]:
             prompts = load_prompts(DATA / "prompts" / f"{file}.safetensors")
             adapted = adapt(clip, prompts, world.class_names)
             models["MaPLe"] = (adapted, adapted.text)
-        out[task] = Lens(sae, models)
+        out[task] = Lens(sae, models, template=world.task.templates[0])
     return out
 
 
@@ -297,6 +299,52 @@ def test_weights_come_in_files_below_a_megabyte(bundle: Path) -> None:
     assert spoken_names[1] == spoken(World("flowers", "test", 1).class_names)
 
 
+def test_the_kernel_answers_what_the_page_does(engine, lenses) -> None:
+    steering = Steering(lenses)
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(70, 186, (130, 112, 4), dtype=np.uint8)
+    in_page = look(engine, pixels)
+    about = {"width": 112, "height": 130}
+    in_kernel = steering.answer("look", about, [memoryview(pixels.tobytes())])
+    picture = np.frombuffer(base64.b64decode(in_kernel["picture"]), np.uint8)
+    assert np.abs(picture.astype(int) - in_page["picture"]).max() <= 1
+
+    picture = World("flowers", "test", 20).batch([6])[0].permute(1, 2, 0).numpy()
+    opaque = np.concatenate([picture, np.full_like(picture[..., :1], 255)], -1)
+    asked = {"id": look(engine, picture)["id"], "task": 1, "model": 1, "label": 2}
+    here = steering.answer("look", {"width": 112, "height": 112}, [opaque.tobytes()])
+    mine = asked | {"id": here["id"]}
+    seen = steering.answer("see", mine, [])
+    for a, b in zip(engine.evaluate(SEE, asked), seen, strict=True):
+        assert a["starts"] == b["code"]["starts"]
+        assert a["latents"] == b["code"]["latents"]
+        close(a["values"], torch.tensor(b["code"]["values"]))
+        close(a["decoded"], torch.tensor(b["decoded"]))
+    latent = seen[0]["code"]["latents"][0]
+    change = {
+        "factors": [[latent, 3]],
+        "added": [[5, 1]],
+        "patches": [1, 2],
+        "names": ["a", "red"],
+    }
+    steer = "async (x) => (await ask('steer', x)).map((p) => [...p])"
+    for a, b in zip(
+        engine.evaluate(steer, asked | change), steering.answer("steer", mine | change, []),
+        strict=True,
+    ):  # fmt: skip
+        close(a, torch.tensor(b))
+    fewest = """async (x) => (await ask("fewest", x)).steps.map((s) => s.off)"""
+    found = steering.answer("fewest", mine, [])
+    assert engine.evaluate(fewest, asked) == [step["off"] for step in found["steps"]]
+    why = "async (x) => { const a = await ask('why', x); return [[...a.patches], a.latents]; }"
+    patches, latents = engine.evaluate(why, asked)
+    found = steering.answer("why", mine, [])
+    close(patches, torch.tensor(found["patches"]))
+    assert latents[0][0] == found["latents"][0][0]
+    with pytest.raises(ValueError, match="was forgotten"):
+        steering.answer("see", mine | {"id": 99}, [])
+
+
 # --- in the explorer -----------------------------------------------------------------------------
 
 
@@ -464,4 +512,59 @@ def test_a_glimpse_shows_the_strongest_latents_of_a_patch(
         "t => document.querySelector('.glimpses .strip-title a').innerText == t",
         arg=f"latent {first}",
     )
+    assert page.trouble == []
+
+
+IN_JUPYTER = """(module) => {
+  const state = { task: "flowers", live: true, views: ["picture", "steer"] }, told = {};
+  const text = (view) => btoa(String.fromCharCode(...new Uint8Array(view.buffer)));
+  const model = {
+    get: (name) => state[name], save_changes() {},
+    set(name, value) {
+      if (state[name] === value) return;
+      state[name] = value;
+      (told[`change:${name}`] ?? []).forEach((tell) => tell());
+    },
+    on: (event, tell) => { (told[event] ??= []).push(tell); },
+    off: () => {},
+    async send(message, _, buffers = []) {
+      const answer = await window.kernel(message, buffers.map(text));
+      told["msg:custom"].forEach((tell) => tell(answer));
+    },
+  };
+  const url = URL.createObjectURL(new Blob([module], { type: "text/javascript" }));
+  return import(url).then(({ default: { render } }) => {
+    render({ model, el: document.body.appendChild(document.createElement("div")) });
+  });
+}"""
+
+
+def test_models_too_large_for_a_page_are_asked_through_the_kernel(
+    bundle, lenses, tmp_path, page
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(bundle, folder)
+    index = read_shard(folder / "index.js")
+    write_shard(folder / "index.js", index | {"live": {"why": "the models have 600 MB"}})
+    kernel = Kernel(folder, lenses)
+    asked = []
+
+    def answer(message: dict, buffers: list[str]) -> dict:
+        asked.append(message.get("does"))
+        return kernel.answer(message, [base64.b64decode(x) for x in buffers])
+
+    page.expose_function("kernel", answer)
+    page.goto("about:blank")
+    page.evaluate(IN_JUPYTER, (FOLDER / "explorer.mjs").read_text("utf-8"))
+    view = page.locator(".view.steer")
+    view.get_by_role("button", name="ask the kernel").click()
+    view.locator(".sliders input").first.wait_for()
+    before = values(view)
+    view.locator(".sliders input").first.fill("0")
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.bars.now .value')].map(x => x.innerText)"
+        ".join() != old",
+        arg=",".join(before),
+    )
+    assert {"look", "see", "steer"} <= set(asked)
     assert page.trouble == []

@@ -355,6 +355,18 @@ function bicubic(length, from, span, size) {
 
 const byte = (x) => Math.max(0, Math.min(255, Math.floor(x + 0.5)));
 
+/* The pixels of a picture that the browser has decoded, RGBA: at most four million, which the browser
+   scales it to, since all at once would need more memory than the models. */
+function pixelsOf(bitmap) {
+  const scale = Math.min(1, Math.sqrt(4e6 / (bitmap.width * bitmap.height)));
+  const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, width, height);
+  bitmap.close();
+  return { pixels: context.getImageData(0, 0, width, height).data, width, height };
+}
+
 /* The largest square of RGBA pixels, on white, as size × size × 3 bytes: `pictures.square`. */
 function square(pixels, width, height, size) {
   const side = Math.min(width, height), rgb = new Uint8Array(3 * width * height);
@@ -430,7 +442,8 @@ const jobs = {
     engine.weights(new Uint8Array(await packed.arrayBuffer()), file);
   },
 
-  look({ pixels, width, height }) {
+  look({ bitmap, ...given }) {
+    const { pixels, width, height } = bitmap ? pixelsOf(bitmap) : given;
     const picture = square(pixels, width, height, engine.about.vision.grid[1] * engine.about.vision.patch);
     engine.kept.set(++engine.last, { picture, seen: new Map() });
     if (engine.kept.size > KEPT) engine.kept.delete(engine.kept.keys().next().value);

@@ -105,12 +105,24 @@ class Computer {
     this.worker.onerror = (event) => { for (const { failed } of this.waiting.values()) failed(new Error(event.message ?? "the worker stopped")); };
   }
 
-  ask(does, more = {}) {
+  ask(does, more = {}, given = []) {
     return new Promise((said, failed) => {
       const number = ++this.last;
       this.waiting.set(number, { said, failed });
-      this.worker.postMessage({ number, does, ...more });
+      this.worker.postMessage({ number, does, ...more }, given);
     });
+  }
+}
+
+/* The same answers from the kernel, for models that no page can hold. */
+class KernelComputer {
+  constructor(ask) { this.kernel = ask; }
+
+  async ask(does, { pixels, bitmap, ...more } = {}) {
+    const given = bitmap ? pixelsOf(bitmap, bitmap.width, bitmap.height) : { pixels, ...more };
+    const { pixels: data, ...asked } = does === "look" ? given : more;
+    const { reply } = await this.kernel({ does, asked }, data ? [new DataView(data.buffer)] : []);
+    return does === "look" ? { id: reply.id, picture: bytes(reply.picture) } : reply;
   }
 }
 
@@ -133,14 +145,12 @@ function compute(bundle, told) {
   return computers.get(mark);
 }
 
-/* The pixels of a picture, at most four million: RGBA, upright. */
+/* The pixels of a small picture: RGBA. */
 function pixelsOf(source, width, height) {
-  const scale = Math.min(1, Math.sqrt(4e6 / (width * height)));
-  const canvas = make("canvas", { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingQuality = "high";
-  context.drawImage(source, 0, 0, canvas.width, canvas.height);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
+  const context = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
+  context.drawImage(source, 0, 0);
+  const image = context.getImageData(0, 0, width, height);
+  return { pixels: image.data, width, height };
 }
 
 /* A canvas with the square that CLIP sees: size × size × 3 bytes. */
@@ -1003,7 +1013,7 @@ function pictureView(app) {
   const both = make("label", {}, compare, " side by side");
   const computes = app.live || bundle.index.live?.files;
   const camera = button("camera", app.careful(() => film(app)), { title: "take a picture; it stays in this page" });
-  const tools = make("div", { className: "tools line" }, tasks, both, side[0], computes && upload, computes && file, bundle.index.live?.files && camera);
+  const tools = make("div", { className: "tools line" }, tasks, both, side[0], computes && upload, computes && file, app.computes() && camera);
   if (computes) {
     element.ondragover = (event) => event.preventDefault();
     element.ondrop = (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) app.add(event.dataTransfer.files[0]); };
@@ -1143,7 +1153,7 @@ function parseSwitches(text) {
 function steerView(app) {
   const { bundle } = app, { live } = bundle.index;
   const { element, body } = section(app, "steer", "Switch, steer, and ask why");
-  const invitation = make("p", {}, "Which latents does an answer rest on? Both models run in this page: ", button(`load them (${live.megabytes} MB)`, app.careful(() => begin()), { className: "begin" }));
+  const invitation = make("p", {}, "Which latents does an answer rest on? ", button(live.files ? `load them (${live.megabytes} MB)` : "ask the kernel", app.careful(() => begin()), { className: "begin" }));
   const progress = make("progress", { max: 1, value: 0, hidden: true, aria: { label: "models loaded" } });
   const names = make("input", { type: "text", placeholder: "your own classes: cat, dog, red car", aria: { label: "names of classes, with commas between" } });
   const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); draw(); } });
@@ -1327,7 +1337,7 @@ function steerView(app) {
 
   names.value = app.get("names");
   return { element, update: (changed) => {
-    if (!computer) { if (app.computing()) return begin(); return switches.factors.size + switches.added.size || names.value ? begin() : undefined; }
+    if (!computer) { if (live.files && app.computing()) return begin(); return switches.factors.size + switches.added.size || names.value ? begin() : undefined; }
     if (changed.has("switches") && app.get("switches") !== spellSwitches(switches)) { switches = parseSwitches(app.get("switches")); key = ""; }
     if (["task", "image", "pictures", "switches"].some((name) => changed.has(name))) return update();
     if (["latent", "masks"].some((name) => changed.has(name))) draw();
@@ -1432,7 +1442,7 @@ function drawView(app) {
     try {
       do {
         again = false;
-        const picture = await app.look(work, side, side, DRAWING, true);
+        const picture = await app.look(work, DRAWING, true);
         const { classes, models } = app.task();
         said.textContent = picture.said.map((p, m) => { const best = p.indexOf(Math.max(...p)); return `${models[m]}: ${classes[best]} ${p[best].toFixed(2)}`; }).join(" · ");
       } while (again);
@@ -1481,10 +1491,9 @@ async function film(app) {
   const video = make("video", { autoplay: true, playsInline: true, muted: true, srcObject: stream, width: 320 });
   const end = () => { stream.getTracks().forEach((track) => track.stop()); dialog.remove(); };
   const take = button("take it", app.careful(async () => {
-    const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
-    canvas.getContext("2d").drawImage(video, 0, 0);
-    end();
-    await app.look(canvas, canvas.width, canvas.height, "your picture");
+    const image = await createImageBitmap(video);
+    dialog.close();
+    await app.look(image, "your picture");
   }));
   const dialog = make("dialog", { aria: { label: "camera" }, onclose: end }, video, make("p", {}, take, " ", button("close", () => dialog.close())));
   app.el.append(dialog);
@@ -1783,22 +1792,23 @@ function render({ model, el }) {
     state: () => Object.fromEntries(STATE.map((name) => [name, app.get(name)])),
     link: () => live ? spell(app.state()) : `${(app.linked || !model.page ? location.href.replace(/#.*/, "") : new URL(model.page, location.href).href)}${spell(app.state())}`,
     /* --- the models in this page, once they are asked for */
-    computing: () => computers.has(bundle.index.live?.mark),
-    compute: (told = () => undefined) => compute(bundle, told),
+    computes: () => Boolean(bundle.index.live?.files || app.live && bundle.index.live),
+    computing: () => !bundle.index.live?.files || computers.has(bundle.index.live.mark),
+    compute: async (told = () => undefined) => bundle.index.live.files ? compute(bundle, told) : kernel,
     trouble: (error) => { wrong.textContent = `${error.message}.`; wrong.hidden = false; },
     liveTask: () => bundle.taskNumber(app.task().name),
     /* The number under which the models know a picture of the bundle. */
     async idOf(image) {
       if (!known.has(image)) {
-        const { data, width, height } = pixelsOf(image, image.width, image.height);
-        known.set(image, (await (await app.compute()).ask("look", { pixels: data, width, height })).id);
+        const { id } = await (await app.compute()).ask("look", pixelsOf(image, image.width, image.height));
+        known.set(image, id);
       }
       return known.get(image);
     },
     /* Shows a picture of the reader's own, or another state of the one called `name`. */
-    async look(source, wide, high, name, replaced = false) {
-      const computer = await app.compute(), { data, width, height } = pixelsOf(source, wide, high), task = app.task().name;
-      const { id, picture } = await computer.ask("look", { pixels: data, width, height });
+    async look(source, name, replaced = false) {
+      const computer = await app.compute(), task = app.task().name;
+      const { id, picture } = await (source instanceof ImageBitmap ? computer.ask("look", { bitmap: source }, [source]) : computer.ask("look", pixelsOf(source, source.width, source.height)));
       const views = await computer.ask("see", { id, task: app.liveTask() });
       const shown = { name, id, canvas: seen(picture), models: views.map(({ code }) => code), said: views.map(({ said }) => said) };
       received({ task, picture: shown }, replaced);
@@ -1811,8 +1821,7 @@ function render({ model, el }) {
           if (file.size > LARGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${LARGE}`);
           app.say(`reading ${file.name}`);
           const image = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => { throw new Error(`${file.name} cannot be read as a picture`); });
-          await app.look(image, image.width, image.height, file.name);
-          image.close();
+          await app.look(image, file.name);
           return;
         }
         if (file.size > HUGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${HUGE}`);
@@ -1822,6 +1831,7 @@ function render({ model, el }) {
     },
   };
 
+  const kernel = live && new KernelComputer(ask);
   const known = new WeakMap(); /* pictures of the bundle → their numbers */
 
   function received({ task, picture }, replaced = false) {
@@ -1953,8 +1963,8 @@ function render({ model, el }) {
     try {
       await bundle.open();
       const { tasks, live } = bundle.index;
-      const computes = Boolean(live?.files), has = tasks.length > 0;
-      const shows = { picture: has, class: has, steer: has && computes, draw: has && computes && live.stamps };
+      const has = tasks.length > 0, computes = has && app.computes();
+      const shows = { picture: has, class: has, steer: computes, draw: computes && live.stamps };
       possible = names.filter((name) => shows[name] !== false);
       if (!possible.length) throw new Error("it has no pictures of tasks");
       const wanted = app.linked ? parse(location.hash) : null;

@@ -84,9 +84,9 @@ def _latent(
     levels = np.stack([packed & 15, packed >> 4], 1).ravel()
     masks = torch.from_numpy(levels[row * k * cells : (row + 1) * k * cells].reshape(k, cells))
     pictures = [int(p) for p in images[row, :EXAMPLES] if p >= 0]
-    mine = [shown.setdefault(p, len(shown)) for p in pictures]
-    about = {"number": number, "name": name, "pictures": mine}
-    return about | {"masks": nibbles(masks[: len(mine)].float())}
+    places = [shown.setdefault(p, len(shown)) for p in pictures]
+    about = {"number": number, "name": name, "pictures": places}
+    return about | {"masks": nibbles(masks[: len(places)].float())}
 
 
 def _small(folder: Path, index: Mapping[str, Any], number: int) -> str:

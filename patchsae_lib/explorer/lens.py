@@ -4,7 +4,6 @@ pictures that are added while it runs."""
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.explorer.files import codes, read_shard, small
-from patchsae_lib.pictures import read_image, square
+from patchsae_lib.explorer.files import codes, small
+from patchsae_lib.pictures import TEMPLATE, read_image, square
 from patchsae_lib.sae import SAE
 from patchsae_lib.sparse import SparseLatents
 
@@ -24,7 +23,7 @@ HUGE = 20 * 2**20  # bytes; the kernel accepts no larger file
 
 class Lens:
     """A task seen by `models`: CLIP and perhaps an adapted one, each with its head (classes,
-    d_embed).
+    d_embed). `template` asks CLIP for classes of a reader's own.
 
     `without` measures on `pictures` (n, 3, h, w) uint8 with `labels` (n,).
     """
@@ -35,8 +34,10 @@ class Lens:
         models: Mapping[str, tuple[SplitCLIP, Tensor]],
         pictures: Tensor | None = None,
         labels: Tensor | None = None,
+        template: str = TEMPLATE,
     ) -> None:
         self.sae, self.models, self.pictures, self.labels = sae, models, pictures, labels
+        self.template = template
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> list[Tensor]:
@@ -106,44 +107,3 @@ class Lens:
         pixels = square(image, clip.visual.image_size[0])[None]
         (uri,), _ = small(pixels)
         return {"name": name, "picture": uri} | self.look(pixels)[0]
-
-
-class Kernel:
-    """Answers what a page of JupyterLab asks for: files of a `bundle`, and what `lenses` (task →
-    `Lens`) see. `pictures` are those that the user has added so far."""
-
-    def __init__(self, bundle: Path, lenses: Mapping[str, Lens]) -> None:
-        self.bundle, self.lenses = bundle, dict(lenses)
-        self.pictures: list[dict[str, Any]] = []
-
-    def look(self, source: bytes | Path, name: str, task: str) -> dict[str, Any]:
-        """Add a picture of the user's to a task, and return what the page shows of it."""
-        self.pictures.append({"task": task, "picture": self._lens(task).picture(source, name)})
-        return self.pictures[-1]
-
-    def answer(self, message: Mapping[str, Any], buffers: Sequence[Any]) -> dict[str, Any]:
-        """Return the answer to a message, with its number; `error` says what went wrong."""
-        try:
-            reply = self._reply(message, buffers)
-        except Exception as error:  # of any kind: the page waits for an answer
-            reply = {"error": str(error) or type(error).__name__}
-        return {"answer": message.get("number"), **reply}
-
-    def _reply(self, message: Mapping[str, Any], buffers: Sequence[Any]) -> dict[str, Any]:
-        if name := message.get("load"):
-            if not re.fullmatch(r"[a-z]+(-\d+){0,2}", name):
-                raise ValueError(f"{name!r} is no file of a bundle")
-            return {"shard": read_shard(self.bundle / f"{name}.js")}
-        if "pictures" in message:
-            return {"pictures": self.pictures}
-        task = str(message.get("task"))
-        if "picture" in message:
-            return {"added": self.look(bytes(buffers[0]), str(message["picture"]), task)}
-        return {"shares": self._lens(task).without(message["label"], message["without"])}
-
-    def _lens(self, task: str) -> Lens:
-        if not self.lenses:
-            raise ValueError("no model to look with: give the explorer lenses, as notebook 6 does")
-        if task not in self.lenses:
-            raise ValueError(f"no model for the task {task!r}: {', '.join(self.lenses)}")
-        return self.lenses[task]

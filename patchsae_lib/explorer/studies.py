@@ -74,8 +74,9 @@ def _trained_on(study: Study) -> tuple[Task, Lens]:
     """Pictures of the kind that the autoencoder was trained on, seen by CLIP alone."""
     spec, names = study.profile.pictures.spec, study.table.class_names
     split = study.open(spec, "test", N_TRAINED_ON, among=names)
-    head = study.clip.text_features(spoken(split.class_names), [template_of(split.pictures)])
-    lens = Lens(study.sae, {"CLIP": (study.clip, head)})
+    template = template_of(split.pictures)
+    head = study.clip.text_features(spoken(split.class_names), [template])
+    lens = Lens(study.sae, {"CLIP": (study.clip, head)}, template=template)
     rows = range(min(N_TRAINED_ON, len(split)))
     looks = lens.look(split.pictures.batch(rows))
     kind, title = spec.partition(":")[0], "The kind it was trained on"
@@ -92,7 +93,8 @@ def _adapted(
     splits = {"CLIP": before, "MaPLe": after}
     models = {name: (split.clip, split.head) for name, split in splits.items()}
     images = before.pictures.batch(range(len(before)))
-    lens = Lens(study.sae, models, images, before.labels)
+    template = template_of(before.pictures)
+    lens = Lens(study.sae, models, images, before.labels, template)
     own = [levels[f"{title}/{name}"] for name in models]
     ks = [k for k in KS if k < study.sae.d_sae]
     pairs = zip(splits.values(), own, strict=True)

@@ -9,7 +9,8 @@ from typing import Any
 import anywidget
 import traitlets
 
-from patchsae_lib.explorer.lens import Kernel, Lens
+from patchsae_lib.explorer.kernel import Kernel
+from patchsae_lib.explorer.lens import Lens
 
 EXPLORER = "application/vnd.patchsae.explorer+json"
 FOLDER = Path(__file__).parent
