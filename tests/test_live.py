@@ -394,6 +394,9 @@ def test_a_slider_moves_the_answer_and_the_address(bundle, tmp_path, page) -> No
     changed = values(view)
     latent = sliders.first.get_attribute("data-latent")
     assert page.url.endswith(f"&switches={latent}%3A0")
+    view.get_by_role("button", name="add the chosen latent").click()
+    page.wait_for_function("() => location.hash.includes('%2B3%3A1')")
+    view.get_by_label("added latent 3").wait_for()
     view.get_by_role("button", name="as it was").click()
     page.wait_for_function("() => !location.hash.includes('switches')")
     assert values(view) == before

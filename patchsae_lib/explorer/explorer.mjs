@@ -1159,7 +1159,7 @@ function steerView(app) {
   const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); draw(); } });
   const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "the picture; with brush on, patches are chosen by pointer or by shift, arrow keys and space", roledescription: "picture of patches" } });
   const answers = make("div", { className: "answers" }), sliders = make("ul", { className: "sliders" }), told = make("div", { className: "told", aria: { live: "polite" } });
-  const adds = button("add the chosen latent", () => { switches.added.set(app.get("latent"), 1); change(); }, { title: "put it into all patches, or into the brushed ones" });
+  const adds = button("add the chosen latent", app.careful(async () => { switches.added.set(app.get("latent"), 1); await strengths(); change(); }), { title: "put it into all patches, or into the brushed ones" });
   const resets = button("as it was", () => { switches = parseSwitches(""); effect = null; brushed.clear(); told.replaceChildren(); change(); });
   const whose = choice("model", [], () => { told.replaceChildren(); draw(); });
   const fewest = button("fewest that change the answer", app.careful(() => findFewest())), why = button("why this answer?", app.careful(() => findWhy()));
@@ -1180,9 +1180,11 @@ function steerView(app) {
     } finally { progress.hidden = true; }
   }
 
-  const asked = () => ({ id, task: app.liveTask(), names: ownNames(), factors: [...switches.factors], added: [...switches.added].map(([latent, times]) => [latent, times * full(latent)]), patches: brushed.size ? [...brushed] : null });
+  const asked = () => ({ id, task: app.liveTask(), names: ownNames(), factors: [...switches.factors], added: [...switches.added].map(([latent, times]) => [latent, times * full.get(latent)]), patches: brushed.size ? [...brushed] : null });
   const ownNames = () => { const all = names.value.split(",").map((name) => name.trim()).filter(Boolean); return all.length > 1 ? all : undefined; };
-  const full = (latent) => Math.max(1e-3, bundle.of(latent, "mean") ?? 0, ...views.map(({ code }) => code.values.reduce((most, value, i) => code.latents[i] === latent ? Math.max(most, value) : most, 0)));
+  /* What is added is as strong as the latent is in its reference images, times the slider. */
+  const full = new Map();
+  const strengths = () => Promise.all([...switches.added.keys()].map(async (latent) => full.set(latent, (await bundle.latent(latent)).full)));
 
   /* Answers follow the sliders: while one is computed only the last of the next is kept. */
   let busy = false, again = false;
@@ -1282,7 +1284,7 @@ function steerView(app) {
     const rows = steps.map(({ off, said }, i) => make("li", {}, ...(i ? ["without ", latentButton(app, off.at(-1)), ` ${bundle.named(off.at(-1))}: `] : ["all on: "]), `${all[answer]} ${said[answer].toFixed(2)}`));
     told.replaceChildren(make("p", {}, is ? `Without ${plural(last.off.length, "latent")} the answer is ${all[found]}, no longer ${all[answer]}. ` : `${all[answer]} is still the answer without ${plural(last.off.length, "latent")}. `,
       `As many drawn at random from those active change it in ${changed} of ${draws} draws.`), make("ol", { start: 0 }, ...rows));
-    for (const latent of last.off) switches.factors.set(latent, 0);
+    switches = { factors: new Map(last.off.map((latent) => [latent, 0])), added: new Map() };
     change();
   }
 
@@ -1308,6 +1310,7 @@ function steerView(app) {
     const number = app.taskNumber(), all = await bundle.pictures(number), at = clamp(app.get("image"), 0, all.length - 1);
     await Promise.all(["concept", "kind", "mean"].map((name) => bundle.column(name)));
     picture = all[at];
+    await strengths();
     const mine = picture.id ?? await app.idOf(picture.image);
     const models = app.task().models, which = `${number} ${mine} ${names.value}`;
     if (which !== key) {
