@@ -79,6 +79,9 @@ def serve(fd: int) -> None:
                 become_kernel(asked, json.loads(request), outputs)
             for file in (asked.detach(), *outputs):
                 os.close(file)
+        path = Path(listening.getsockname())
+    path.unlink(missing_ok=True)  # a build that was killed cannot
+    path.parent.rmdir()
 
 
 def become_kernel(asked: socket.socket, request: dict, outputs: list[int]) -> None:

@@ -98,3 +98,22 @@ def test_it_ends_with_who_asked_for_it_and_with_the_build(
     assert is_alive(kernel)
     os.kill(process.pid if who == "runner" else server, signal.SIGKILL)
     until(lambda: not is_alive(kernel))
+
+
+def test_a_build_that_is_killed_leaves_no_folder(tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys, time, warm
+        with warm.kernels(dict(os.environ)) as found:
+            print(found[warm.SOCKET], flush=True)
+            time.sleep(600)
+    """
+    environment = os.environ | {"PYTHONPATH": f"{Path(warm.__file__).parent}:{tmp_path}"}
+    stub = tmp_path / "patchsae_lib"
+    stub.mkdir()
+    (stub / "__init__.py").write_text("EXPORTS = []\n")
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as build:
+        folder = Path(build.stdout.readline().strip()).parent
+        assert folder.is_dir()
+        build.kill()
+    until(lambda: not folder.exists())
