@@ -118,6 +118,19 @@ def test_all_none_and_what_is_left_over_meet(clip, setting, monkeypatch) -> None
     assert torch.equal(one.predictions["by class"][:, 0], result.predictions["by class"][:, 1])
 
 
+def test_what_is_not_reconstructed_is_left_out_unless_it_is_asked_for(clip, setting) -> None:
+    z, labels, head, sae = setting
+    ranking = {"r": at_random(D, 0)}
+    usual, without, with_error = (
+        mask_latents(clip, sae, z, labels, head, ranking, (D,), **more)
+        for more in ({}, {"error": False}, {"error": True})
+    )
+    assert torch.equal(usual.all_on, without.all_on)
+    assert torch.equal(with_error.all_on, with_error.original)
+    plain_way = clip.classify(sae(z), head).argmax(1)
+    assert torch.equal(usual.all_on, plain_way.cpu())
+
+
 def test_a_mask_may_be_that_of_another_class_than_the_true_one(clip, setting) -> None:
     z, labels, head, sae = setting
     ranking = torch.stack([at_random(D, seed)[0] for seed in range(N_CLASSES)])

@@ -145,6 +145,17 @@ def test_the_skewed_interval_is_students_where_nothing_is_skewed() -> None:
         assert np.isnan([low, high]).all()
 
 
+def test_the_skewed_interval_is_halls_by_hand() -> None:
+    x = np.array([0.0, 0.0, 1.0, 1.0, 2.0, 8.0])
+    mean, error = 2.0, math.sqrt(46 / 5 / 6)
+    third = ((x - mean) ** 3).mean() / (46 / 5) ** 1.5  # 204 / 6 over the cube of the deviation
+    g = third / math.sqrt(6)
+    low, high = (
+        mean - error * 3 / g * (np.cbrt(1 + g * (t - g / 6)) - 1) for t in (2.570582, -2.570582)
+    )
+    assert skewed_mean(x, over="classes") == pytest.approx((mean, low, high), abs=1e-5)
+
+
 def test_truth_values_have_the_exact_interval() -> None:
     mean, low, high = estimate_mean(np.ones(6, bool), over="pictures")
     assert (mean, low, high) == pytest.approx((1, 0.025 ** (1 / 6), 1))
@@ -244,6 +255,9 @@ def test_a_rank_correlation_is_spearmans_with_fishers_interval() -> None:
     picks = rng.integers(60, size=(2000, 60))
     resampled = [stats.spearmanr(x[i], y[i]).statistic for i in picks[:500]]
     assert found[1:] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.06)
+    z, error = np.arctanh(found.mean), math.sqrt((1 + found.mean**2 / 2) / 57)
+    by_hand = np.tanh([z - 1.959964 * error, z + 1.959964 * error])
+    assert found[1:] == pytest.approx(by_hand, abs=1e-6)
     assert rank_correlation([1, 2, 3, 4], [1, 5, 7, 9], over="tasks") == pytest.approx((1, 1, 1))
     assert np.isnan(rank_correlation([1, 2, 3], [1, 5, 7], over="tasks")[1:]).all()
 
@@ -279,6 +293,8 @@ def test_the_smallest_correlation_is_found_four_times_in_five() -> None:
     y = r * x + math.sqrt(1 - r**2) * noise
     found = [stats.spearmanr(a, b).pvalue < 0.05 for a, b in zip(x, y, strict=True)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+    by_hand = math.tanh((1.959964 + 0.841621) * math.sqrt(1.06 / 6))
+    assert smallest_correlation(9) == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_holms_p_values_by_hand_and_under_bonferronis() -> None:
@@ -296,6 +312,13 @@ def test_a_mean_of_0_is_0() -> None:
     assert not ((means != 0) & (np.abs(means) < 1e-12)).any()
 
 
+def test_clusters_are_those_of_one_unit_or_of_two() -> None:
+    x, labels = np.arange(4.0), np.arange(4)
+    for units, n in (("pictures × seeds × classes", 3), ("pictures × seeds", 1)):
+        with pytest.raises(ValueError, match="series of labels"):
+            clustered_mean(x, *[labels] * n, over=units)
+
+
 @pytest.mark.filterwarnings("error")
 def test_clusters_without_spread_have_no_interval() -> None:
     labels = [0, 0, 1, 1], [0, 1, 0, 1]
@@ -308,3 +331,4 @@ def test_all_are_above_zero_only_as_surely_as_the_least_sure() -> None:
     sure, unsure = (Interval(1, 0, 2, p=p) for p in (0.001, 0.2))
     assert p_of_all([sure, unsure]) == 0.2
     assert p_of_all([sure, Interval(-1, -2, 0, p=0.001)]) == 1  # surely on the wrong side
+    assert p_of_all([sure, Interval(0, 0, 0, p=0.001)]) == 1

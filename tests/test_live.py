@@ -281,6 +281,27 @@ def test_why_is_what_falls_when_it_is_taken_away(engine, lenses) -> None:
     assert found["patches"][100] == pytest.approx(float(fall), abs=1e-4)
 
 
+def test_a_picture_is_remembered_however_long_one_draws(engine) -> None:
+    picture = World("objects", "test", 20).batch([3])[0].permute(1, 2, 0).numpy()
+    id_ = look(engine, picture)["id"]
+    before = engine.evaluate(SEE, {"id": id_, "task": 0})
+    drawn = engine.evaluate(
+        """async () => {
+          const pixels = new Uint8ClampedArray(4 * 112 * 112), ids = [];
+          for (let i = 0; i < 70; i++) {
+            const given = { pixels, width: 112, height: 112, passing: i > 2 };
+            ids.push((await ask("look", given)).id);
+          }
+          return ids;
+        }"""
+    )
+    for id_again in (id_, drawn[0], drawn[-1]):
+        engine.evaluate(SEE, {"id": id_again, "task": 0})
+    assert engine.evaluate(SEE, {"id": id_, "task": 0}) == before
+    with pytest.raises(Exception, match="was forgotten"):
+        engine.evaluate(SEE, {"id": drawn[10], "task": 0})
+
+
 def test_why_a_page_cannot_compute_is_said(clip, sae, monkeypatch) -> None:
     assert unfit(clip, sae) == ""
     assert "activation topk" in unfit(clip, SAE(192, 64, "topk", k=4))
@@ -429,9 +450,10 @@ def test_a_file_a_drawing_and_a_wrong_word(bundle, tmp_path, page) -> None:
     draw.get_by_role("button", name="put it").click()
     canvas = draw.locator("canvas")
     canvas.focus()
-    before = canvas.screenshot()
+    before = canvas.evaluate("c => c.toDataURL()")
     page.keyboard.press("ArrowLeft")
-    assert canvas.screenshot() != before
+    assert canvas.evaluate("c => c.toDataURL()") != before
+    assert "latent=3&" in page.url  # and the arrow is not that of latents
     assert pictures.locator(".thumbs button").count() == 5  # the same drawing, not another one
 
     steer = page.locator(".view.steer")
@@ -447,6 +469,48 @@ def test_a_file_a_drawing_and_a_wrong_word(bundle, tmp_path, page) -> None:
         ".join() == 'boat,owl'"
     )
     assert [t for t in page.trouble if "notes" not in t] == []
+
+
+def test_names_and_probabilities_belong_together(bundle, tmp_path, page) -> None:
+    address = put(bundle, tmp_path, [{"linked": True}])
+    ready(page, f"{address}#latent=3&task=flowers&names=boat%2C%20owl")
+    view = page.locator(".view.steer")
+    view.locator(".sliders input").first.wait_for()
+    shown = "() => [...document.querySelectorAll('.bars.now .name')].map(x => x.innerText)"
+    assert sorted(page.evaluate(f"({shown})()")) == ["boat", "owl"]
+    names = view.get_by_label("names of classes, with commas between")
+    names.fill("cat, zebra")
+    names.press("Enter")
+    view.get_by_text("does not know the word “zebra”").wait_for()
+    before = values(view)
+    page.locator(".view.map").click()
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("heading", name="Latent 4", exact=True).wait_for()
+    assert sorted(page.evaluate(f"({shown})()")) == ["boat", "owl"]  # still what was computed
+    assert values(view) == before
+    page.evaluate("location.hash = '#latent=3&task=flowers'")
+    flowers = World("flowers", "test", 1).class_names
+    page.wait_for_function(f"all => ({shown})().every(name => all.includes(name))", arg=flowers)
+    assert names.input_value() == ""
+    view.get_by_label("brush patches").check()
+    canvas = view.locator("canvas").first
+    canvas.focus()
+    latents = view.locator(".sliders button").all_inner_texts()
+    page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press(" ")
+    page.locator(".unseen", has_text="row 2, column 1, brushed").wait_for(state="attached")
+    page.wait_for_function(  # the latents of this patch, and no longer those of the picture
+        "old => [...document.querySelectorAll('.sliders button')].map(x => x.innerText)"
+        ".join() != old",
+        arg=",".join(latents),
+    )
+    view.get_by_label("brush patches").uncheck()
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.sliders button')].map(x => x.innerText)"
+        ".join() == old",
+        arg=",".join(latents),
+    )
+    assert page.trouble == []
 
 
 def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:

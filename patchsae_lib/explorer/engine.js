@@ -121,7 +121,7 @@ class Engine {
     const T = this.rows = up(Math.max(most, words.context), 8), W = Math.max(vision.width, words.width);
     const room = (columns) => this.m.alloc(T * columns);
     Object.assign(this, {
-      x: room(up(W, 8)), h: room(up(W, 8)), qkv: room(3 * up(W, 8)), mixed: room(up(W, 8)), wide: room(up(vision.mlp, 8)),
+      x: room(up(W, 8)), h: room(up(W, 8)), qkv: room(3 * up(W, 8)), mixed: room(up(W, 8)), wide: room(up(Math.max(vision.mlp, this.words.blocks[0].up.n), 8)),
       scores: room(T), keys: room(up(W, 8)), values: room(up(W, 8)), patches: room(up(this.conv.k, 8)),
       pre: room(up(sae.latents, 8)), small: this.m.alloc(8 * up(W, 8)), out: this.m.alloc(8 * up(Math.max(vision.mlp, vision.embed), 8)),
     });
@@ -404,6 +404,9 @@ let engine;
 function views({ id, task: number, names }) {
   const { tasks, vision } = engine.about, task = tasks[number], one = engine.kept.get(id);
   if (!one) throw new Error("this picture was forgotten: add it again");
+  engine.kept.delete(id);
+  engine.kept.set(id, one); /* the last used is the last */
+  for (const old of [...engine.kept.values()].slice(0, -KEPT)) old.seen.clear();
   const n = vision.grid[0] * vision.grid[1] + 1;
   return (task.adapted ? [null, task] : [null]).map((adapted) => {
     const key = adapted ? task.name : "";
@@ -442,11 +445,12 @@ const jobs = {
     engine.weights(new Uint8Array(await packed.arrayBuffer()), file);
   },
 
-  look({ bitmap, ...given }) {
+  look({ bitmap, passing, ...given }) {
     const { pixels, width, height } = bitmap ? pixelsOf(bitmap) : given;
     const picture = square(pixels, width, height, engine.about.vision.grid[1] * engine.about.vision.patch);
-    engine.kept.set(++engine.last, { picture, seen: new Map() });
-    if (engine.kept.size > KEPT) engine.kept.delete(engine.kept.keys().next().value);
+    engine.kept.set(++engine.last, { picture, passing, seen: new Map() });
+    const states = [...engine.kept].filter(([, one]) => one.passing); /* of a drawing */
+    if (states.length > 5) engine.kept.delete(states[0][0]);
     return { id: engine.last, picture };
   },
 

@@ -94,7 +94,6 @@ class Computer {
     this.worker = new Worker(source);
     this.waiting = new Map();
     this.last = 0;
-    this.about = about;
     this.opened = this.ask("open", { about, wasm });
     const hear = ({ data: { number, answer, error } }) => {
       const { said, failed } = this.waiting.get(number);
@@ -132,13 +131,18 @@ function compute(bundle, told) {
   if (!computers.has(mark)) {
     const start = async () => {
       const computer = new Computer(await bundle.load("live"));
-      await computer.opened;
-      for (let file = 0; file < files; file++) {
-        await computer.ask("weights", { file, ...await bundle.load(`weights-${file}`) });
-        told((file + 1) / files);
-        await new Promise((done) => setTimeout(done)); /* the page moves on between two files */
+      try {
+        await computer.opened;
+        for (let file = 0; file < files; file++) {
+          await computer.ask("weights", { file, ...await bundle.load(`weights-${file}`) });
+          told((file + 1) / files);
+          await new Promise((done) => setTimeout(done)); /* the page moves on between two files */
+        }
+        return computer;
+      } catch (error) {
+        computer.worker.terminate();
+        throw error;
       }
-      return computer;
     };
     computers.set(mark, start().catch((error) => { computers.delete(mark); throw error; }));
   }
@@ -275,7 +279,7 @@ class Bundle {
     const task = this.index.tasks[number], file = await this.load(`task-${number}`);
     const images = await Promise.all(range(task.pictures).map((i) => this.picture(`task-${number} ${i}`))), labels = array(file.labels, "int16");
     const said = file.said.map((each) => array(each, "float32")), n = task.classes.length;
-    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one) => ({ image: one.canvas ?? await decoded(one.picture), truth: {}, label: -1, said: one.said, name: one.name, id: one.id })));
+    const own = await Promise.all((this.given.get(task.name) ?? []).map(async (one) => ({ image: await (one.image ??= one.canvas ?? decoded(one.picture)), truth: {}, label: -1, said: one.said, name: one.name, id: one.id })));
     return [...images.map((image, i) => ({
       image, truth: file.truth[i], label: labels[i], said: said.map((p) => p.slice(i * n, (i + 1) * n)), name: task.classes[labels[i]] ?? "",
     })), ...own];
@@ -1013,7 +1017,7 @@ function pictureView(app) {
   const both = make("label", {}, compare, " side by side");
   const computes = app.live || bundle.index.live?.files;
   const camera = button("camera", app.careful(() => film(app)), { title: "take a picture; it stays in this page" });
-  const tools = make("div", { className: "tools line" }, tasks, both, side[0], computes && upload, computes && file, app.computes() && camera);
+  const tools = make("div", { className: "tools line" }, tasks, both, side[0], computes && upload, computes && file, app.computes() && navigator.mediaDevices && camera);
   if (computes) {
     element.ondragover = (event) => event.preventDefault();
     element.ondrop = (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) app.add(event.dataTransfer.files[0]); };
@@ -1144,23 +1148,23 @@ const SHOWN_SWITCHES = 14, SHOWN_CLASSES = 6;
 
 /* What is switched, as it stands in an address: "12:0,40:2.5,+7:1.5" (added ones with a plus). */
 const spellSwitches = ({ factors, added }) => [...[...factors].map((pair) => pair.join(":")), ...[...added].map((pair) => `+${pair.join(":")}`)].join(",");
-function parseSwitches(text) {
+function parseSwitches(text, latents) {
   const out = { factors: new Map(), added: new Map() };
-  for (const [, plus, latent, value] of (text ?? "").matchAll(/(\+?)(\d+):([\d.]+)/g)) out[plus ? "added" : "factors"].set(Number(latent), Number(value));
+  for (const [, plus, latent, value] of (text ?? "").matchAll(/(\+?)(\d+):(\d+(?:\.\d+)?)/g)) if (latent < latents) out[plus ? "added" : "factors"].set(Number(latent), Number(value));
   return out;
 }
 
 function steerView(app) {
   const { bundle } = app, { live } = bundle.index;
   const { element, body } = section(app, "steer", "Switch, steer, and ask why");
-  const invitation = make("p", {}, "Which latents does an answer rest on? ", button(live.files ? `load them (${live.megabytes} MB)` : "ask the kernel", app.careful(() => begin()), { className: "begin" }));
+  const invitation = make("p", {}, "Which latents does an answer rest on? ", button(live.files ? `load them (${live.megabytes} MB)` : "ask the kernel", () => load(), { className: "begin" }));
   const progress = make("progress", { max: 1, value: 0, hidden: true, aria: { label: "models loaded" } });
   const names = make("input", { type: "text", placeholder: "your own classes: cat, dog, red car", aria: { label: "names of classes, with commas between" } });
-  const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); draw(); } });
+  const brushing = make("input", { type: "checkbox", onchange: () => { brushed.clear(); canvas.style.touchAction = brushing.checked ? "none" : ""; change(); } });
   const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: "the picture; with brush on, patches are chosen by pointer or by shift, arrow keys and space", roledescription: "picture of patches" } });
   const answers = make("div", { className: "answers" }), sliders = make("ul", { className: "sliders" }), told = make("div", { className: "told", aria: { live: "polite" } });
   const adds = button("add the chosen latent", app.careful(async () => { switches.added.set(app.get("latent"), 1); await strengths(); change(); }), { title: "put it into all patches, or into the brushed ones" });
-  const resets = button("as it was", () => { switches = parseSwitches(""); effect = null; brushed.clear(); told.replaceChildren(); change(); });
+  const resets = button("as it was", () => { switches = parseSwitches("", 0); effect = null; brushed.clear(); told.replaceChildren(); change(); });
   const whose = choice("model", [], () => { told.replaceChildren(); draw(); });
   const fewest = button("fewest that change the answer", app.careful(() => findFewest())), why = button("why this answer?", app.careful(() => findWhy()));
   const exports = button("export", app.careful(() => write()), { title: "save the picture, what is switched, and the answers" });
@@ -1168,7 +1172,9 @@ function steerView(app) {
   const inside = make("div", { className: "pair", hidden: true }, make("div", {}, canvas, tools, make("label", { className: "wide" }, names), answers),
     make("div", {}, make("div", { className: "tools line" }, whose[0], fewest, why), told, sliders));
   element.querySelector("header").after(body, invitation, progress, inside);
-  let computer, picture, id, views, now, switches = parseSwitches(app.get("switches")), brushed = new Set(), cursor = 0, effect = null, key = "";
+  /* `shown`: what is on the screen, replaced together: { picture, id, task, names, classes, models, views } */
+  let computer, shown, now, switches = parseSwitches(app.get("switches"), bundle.index.latents), brushed = new Set(), cursor = 0, effect = null, key = "", moved = 0;
+  const load = app.careful(() => begin());
 
   async function begin() {
     progress.hidden = false;
@@ -1180,7 +1186,7 @@ function steerView(app) {
     } finally { progress.hidden = true; }
   }
 
-  const asked = () => ({ id, task: app.liveTask(), names: ownNames(), factors: [...switches.factors], added: [...switches.added].map(([latent, times]) => [latent, times * full.get(latent)]), patches: brushed.size ? [...brushed] : null });
+  const asked = ({ id, task, names: named } = shown) => ({ id, task, names: named, factors: [...switches.factors], added: [...switches.added].map(([latent, times]) => [latent, times * full.get(latent)]), patches: brushed.size ? [...brushed] : null });
   const ownNames = () => { const all = names.value.split(",").map((name) => name.trim()).filter(Boolean); return all.length > 1 ? all : undefined; };
   /* What is added is as strong as the latent is in its reference images, times the slider. */
   const full = new Map();
@@ -1189,18 +1195,25 @@ function steerView(app) {
   /* Answers follow the sliders: while one is computed only the last of the next is kept. */
   let busy = false, again = false;
   async function change() {
-    app.set({ switches: spellSwitches(switches), names: names.value });
+    app.set({ switches: spellSwitches(switches) });
     if (busy) { again = true; return; }
     busy = true;
     try {
-      do { again = false; now = await computer.ask("steer", asked()); draw(); } while (again);
+      do {
+        again = false;
+        const mine = shown, said = await computer.ask("steer", asked());
+        if (mine === shown) { now = said; draw(); }
+      } while (again);
+      app.trouble();
+      app.say(shown.models.map((model, m) => `${model}: ${first(now[m])}`).join(", "));
     } catch (error) { app.trouble(error); } finally { busy = false; }
   }
 
-  const classes = () => ownNames() ?? app.task().classes;
+  /* The most probable class, in words. */
+  const first = (said) => { const c = said.indexOf(Math.max(...said)); return `${shown.classes[c]} ${said[c].toFixed(2)}`; };
 
   function drawAnswers() {
-    const all = classes(), models = app.task().models;
+    const { classes: all, models, views } = shown;
     const order = range(all.length).sort((a, b) => Math.max(...now.map((p) => p[b])) - Math.max(...now.map((p) => p[a]))).slice(0, SHOWN_CLASSES);
     answers.replaceChildren(make("p", { className: "strip-title" }, "Probability of a class, from the latents as they are set; the line: without the autoencoder", ...models.length > 1 ? [". ", ...models.map((name, m) => swatch(name, ...MODELS[m]))] : []),
       make("ul", { className: "bars now" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: all[c], title: all[c] }),
@@ -1211,7 +1224,7 @@ function steerView(app) {
   /* Latents of the brushed patches or of the picture, by what they write in either model. */
   function strongest() {
     const sums = new Map(), inside = brushed.size ? (t) => brushed.has(t - 1) : () => true;
-    for (const { code } of views) for (let t = 0; t + 1 < code.starts.length; t++) if (inside(t)) {
+    for (const { code } of shown.views) for (let t = 0; t + 1 < code.starts.length; t++) if (inside(t)) {
       for (let i = code.starts[t]; i < code.starts[t + 1]; i++) sums.set(code.latents[i], (sums.get(code.latents[i]) ?? 0) + code.values[i]);
     }
     const some = [...sums].sort((a, b) => b[1] - a[1] || a[0] - b[0]).map(([latent]) => latent).slice(0, SHOWN_SWITCHES);
@@ -1219,7 +1232,7 @@ function steerView(app) {
   }
 
   function drawSliders() {
-    const focused = document.activeElement?.dataset?.latent, held = sliders.contains(document.activeElement);
+    const focused = sliders.contains(document.activeElement) && document.activeElement.textContent;
     sliders.replaceChildren(...strongest().map((latent) => {
       const isNew = switches.added.has(latent), map = isNew ? switches.added : switches.factors, value = map.get(latent) ?? 1;
       const said = make("span", { className: "value" }), slider = make("input", { type: "range", min: 0, max: 4, step: 0.1, value, aria: { label: `${isNew ? "added " : ""}latent ${latent}${bundle.named(latent) && `, ${bundle.named(latent)}`}: strength` } });
@@ -1234,18 +1247,18 @@ function steerView(app) {
       };
       return make("li", {}, latentButton(app, latent), make("span", { className: "name", textContent: bundle.named(latent), title: bundle.named(latent) }), slider, said);
     }));
-    if (held) sliders.querySelector(`[data-latent="${focused}"]`)?.focus({ preventScroll: true });
+    if (focused) [...sliders.querySelectorAll("button")].find((one) => one.textContent === focused)?.focus({ preventScroll: true });
   }
 
   function draw() {
-    if (!views || !now) return;
-    const latent = app.get("latent"), m = Math.max(0, whose[1].selectedIndex), { code } = views[m];
+    if (!shown) return;
+    const latent = app.get("latent"), m = Math.max(0, whose[1].selectedIndex), { code } = shown.views[m];
     const mask = new Float32Array(bundle.size);
     if (effect) { const most = Math.max(1e-9, ...effect); effect.forEach((value, i) => { mask[i] = Math.max(0, value) / most; }); }
     else for (let patch = 0; patch < bundle.size; patch++) for (let i = code.starts[patch + 1]; i < code.starts[patch + 2]; i++) if (code.latents[i] === latent) mask[patch] = code.values[i];
     const most = mask.reduce((a, b) => Math.max(a, b), 0), bits = new Uint8Array(Math.ceil(bundle.size / 8));
     for (const patch of brushed) bits[patch >> 3] |= 1 << (patch & 7);
-    paint(canvas, { image: picture.image }, bundle, { mask: (effect || app.get("masks")) && most > 0 && mask.map((v) => Math.sqrt(v / most)), outline: brushed.size && bits, patch: brushing.checked && document.activeElement === canvas ? cursor : -1, sharp: 4 });
+    paint(canvas, { image: shown.picture.image }, bundle, { mask: (effect || app.get("masks")) && most > 0 && mask.map((v) => Math.sqrt(v / most)), outline: brushed.size && bits, patch: brushing.checked && document.activeElement === canvas ? cursor : -1, sharp: 4 });
     drawAnswers();
     if (!document.activeElement?.dataset?.latent) drawSliders();
   }
@@ -1272,62 +1285,64 @@ function steerView(app) {
     event.preventDefault();
     event.stopPropagation();
     if (by) { cursor = clamp(cursor + by, 0, bundle.size - 1); draw(); } else brush(cursor, brushed.has(cursor));
+    app.say(`row ${Math.floor(cursor / columns) + 1}, column ${cursor % columns + 1}${brushed.has(cursor) ? ", brushed" : ""}`);
   };
-  names.onchange = () => { effect = null; told.replaceChildren(); key = ""; app.set({ names: names.value }); update(); };
+  names.onchange = () => app.set({ names: names.value });
 
   async function findFewest() {
-    const m = Math.max(0, whose[1].selectedIndex), all = classes();
+    const m = Math.max(0, whose[1].selectedIndex), all = shown.classes, mine = moved;
     effect = null;
     told.replaceChildren("Searching …");
     const { steps, answer, random: [changed, draws] } = await computer.ask("fewest", { ...asked(), model: m });
+    if (mine !== moved) return; /* another picture is shown */
     const last = steps.at(-1), found = last.said.indexOf(Math.max(...last.said)), is = found !== answer;
     const rows = steps.map(({ off, said }, i) => make("li", {}, ...(i ? ["without ", latentButton(app, off.at(-1)), ` ${bundle.named(off.at(-1))}: `] : ["all on: "]), `${all[answer]} ${said[answer].toFixed(2)}`));
     told.replaceChildren(make("p", {}, is ? `Without ${plural(last.off.length, "latent")} the answer is ${all[found]}, no longer ${all[answer]}. ` : `${all[answer]} is still the answer without ${plural(last.off.length, "latent")}. `,
       `As many drawn at random from those active change it in ${changed} of ${draws} draws.`), make("ol", { start: 0 }, ...rows));
+    brushed.clear();
     switches = { factors: new Map(last.off.map((latent) => [latent, 0])), added: new Map() };
     change();
   }
 
   async function findWhy() {
-    const m = Math.max(0, whose[1].selectedIndex), all = classes(), label = now[m].indexOf(Math.max(...now[m]));
+    const m = Math.max(0, whose[1].selectedIndex), all = shown.classes, { decoded } = shown.views[m], label = decoded.indexOf(Math.max(...decoded)), mine = moved;
     told.replaceChildren("Computing …");
     const { all: before, patches, latents } = await computer.ask("why", { ...asked(), model: m, label });
+    if (mine !== moved) return;
     effect = patches;
-    told.replaceChildren(make("p", {}, `${all[label]} has ${before.toFixed(2)} from the autoencoder's latents. Orange: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). Single latents without which it falls most:`),
+    told.replaceChildren(make("p", {}, `With all latents on, ${all[label]} has ${before.toFixed(2)}. Orange: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). Single latents without which it falls most:`),
       make("ul", { className: "chips" }, ...latents.slice(0, 8).map(([latent, fall]) => make("li", {}, latentButton(app, latent), ` ${bundle.named(latent)} −${Math.max(0, fall).toFixed(2)}`))), button("back to the latent's mask", () => { effect = null; told.replaceChildren(); draw(); }));
     draw();
   }
 
   async function write() {
-    const shown = make("canvas", { width: bundle.index.side, height: bundle.index.side });
-    shown.getContext("2d").drawImage(picture.image, 0, 0, shown.width, shown.height);
-    const said = now.map((p, m) => ({ model: app.task().models[m], before: [...views[m].said], now: [...p] }));
-    download(JSON.stringify({ picture: shown.toDataURL("image/png"), switches: app.get("switches"), patches: [...brushed], classes: classes(), answers: said, link: app.link(), citation: CITATION }, null, 1), "patchsae-steered.json", "application/json");
+    const square = make("canvas", { width: bundle.index.side, height: bundle.index.side });
+    square.getContext("2d").drawImage(shown.picture.image, 0, 0, square.width, square.height);
+    const said = now.map((p, m) => ({ model: shown.models[m], before: [...shown.views[m].said], now: [...p] }));
+    download(JSON.stringify({ picture: square.toDataURL("image/png"), switches: app.get("switches"), patches: [...brushed], classes: shown.classes, answers: said, link: app.link(), citation: CITATION }, null, 1), "patchsae-steered.json", "application/json");
   }
 
   const update = careful(body, async (current) => {
     if (!computer) return;
     const number = app.taskNumber(), all = await bundle.pictures(number), at = clamp(app.get("image"), 0, all.length - 1);
     await Promise.all(["concept", "kind", "mean"].map((name) => bundle.column(name)));
-    picture = all[at];
     await strengths();
-    const mine = picture.id ?? await app.idOf(picture.image);
-    const models = app.task().models, which = `${number} ${mine} ${names.value}`;
+    const id = all[at].id ?? await app.idOf(all[at].image), which = `${number} ${id} ${names.value}`;
     if (which !== key) {
-      const named = ownNames();
-      let seeing, steered;
+      const named = ownNames(), task = bundle.index.tasks[number], { models } = task;
+      const next = { picture: all[at], id, task: number, names: named, classes: named ?? task.classes, models };
+      let steered;
       try {
-        seeing = await computer.ask("see", { id: mine, task: app.liveTask(), names: named });
-        if (!current()) return;
-        [views, id] = [seeing, mine];
-        steered = await computer.ask("steer", { ...asked(), names: named });
+        if (names.value.trim() && !named) throw new Error("one class alone is always the answer: name at least two");
+        next.views = await computer.ask("see", { id, task: number, names: named });
+        steered = await computer.ask("steer", asked(next));
       } catch (error) {
-        if (!named) throw error;
-        told.replaceChildren(make("p", { className: "trouble", textContent: `${error.message}.` })); /* what is shown stays */
+        if (!names.value.trim()) throw error;
+        if (current()) told.replaceChildren(make("p", { className: "trouble", textContent: `${error.message}.` })); /* what is shown stays */
         return;
       }
       if (!current()) return;
-      [now, key, effect] = [steered, which, null];
+      [shown, now, key, effect] = [next, steered, which, null];
       told.replaceChildren();
       whose[0].hidden = models.length < 2;
       const chosen = Math.max(0, whose[1].selectedIndex);
@@ -1340,9 +1355,11 @@ function steerView(app) {
 
   names.value = app.get("names");
   return { element, update: (changed) => {
-    if (!computer) { if (live.files && app.computing()) return begin(); return switches.factors.size + switches.added.size || names.value ? begin() : undefined; }
-    if (changed.has("switches") && app.get("switches") !== spellSwitches(switches)) { switches = parseSwitches(app.get("switches")); key = ""; }
-    if (["task", "image", "pictures", "switches"].some((name) => changed.has(name))) return update();
+    if (["task", "image", "pictures", "names"].some((name) => changed.has(name))) moved++;
+    if (changed.has("names")) names.value = app.get("names");
+    if (!computer) return live.files && app.computing() || switches.factors.size + switches.added.size || names.value ? load() : undefined;
+    if (changed.has("switches") && app.get("switches") !== spellSwitches(switches)) { switches = parseSwitches(app.get("switches"), bundle.index.latents); key = ""; }
+    if (["task", "image", "pictures", "switches", "names"].some((name) => changed.has(name))) return update();
     if (["latent", "masks"].some((name) => changed.has(name))) draw();
   } };
 }
@@ -1364,7 +1381,7 @@ function drawView(app) {
   const width = make("input", { type: "range", min: 1, max: 24, value: 6, aria: { label: "width of the brush" } });
   const size = make("input", { type: "range", min: 0.2, max: 2, step: 0.05, value: 0.8, aria: { label: "size of what was put last" } });
   const undo = button("undo", () => { items.pop(); chosen = items.findLastIndex((item) => item.image); paintAll(); }), clear = button("clear", () => { items = []; chosen = -1; paintAll(); });
-  const said = make("p", { className: "about", aria: { live: "polite" } });
+  const said = make("p", { className: "about" });
   const inside = make("div", { className: "pair", hidden: true }, make("div", {}, canvas, said),
     make("div", {}, make("div", { className: "tools line" }, styles, grounds), make("div", { className: "tools line" }, objects, puts, piece),
       make("div", { className: "tools line" }, make("label", { className: "wide" }, "size ", size)),
@@ -1374,8 +1391,10 @@ function drawView(app) {
   let stamps, items = [], chosen = -1, under = null, colour = "", held = null, busy = false, again = false;
 
   async function begin() {
+    const before = [...invitation.childNodes];
     invitation.replaceChildren("Loading …");
-    const [content] = await Promise.all([bundle.load("stamps"), app.compute((share) => { invitation.textContent = `Loading … ${percent(share)}`; })]);
+    const [content] = await Promise.all([bundle.load("stamps"), app.compute((share) => { invitation.textContent = `Loading … ${percent(share)}`; })])
+      .catch((error) => { invitation.replaceChildren(...before); throw error; });
     const options = (select, names) => select.replaceChildren(...names.map((textContent) => make("option", { textContent })));
     options(style, content.styles);
     options(background, content.backgrounds);
@@ -1446,9 +1465,12 @@ function drawView(app) {
       do {
         again = false;
         const picture = await app.look(work, DRAWING, true);
-        const { classes, models } = app.task();
+        if (!picture) { again = true; continue; }
+        const { classes, models, name } = app.task();
+        for (const [task, all] of bundle.given) if (task !== name) bundle.given.set(task, all.filter((one) => one.name !== DRAWING));
         said.textContent = picture.said.map((p, m) => { const best = p.indexOf(Math.max(...p)); return `${models[m]}: ${classes[best]} ${p[best].toFixed(2)}`; }).join(" · ");
       } while (again);
+      app.say(said.textContent);
     } catch (error) { app.trouble(error); } finally { busy = false; }
   }
 
@@ -1485,7 +1507,7 @@ function drawView(app) {
     event.stopPropagation();
     paintAll();
   };
-  return { element, update: (changed) => { if (stamps && changed.has("task") && !(bundle.given.get(app.task().name) ?? []).some(({ name }) => name === DRAWING)) look(); } };
+  return { element, update: (changed) => { if (stamps && changed.has("task")) look(); } };
 }
 
 /* Takes a picture with the camera; it is asked for only here. */
@@ -1498,6 +1520,8 @@ async function film(app) {
     dialog.close();
     await app.look(image, "your picture");
   }));
+  take.disabled = true; /* before there is a picture */
+  video.onloadeddata = () => { take.disabled = false; };
   const dialog = make("dialog", { aria: { label: "camera" }, onclose: end }, video, make("p", {}, take, " ", button("close", () => dialog.close())));
   app.el.append(dialog);
   dialog.showModal();
@@ -1798,8 +1822,7 @@ function render({ model, el }) {
     computes: () => Boolean(bundle.index.live?.files || app.live && bundle.index.live),
     computing: () => !bundle.index.live?.files || computers.has(bundle.index.live.mark),
     compute: async (told = () => undefined) => bundle.index.live.files ? compute(bundle, told) : kernel,
-    trouble: (error) => { wrong.textContent = `${error.message}.`; wrong.hidden = false; },
-    liveTask: () => bundle.taskNumber(app.task().name),
+    trouble: (error) => { wrong.textContent = error ? `${error.message}.` : ""; wrong.hidden = !error; },
     /* The number under which the models know a picture of the bundle. */
     async idOf(image) {
       if (!known.has(image)) {
@@ -1810,10 +1833,11 @@ function render({ model, el }) {
     },
     /* Shows a picture of the reader's own, or another state of the one called `name`. */
     async look(source, name, replaced = false) {
-      const computer = await app.compute(), task = app.task().name;
-      const { id, picture } = await (source instanceof ImageBitmap ? computer.ask("look", { bitmap: source }, [source]) : computer.ask("look", pixelsOf(source, source.width, source.height)));
-      const views = await computer.ask("see", { id, task: app.liveTask() });
+      const computer = await app.compute(), task = app.task().name, number = app.taskNumber();
+      const { id, picture } = await (source instanceof ImageBitmap ? computer.ask("look", { bitmap: source }, [source]) : computer.ask("look", { ...pixelsOf(source, source.width, source.height), passing: replaced }));
+      const views = await computer.ask("see", { id, task: number });
       const shown = { name, id, canvas: seen(picture), models: views.map(({ code }) => code), said: views.map(({ said }) => said) };
+      if (replaced && number !== app.taskNumber()) return null; /* it is looked at again, there */
       received({ task, picture: shown }, replaced);
       return shown;
     },
@@ -1897,7 +1921,7 @@ function render({ model, el }) {
   const waiting = make("p", { className: "waiting", textContent: "Loading …" });
   el.replaceChildren(waiting);
 
-  const typing = (target) => target?.closest?.("input:not([type=checkbox]), textarea, select, [contenteditable=true]");
+  const typing = (target) => target?.closest?.("input:not([type=checkbox]), textarea, select, [contenteditable=true], .draw canvas");
   function pressed(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !keys.checked || typing(event.target) || help.open || !bundle.index) return;
     const { key, shiftKey } = event, by = { ArrowLeft: -1, ArrowRight: 1 }[key], turn = { "[": -1, "]": 1 }[key];

@@ -42,7 +42,12 @@ class Kernel:
         if "pictures" in message:
             return {"pictures": self.pictures}
         if "does" in message:
-            return {"reply": self.steering.answer(message["does"], message["asked"], buffers)}
+            asked = dict(message["asked"])
+            if "task" in asked:  # a number in the bundle; there may be fewer lenses
+                name = read_shard(self.bundle / "index.js")["tasks"][asked["task"]]["name"]
+                self._lens(name)
+                asked["task"] = list(self.lenses).index(name)
+            return {"reply": self.steering.answer(message["does"], asked, buffers)}
         task = str(message.get("task"))
         if "picture" in message:
             return {"added": self.look(bytes(buffers[0]), str(message["picture"]), task)}

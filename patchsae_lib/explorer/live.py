@@ -90,6 +90,13 @@ def unfit(clip: SplitCLIP, sae: SAE) -> str:
     plain = visual.pool_type == "tok" and not visual.final_ln_after_pool
     if not plain or found != set(_shapes(clip)):
         return "its towers are not CLIP's plain ones"
+    blocks = [tower.transformer.resblocks[0] for tower in (visual, clip.model)]
+    widths = [(x.attn.head_dim, x.attn.embed_dim, x.mlp.c_fc.out_features) for x in blocks]
+    rows, columns = clip.grid
+    side = rows * visual.patch_size[0]
+    is_square = rows == columns and tuple(visual.image_size) == (side, side)
+    if not is_square or any(width % 8 for block in widths for width in block):
+        return "its widths are no multiples of 8, or its pictures no squares of whole patches"
     return ""
 
 

@@ -16,7 +16,6 @@ from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.maple import AdaptedCLIP
 from patchsae_lib.pictures import square
 
-KEPT = 60  # pictures that are remembered
 TRIED, STEPS, DRAWS = 24, 12, 20  # of the search for the fewest latents, as in the page
 
 
@@ -109,8 +108,6 @@ class Steering:
         picture = square(image, clip.visual.image_size[0])
         self.last += 1
         self.pictures[self.last] = picture
-        if len(self.pictures) > KEPT:
-            del self.pictures[next(iter(self.pictures))]
         raw = picture.permute(1, 2, 0).contiguous().numpy().tobytes()
         return {"id": self.last, "picture": base64.b64encode(raw).decode()}
 
