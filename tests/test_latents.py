@@ -122,6 +122,18 @@ def test_a_picture_by_hand() -> None:
     assert table.entropy.isnan().all()  # fewer than k
 
 
+def test_two_pictures_by_hand() -> None:
+    """Latent 0 has means of .5 and .25 over two tokens; latent 1 is active in one picture."""
+    z = torch.tensor(
+        [[[1.0, 0, -1, -1], [0, 0, -1, -1]], [[0.25, 0.6, -1, -1], [0.25, 0, -1, -1]]]
+    )
+    table = counted(z, [0, 1], [0, 1])
+    assert table.frequency.tolist() == [1, 0.5, 0, 0]
+    assert table.mean.tolist() == pytest.approx([0.375, 0.3, 0, 0])
+    assert table.token_frequency.tolist() == pytest.approx([0.75, 0.25, 0, 0])
+    assert table.token_mean.tolist() == pytest.approx([0.5, 0.6, 0, 0])
+
+
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_two_halves_merged_in_any_order_are_the_whole(n: int, m: int, seed: int) -> None:
