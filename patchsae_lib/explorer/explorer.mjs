@@ -1193,7 +1193,7 @@ function steerView(app) {
   const strengths = () => Promise.all([...switches.added.keys()].map(async (latent) => full.set(latent, (await bundle.latent(latent)).full)));
 
   /* Answers follow the sliders: while one is computed only the last of the next is kept. */
-  let busy = false, again = false;
+  let busy = false, again = false, where = ""; /* what is said before the answers */
   async function change() {
     app.set({ switches: spellSwitches(switches) });
     if (busy) { again = true; return; }
@@ -1205,7 +1205,8 @@ function steerView(app) {
         if (mine === shown) { now = said; draw(); }
       } while (again);
       app.trouble();
-      app.say(shown.models.map((model, m) => `${model}: ${first(now[m])}`).join(", "));
+      app.say(where + shown.models.map((model, m) => `${model}: ${first(now[m])}`).join(", "));
+      where = "";
     } catch (error) { app.trouble(error); } finally { busy = false; }
   }
 
@@ -1284,8 +1285,9 @@ function steerView(app) {
     if (!brushing.checked || !(event.key === " " || event.shiftKey && by)) return;
     event.preventDefault();
     event.stopPropagation();
-    if (by) { cursor = clamp(cursor + by, 0, bundle.size - 1); draw(); } else brush(cursor, brushed.has(cursor));
-    app.say(`row ${Math.floor(cursor / columns) + 1}, column ${cursor % columns + 1}${brushed.has(cursor) ? ", brushed" : ""}`);
+    if (by) cursor = clamp(cursor + by, 0, bundle.size - 1); else brush(cursor, brushed.has(cursor));
+    const place = `row ${Math.floor(cursor / columns) + 1}, column ${cursor % columns + 1}${brushed.has(cursor) ? ", brushed" : ""}`;
+    if (by) { app.say(place); draw(); } else where = `${place}. `;
   };
   names.onchange = () => app.set({ names: names.value });
 
