@@ -161,6 +161,7 @@ def test_entropy_and_spread_by_hand() -> None:
     table = counted(z, [0, 1, 2], [0, 2, 2])
     assert float(table.entropy[0]) == pytest.approx(math.log(2))
     assert float(table.label_std[0]) == pytest.approx(1)
+    assert float(table.label_std[1]) == pytest.approx(math.sqrt((16 + 4 + 4) / 27))
     one_class = counted(z, [0, 1, 2], [1, 1, 1])
     assert one_class.entropy[:2].tolist() == [0, 0]
     assert one_class.label_std[:2].tolist() == [0, 0]
@@ -218,8 +219,9 @@ def test_a_row_for_every_latent() -> None:
 
 def test_the_first_class_has_a_name_and_an_unlabelled_picture_none() -> None:
     z = torch.tensor([[[1.0, 0.0, 0.0, -1.0]], [[0.0, 1.0, 0.0, -1.0]], [[0.0, 0.0, 1.0, -1.0]]])
-    frame = counted(z, [0, 1, 2], [0, -1, 2]).frame()
+    frame = counted(z, [5, 6, 7], [0, -1, 2]).frame()
     assert frame["top_class"].tolist() == [CLASSES[0], "", CLASSES[2], ""]
+    assert frame["top_image"].tolist() == [5, 6, 7, -1]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +245,8 @@ def test_tables_that_count_other_things_do_not_merge(class_names, config, messag
 def test_a_label_of_no_class_is_refused() -> None:
     with pytest.raises(ValueError, match="label 3: the table knows 3 classes"):
         counted(torch.ones(1, T, D), [0], [3])
+    with pytest.raises(ValueError, match="label 7: the table knows 3 classes"):
+        counted(torch.ones(2, T, D), [0, 1], [0, 7])
 
 
 def test_a_table_does_not_depend_on_how_pictures_are_batched(monkeypatch) -> None:

@@ -450,7 +450,7 @@ def test_sizes_of_groups_are_means_over_classes() -> None:
 
 def test_the_latents_of_a_class_are_those_that_either_model_activates() -> None:
     before = torch.tensor([[3.0, 0, 1, 0], [0, 2, 0, 0]])
-    after = torch.tensor([[0.0, 4, 2, 0], [0, 0, 0, 5]])
+    after = torch.tensor([[0.0, 4, 2, 0], [0, 0, 0, 0.5]])
     group = torch.tensor([[2, 3, 1, 0], [0, 2, 0, 3]])
     table = latents_by_class(before, after, group, ("cat", "dog"))
     assert table.to_dict("split")["columns"] == [
@@ -460,8 +460,8 @@ def test_the_latents_of_a_class_are_those_that_either_model_activates() -> None:
         [0, "cat", 0, 3, 0, 1, "high to low"],
         [0, "cat", 1, 0, 4, 0, "low to high"],
         [0, "cat", 2, 1, 2, 2, "high"],
-        [1, "dog", 1, 2, 0, 1, "high to low"],
-        [1, "dog", 3, 0, 5, 0, "low to high"],
+        [1, "dog", 1, 2, 0, 0, "high to low"],
+        [1, "dog", 3, 0, 0.5, 1, "low to high"],
     ]
 
 
