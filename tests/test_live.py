@@ -29,21 +29,9 @@ from patchsae_lib.maple import adapt
 from patchsae_lib.pictures import spoken, square
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World
+from recipes.live import ENGINE
 
 ROWS = [0, 5, 9]
-OPEN = """async ({ engine, wasm, about, weights }) => {
-  const worker = new Worker(URL.createObjectURL(new Blob([engine], { type: "text/javascript" })));
-  const waiting = new Map();
-  let last = 0;
-  worker.onmessage = ({ data: { number, answer, error } }) =>
-    error ? waiting.get(number)[1](new Error(error)) : waiting.get(number)[0](answer);
-  window.ask = (does, more) => new Promise((...both) => {
-    waiting.set(++last, both);
-    worker.postMessage({ number: last, does, ...more });
-  });
-  await ask("open", { about, wasm });
-  for (const [file, codes] of weights.entries()) await ask("weights", { file, codes });
-}"""
 LOOK = """async ({ pixels, width, height }) => {
   const data = Uint8ClampedArray.from(atob(pixels), (c) => c.charCodeAt(0));
   const { id, picture } = await ask("look", { pixels: data, width, height });
@@ -110,7 +98,7 @@ def engine(bundle: Path, page):
     files = range(read_shard(bundle / "index.js")["live"]["files"])
     weights = [read_shard(bundle / f"weights-{n}.js")["codes"] for n in files]
     page.goto("about:blank")
-    page.evaluate(OPEN, read_shard(bundle / "live.js") | {"weights": weights})
+    page.evaluate(ENGINE, read_shard(bundle / "live.js") | {"weights": weights})
     return page
 
 
@@ -171,7 +159,7 @@ def test_without_simd_the_same_in_javascript(bundle, engine, lenses) -> None:
     weights = [read_shard(bundle / f"weights-{n}.js")["codes"] for n in files]
     picture = World("flowers", "test", 20).batch([2])[0].permute(1, 2, 0).numpy()
     with_simd = engine.evaluate(SEE, {"id": look(engine, picture)["id"], "task": 1})
-    engine.evaluate(OPEN, live | {"weights": weights})
+    engine.evaluate(ENGINE, live | {"weights": weights})
     plain = engine.evaluate(SEE, {"id": look(engine, picture)["id"], "task": 1})
     for a, b in zip(with_simd, plain, strict=True):
         close(a["said"], torch.tensor(b["said"]))

@@ -526,6 +526,13 @@ function careful(body, work) {
   };
 }
 
+/* The patch of a picture that is pointed at. */
+function patchAt(canvas, event, [rows, columns]) {
+  const box = canvas.getBoundingClientRect();
+  const column = clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
+  return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + column;
+}
+
 /* A card that follows the pointer: a latent's first picture and what is known of it. */
 function pointing(app) {
   const card = make("div", { className: "patchsae-card" }, make("canvas"), make("span"));
@@ -1032,12 +1039,6 @@ function pictureView(app) {
   element.querySelector("header").after(body, ...inside);
   let pictures = [], codes, drawn, shown = -1, hovered = null;
 
-  const patchAt = (canvas, event) => {
-    const box = canvas.getBoundingClientRect(), [rows, columns] = bundle.index.grid;
-    const column = clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
-    return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + column;
-  };
-
   function models() {
     const names = app.task().models, one = Math.max(0, names.indexOf(app.get("model")));
     return app.get("compare") ? range(names.length) : [one];
@@ -1061,9 +1062,9 @@ function pictureView(app) {
     large.replaceChildren(...models().map((m) => {
       const canvas = make("canvas", { tabIndex: 0, role: "application", aria: { label: `picture ${shown + 1}, ${picture.name}, in ${names[m]}; arrow keys with shift move from patch to patch`, roledescription: "picture of patches" } });
       painted.push({ canvas, m });
-      canvas.onpointermove = (event) => event.pointerType === "mouse" && point({ patch: patchAt(canvas, event), m });
+      canvas.onpointermove = (event) => event.pointerType === "mouse" && point({ patch: patchAt(canvas, event, bundle.index.grid), m });
       canvas.onpointerleave = () => point(null);
-      canvas.onclick = (event) => { hovered = null; app.set({ patch: patchAt(canvas, event), model: names[m] }); };
+      canvas.onclick = (event) => { hovered = null; app.set({ patch: patchAt(canvas, event, bundle.index.grid), model: names[m] }); };
       canvas.onkeydown = (event) => {
         const [, columns] = bundle.index.grid, by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
         if (!event.shiftKey || !by) return;
@@ -1264,10 +1265,7 @@ function steerView(app) {
     if (!document.activeElement?.dataset?.latent) drawSliders();
   }
 
-  const patchAt = (event) => {
-    const box = canvas.getBoundingClientRect(), [rows, columns] = bundle.index.grid;
-    return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
-  };
+  const patchOf = (event) => patchAt(canvas, event, bundle.index.grid);
   const brush = (patch, off) => { off ? brushed.delete(patch) : brushed.add(patch); effect = null; sliders.contains(document.activeElement) && document.activeElement.blur(); change(); };
   let erasing = false, painting = false;
   canvas.onpointerdown = (event) => {
@@ -1275,10 +1273,10 @@ function steerView(app) {
     event.preventDefault();
     canvas.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
-    [painting, erasing] = [true, brushed.has(patchAt(event))];
-    brush(patchAt(event), erasing);
+    [painting, erasing] = [true, brushed.has(patchOf(event))];
+    brush(patchOf(event), erasing);
   };
-  canvas.onpointermove = (event) => painting && brushed.has(patchAt(event)) === erasing && brush(patchAt(event), erasing);
+  canvas.onpointermove = (event) => painting && brushed.has(patchOf(event)) === erasing && brush(patchOf(event), erasing);
   canvas.onpointerup = canvas.onpointercancel = () => { painting = false; };
   canvas.onkeydown = (event) => {
     const [, columns] = bundle.index.grid, by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
@@ -1722,8 +1720,7 @@ function glimpse(model, el) {
       }));
       if (!list.childElementCount) list.textContent = "No latent is active in this patch.";
     }
-    const at = (event) => { const box = canvas.getBoundingClientRect(); return clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1) * columns + clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1); };
-    canvas.onpointermove = canvas.onpointerdown = (event) => show(at(event));
+    canvas.onpointermove = canvas.onpointerdown = (event) => show(patchAt(canvas, event, data.grid));
     canvas.onkeydown = (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
       if (!by || patch + by < 0 || patch + by >= size) return;
