@@ -51,6 +51,11 @@ class Checked:
                 raise ValueError(f"{section}.{name} must be {expected}, got {value!r}")
 
 
+def _require_growing(name: str, sizes: tuple[int, ...]) -> None:
+    if list(sizes) != sorted({size for size in sizes if size >= 1}):
+        raise ValueError(f"{name} must be growing numbers from 1, got {sizes}")
+
+
 @dataclass(frozen=True)
 class ModelConfig(Checked):
     """The CLIP under study.
@@ -88,6 +93,11 @@ class SAEConfig(Checked):
     b_dec_init: str = "geometric_median"  #: geometric_median, mean or zeros
     b_enc_init: float = 0.0
     scale_inputs: bool = False
+    nested: tuple[int, ...] = ()  #: latents of the smaller dictionaries in it (Matryoshka)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_growing("sae.nested", self.nested)
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,7 @@ class StatisticsConfig(Checked):
         super().__post_init__()
         if self.bound < self.top:
             raise ValueError(f"statistics.bound must be {self.top} or more, got {self.bound}")
-        if not self.ks or self.ks[0] < 1 or list(self.ks) != sorted(set(self.ks)):
-            raise ValueError(f"statistics.ks must be growing numbers from 1, got {self.ks}")
+        _require_growing("statistics.ks", self.ks or (0,))
 
 
 @dataclass(frozen=True)

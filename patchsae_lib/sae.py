@@ -79,6 +79,20 @@ def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
     return ((z_hat - z).pow(2) / z.norm(dim=-1, keepdim=True)).mean()
 
 
+def nested_loss(sae: SAE, z: Tensor, f: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The mean `reconstruction_loss` of z (…, d_vit) by the first m latents of f (…, d_sae), for
+    each m of `sizes` and for all: early latents must do without later ones, and stay general.
+
+    Matryoshka autoencoders, Bussmann et al. 2025 (arXiv 2503.17547), eq. 3.
+    """
+    z_hat, first, losses = sae.b_dec, 0, []
+    for size in (*sizes, sae.d_sae):
+        z_hat = z_hat + f[..., first:size] @ sae.W_dec[first:size]
+        losses.append(reconstruction_loss(z, z_hat))
+        first = size
+    return torch.stack(losses).mean()
+
+
 def l1_loss(f: Tensor) -> Tensor:
     """mean ‖f‖₁ over the tokens of f (…, d_sae) ≥ 0, without λ (eq. 2, second term)."""
     return f.sum(dim=-1, dtype=torch.promote_types(f.dtype, torch.float32)).mean()

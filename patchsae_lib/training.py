@@ -31,6 +31,7 @@ from patchsae_lib.sae import (
     initial_b_dec,
     keep_largest,
     l1_loss,
+    nested_loss,
     reconstruction_loss,
     require_tokens,
 )
@@ -69,16 +70,20 @@ def objective(
     dead: Tensor | None = None,
     bfloat16: bool = False,
     sparse: bool = False,
+    nested: tuple[int, ...] = (),
 ) -> tuple[dict[str, Tensor], Latents, Tensor]:
     """Compute the loss of eq. 2 for tokens z (n, d_vit), plus the ghost term of latents `dead`.
 
     Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
     latents; ẑ (n, d_vit). `dead` are numbers of latents (m,); `bfloat16` concerns matrix products
-    and dense latents; `sparse`, for ReLU, computes with active latents only.
+    and dense latents; `sparse`, for ReLU, computes with active latents only; `nested` are the
+    sizes of `nested_loss`, which needs all latents.
     """
     forward = sparse_pass if sparse else dense_pass
     latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
     reconstruction = reconstruction_loss(z, z_hat)
+    if nested:
+        reconstruction = nested_loss(sae, z, latents.f, nested)
     ghost = reconstruction.new_zeros(()) if ghosts is None else ghost_loss(z, z_hat, ghosts)
     loss = reconstruction + l1 * latents.l1 + ghost
     parts = {"loss": loss, "reconstruction": reconstruction, "l1": latents.l1, "ghost": ghost}
@@ -170,12 +175,13 @@ class Trainer:
         if self.sae_config.ghost_gradients:
             numbers = (self.silent > dead_after).nonzero()[:, 0]
             dead = numbers if len(numbers) else None
+        nested = self.sae_config.nested
         sparse, n_tokens = self._is_sparse(z), int(sum_of_all(torch.tensor(len(z))))
         undivided = sparse or sae.activation == "batchtopk"  # which chooses among all tokens
         at_once = len(z) if undivided else batch_size(z.device, sae.d_sae, least=1024)
         totals, fired, z_hats = dict[str, Tensor](), torch.zeros_like(self.silent).bool(), []
         for chunk in z.split(at_once):
-            parts, latents, z_hat = objective(sae, chunk, l1, dead, bfloat16, sparse)
+            parts, latents, z_hat = objective(sae, chunk, l1, dead, bfloat16, sparse, nested)
             share = len(chunk) / n_tokens
             (parts["loss"] * share).backward()
             f = latents.f.detach()
@@ -200,7 +206,7 @@ class Trainer:
     @torch.no_grad()
     def _is_sparse(self, z: Tensor) -> bool:
         """Whether few latents are active, judged by about 64 tokens: for ReLU on a CPU."""
-        if self.sae.activation != "relu" or z.device.type != "cpu":
+        if self.sae.activation != "relu" or self.sae_config.nested or z.device.type != "cpu":
             return False
         share = self.sae.pre_activations(z[:: max(1, len(z) // 64)]).gt(0).float().mean()
         return bool(sum_of_all(share) < SPARSE * distributed.world_size())  # the same in each
@@ -277,6 +283,8 @@ def train(
     sample, run = _first_tokens(batches, sae_config, train_config)
     d_vit, path = sample.shape[1], Path(checkpoint) if checkpoint else None
     d_sae = sae_config.expansion * d_vit
+    if sae_config.nested and sae_config.nested[-1] >= d_sae:
+        raise ValueError(f"sae.nested {sae_config.nested} must be below d_sae = {d_sae}")
     # bytes of both matrices; on a CPU of their gradients and Adam's moments, too
     size = (32 if torch.device(device).type == "cpu" else 8) * d_vit * d_sae
     distributed.require_memory(size, f"sae.expansion is too large: {size / 1e9:.3g} GB")

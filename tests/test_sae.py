@@ -17,6 +17,7 @@ from patchsae_lib.sae import (
     initial_b_dec,
     l0,
     l1_loss,
+    nested_loss,
     reconstruction_loss,
     relu,
     require_finite,
@@ -242,6 +243,14 @@ def test_losses_by_hand() -> None:
     z_hat = torch.tensor([[3.0, 6.0], [1.0, 2.0]])  # squared errors 0, 4 and 1, 0
     assert reconstruction_loss(z, z_hat).item() == pytest.approx((4 / 5 + 1 / 2) / 4)
     assert l1_loss(torch.tensor([[1.0, 0.0, 2.0], [0.0, 5.0, 0.0]])).item() == (3 + 5) / 2
+
+
+def test_nested_loss_is_the_mean_over_the_nested_dictionaries() -> None:
+    sae, z = make(), tokens(9)
+    f = sae.encode(z)
+    parts = [reconstruction_loss(z, f[:, :m] @ sae.W_dec[:m] + sae.b_dec) for m in (2, 5, D_SAE)]
+    assert nested_loss(sae, z, f, (2, 5)).item() == pytest.approx(sum(parts).item() / 3)
+    assert nested_loss(sae, z, f, ()).item() == pytest.approx(parts[-1].item())
 
 
 def test_ghost_gradients_reach_dead_latents_only() -> None:

@@ -86,6 +86,19 @@ def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, preci
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
+@pytest.mark.parametrize("activation", ["relu", "batchtopk"])
+def test_the_first_latents_of_a_nested_dictionary_explain_tokens_alone(activation: str) -> None:
+    plain = replace(SAE_CONFIG, activation=activation, l1=1e-4, scale_inputs=True)
+    config = replace(CONFIG, batch_tokens=256, steps=150, lr=1e-2)
+
+    def explained(nested: tuple[int, ...]) -> float:
+        sae, _ = run(replace(plain, nested=nested), config)
+        first = sae.encode(Z) * (torch.arange(sae.d_sae) < 8)
+        return float(explained_variance(Z, sae.decode(first)))
+
+    assert explained((8,)) > explained(()) + 0.1
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     first, again = run(), run()
     assert_equal(first[0], again[0])
@@ -553,6 +566,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt() -> None:
     [
         (SAEConfig, {"l1": -1e-5}, "sae.l1 must be 0 or more"),
         (SAEConfig, {"l1": float("nan")}, "sae.l1 must be 0 or more"),
+        (SAEConfig, {"nested": (8, 4)}, "sae.nested must be growing numbers from 1"),
         (TrainConfig, {"lr": 0.0}, "lr must be above 0"),
         (TrainConfig, {"cls_share": 1.5}, "cls_share"),
         (TrainConfig, {"frozen": "latents"}, "train.frozen must be '' or 'encoder' or 'decoder'"),
@@ -563,6 +577,11 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoilt() -> None:
 def test_impossible_settings_are_refused(kind: Any, setting: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**setting)
+
+
+def test_a_nested_dictionary_is_smaller_than_all() -> None:
+    with pytest.raises(ValueError, match=r"sae.nested \(8, 32\) must be below d_sae = 32"):
+        run(replace(SAE_CONFIG, nested=(8, 2 * D_VIT)))
 
 
 def test_progress_shows_loss_l0_and_rate_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
