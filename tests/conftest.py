@@ -75,6 +75,19 @@ def browser():
         running.close()
 
 
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory):
+    """Debian's Firefox or another one, where it is installed."""
+    from firefox import Firefox
+
+    names = os.environ.get("FIREFOX", ""), "firefox-esr", "firefox"
+    if not (found := next(filter(None, map(shutil.which, names)), None)):
+        pytest.skip("no Firefox: install firefox-esr, or set FIREFOX to its path")
+    running = Firefox(found, tmp_path_factory.mktemp("firefox"))
+    yield running
+    running.close()
+
+
 @pytest.fixture
 def page(browser):
     """A page whose `trouble` gathers errors, failed loads, and requests that leave the book."""

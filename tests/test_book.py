@@ -50,6 +50,22 @@ def test_every_page_is_whole_wide_and_narrow_light_and_dark(build, server, page,
         assert page.trouble == [], name
 
 
+def test_firefox_draws_every_figure(build, server, firefox):
+    firefox.trouble.clear()
+    for name in names(build):
+        firefox.goto(f"{server}/{name}")
+        firefox.evaluate(
+            """async () => { for (const canvas of document.querySelectorAll(".plotly-canvas")) {
+              canvas.scrollIntoView();
+              for (let i = 0; i < 300 && !canvas.querySelector(".main-svg"); i++)
+                await new Promise((done) => setTimeout(done, 50));
+              if (!canvas.querySelector(".main-svg")) throw new Error("not drawn");
+            } }"""
+        )
+        assert firefox.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), name
+        assert firefox.trouble == [], name
+
+
 def test_figures_take_the_colours_of_the_theme_and_the_width_of_the_page(build, page):
     with_figures = [n for n in names(build) if "plotly-canvas" in (build / "html" / n).read_text()]
     assert with_figures

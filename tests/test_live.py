@@ -95,6 +95,10 @@ def bundle(lenses, sae, tmp_path_factory) -> Path:
 @pytest.fixture
 def engine(bundle: Path, page):
     """A page that has nothing but the engine: `ask`."""
+    return opened(page, bundle)
+
+
+def opened(page, bundle: Path):
     files = range(read_shard(bundle / "index.js")["live"]["files"])
     weights = [read_shard(bundle / f"weights-{n}.js")["codes"] for n in files]
     page.goto("about:blank")
@@ -151,6 +155,19 @@ def test_latents_and_answers_are_those_of_torch(engine, lenses) -> None:
                 assert error < 1e-3
                 close(one["said"], said)
                 close(one["decoded"], decoded)
+
+
+def test_in_firefox_too(bundle: Path, lenses, firefox) -> None:
+    opened(firefox, bundle)
+    for number, (task, lens) in enumerate(lenses.items()):
+        picture = World(task, "test", 20).batch(ROWS[:1])[0]
+        found = look(firefox, picture.permute(1, 2, 0).numpy())
+        seen = firefox.evaluate(SEE, {"id": found["id"], "task": number})
+        for one, model in zip(seen, lens.models, strict=True):
+            f, said, decoded = expected(lens, model, picture)
+            assert (dense(one, tuple(f.shape)) - f).abs().max() / f.max() < 1e-3
+            close(one["said"], said)
+            close(one["decoded"], decoded)
 
 
 def test_without_simd_the_same_in_javascript(bundle, engine, lenses) -> None:
@@ -514,6 +531,26 @@ def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:
         view.locator(".sliders input").first.wait_for()
     assert page.evaluate("workers") == 1
     assert page.trouble == []
+
+
+def test_the_explorer_steers_and_draws_in_firefox(bundle, tmp_path, firefox) -> None:
+    firefox.trouble.clear()
+    address = put(bundle, tmp_path, [{"linked": True}])
+    firefox.goto(f"{address}#latent=3&task=flowers&image=1")
+    firefox.wait("() => document.querySelector('.patchsae-explorer[data-ready=true]')")
+    firefox.evaluate("() => document.querySelector('.view.steer .begin').click()")
+    firefox.wait("() => document.querySelector('.view.steer .sliders input')")
+    shown = "[...document.querySelectorAll('.bars.now .value')].map((x) => x.innerText).join()"
+    before = firefox.evaluate(f"() => {shown}")
+    firefox.evaluate("""() => { const slider = document.querySelector('.view.steer .sliders input');
+      slider.value = 0; slider.dispatchEvent(new Event('input')); }""")
+    firefox.wait(f"(before) => {shown} !== before", before)
+    assert "&switches=" in firefox.evaluate("() => location.hash")
+    firefox.evaluate("() => document.querySelector('.view.draw .begin').click()")
+    firefox.wait(
+        "() => document.querySelector('.view.draw .about').innerText.includes('MaPLe:')"
+    )
+    assert firefox.trouble == []
 
 
 def test_a_page_without_models_says_how_to_have_them(bundle, tmp_path, page) -> None:
