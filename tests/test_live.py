@@ -476,6 +476,29 @@ def test_a_file_a_drawing_and_a_wrong_word(bundle, tmp_path, page) -> None:
     assert [t for t in page.trouble if "notes" not in t] == []
 
 
+def test_the_camera_is_asked_for_by_a_click_and_let_go(bundle, tmp_path, page) -> None:
+    page.add_init_script(
+        """window.streams = [];
+        navigator.mediaDevices.getUserMedia = async () => {
+          const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+          const brush = canvas.getContext("2d");
+          setInterval(() => { brush.fillStyle = "red"; brush.fillRect(0, 0, 64, 48); }, 20);
+          streams.push(canvas.captureStream());
+          return streams.at(-1);
+        };"""
+    )
+    ready(page, f"{put(bundle, tmp_path, [{'linked': True}])}#task=flowers")
+    pictures = page.locator(".picture-view")
+    assert page.evaluate("streams.length") == 0
+    pictures.get_by_role("button", name="camera").click()
+    pictures.page.get_by_role("button", name="take it").click()
+    pictures.locator(".thumbs button:nth-child(4)[aria-pressed=true]").wait_for()
+    live = "streams.flatMap((s) => s.getTracks()).filter((t) => t.readyState === 'live').length"
+    assert (page.evaluate("streams.length"), page.evaluate(live)) == (1, 0)
+    assert pictures.locator(".lists .chips button").count() >= 1
+    assert page.trouble == []
+
+
 def test_names_and_probabilities_belong_together(bundle, tmp_path, page) -> None:
     address = put(bundle, tmp_path, [{"linked": True}])
     ready(page, f"{address}#latent=3&task=flowers&names=boat%2C%20owl")
