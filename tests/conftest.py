@@ -75,15 +75,21 @@ def browser():
         running.close()
 
 
-@pytest.fixture(scope="module")
-def firefox(tmp_path_factory):
-    """Debian's Firefox or another one, where it is installed."""
-    from firefox import Firefox
+@pytest.fixture(scope="module", params=["Firefox", "WebKit"])
+def other_browser(request, tmp_path_factory):
+    """Firefox and WebKitGTK, where they are installed."""
+    from browsers import Firefox, WebKit
 
-    names = os.environ.get("FIREFOX", ""), "firefox-esr", "firefox"
-    if not (found := next(filter(None, map(shutil.which, names)), None)):
-        pytest.skip("no Firefox: install firefox-esr, or set FIREFOX to its path")
-    running = Firefox(found, tmp_path_factory.mktemp("firefox"))
+    if request.param == "Firefox":
+        names = os.environ.get("FIREFOX", ""), "firefox-esr", "firefox"
+        if not (found := next(filter(None, map(shutil.which, names)), None)):
+            pytest.skip("no Firefox: install firefox-esr, or set FIREFOX to its path")
+        running = Firefox(found, tmp_path_factory.mktemp("firefox"))
+    else:
+        found = shutil.which("WebKitWebDriver")
+        if not (found and ("DISPLAY" in os.environ or shutil.which("Xvfb"))):
+            pytest.skip("no WebKit: install webkit2gtk-driver and xvfb")
+        running = WebKit(found)
     yield running
     running.close()
 

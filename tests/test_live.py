@@ -157,12 +157,12 @@ def test_latents_and_answers_are_those_of_torch(engine, lenses) -> None:
                 close(one["decoded"], decoded)
 
 
-def test_in_firefox_too(bundle: Path, lenses, firefox) -> None:
-    opened(firefox, bundle)
+def test_in_other_browsers_too(bundle: Path, lenses, other_browser) -> None:
+    opened(other_browser, bundle)
     for number, (task, lens) in enumerate(lenses.items()):
         picture = World(task, "test", 20).batch(ROWS[:1])[0]
-        found = look(firefox, picture.permute(1, 2, 0).numpy())
-        seen = firefox.evaluate(SEE, {"id": found["id"], "task": number})
+        found = look(other_browser, picture.permute(1, 2, 0).numpy())
+        seen = other_browser.evaluate(SEE, {"id": found["id"], "task": number})
         for one, model in zip(seen, lens.models, strict=True):
             f, said, decoded = expected(lens, model, picture)
             assert (dense(one, tuple(f.shape)) - f).abs().max() / f.max() < 1e-3
@@ -480,7 +480,8 @@ def test_the_camera_is_asked_for_by_a_click_and_let_go(bundle, tmp_path, page) -
     page.add_init_script(
         """window.streams = [];
         navigator.mediaDevices.getUserMedia = async () => {
-          const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+          const canvas = document.createElement("canvas");
+          Object.assign(canvas, { width: 64, height: 48 });
           const brush = canvas.getContext("2d");
           setInterval(() => { brush.fillStyle = "red"; brush.fillRect(0, 0, 64, 48); }, 20);
           streams.push(canvas.captureStream());
@@ -556,24 +557,25 @@ def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:
     assert page.trouble == []
 
 
-def test_the_explorer_steers_and_draws_in_firefox(bundle, tmp_path, firefox) -> None:
-    firefox.trouble.clear()
+def test_the_explorer_steers_and_draws_in_other_browsers(bundle, tmp_path, other_browser) -> None:
+    other_browser.trouble.clear()
     address = put(bundle, tmp_path, [{"linked": True}])
-    firefox.goto(f"{address}#latent=3&task=flowers&image=1")
-    firefox.wait("() => document.querySelector('.patchsae-explorer[data-ready=true]')")
-    firefox.evaluate("() => document.querySelector('.view.steer .begin').click()")
-    firefox.wait("() => document.querySelector('.view.steer .sliders input')")
+    other_browser.goto(f"{address}#latent=3&task=flowers&image=1")
+    other_browser.wait("() => document.querySelector('.patchsae-explorer[data-ready=true]')")
+    other_browser.evaluate("() => document.querySelector('.view.steer .begin').click()")
+    other_browser.wait("() => document.querySelector('.view.steer .sliders input')")
     shown = "[...document.querySelectorAll('.bars.now .value')].map((x) => x.innerText).join()"
-    before = firefox.evaluate(f"() => {shown}")
-    firefox.evaluate("""() => { const slider = document.querySelector('.view.steer .sliders input');
+    before = other_browser.evaluate(f"() => {shown}")
+    other_browser.evaluate("""() => {
+      const slider = document.querySelector('.view.steer .sliders input');
       slider.value = 0; slider.dispatchEvent(new Event('input')); }""")
-    firefox.wait(f"(before) => {shown} !== before", before)
-    assert "&switches=" in firefox.evaluate("() => location.hash")
-    firefox.evaluate("() => document.querySelector('.view.draw .begin').click()")
-    firefox.wait(
+    other_browser.wait(f"(before) => {shown} !== before", before)
+    assert "&switches=" in other_browser.evaluate("() => location.hash")
+    other_browser.evaluate("() => document.querySelector('.view.draw .begin').click()")
+    other_browser.wait(
         "() => document.querySelector('.view.draw .about').innerText.includes('MaPLe:')"
     )
-    assert firefox.trouble == []
+    assert other_browser.trouble == []
 
 
 def test_a_page_without_models_says_how_to_have_them(bundle, tmp_path, page) -> None:

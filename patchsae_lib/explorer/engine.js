@@ -441,8 +441,10 @@ const jobs = {
   open({ about, wasm }) { engine = new Engine(about, bytes(wasm)); },
 
   async weights({ file, codes }) {
-    const packed = new Response(new Blob([bytes(codes)]).stream().pipeThrough(new DecompressionStream("deflate")));
-    engine.weights(new Uint8Array(await packed.arrayBuffer()), file);
+    const { readable, writable } = new DecompressionStream("deflate"), writer = writable.getWriter();
+    writer.write(bytes(codes)).catch(() => {}); /* the reader hears of it; a Blob's stream fails in WebKit */
+    writer.close().catch(() => {});
+    engine.weights(new Uint8Array(await new Response(readable).arrayBuffer()), file);
   },
 
   look({ bitmap, passing, ...given }) {
