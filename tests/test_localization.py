@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patchsae_lib.explorer.drawings import overlay
+from patchsae_lib.explorer.drawings import spotlight
 from patchsae_lib.localization import (
     latent_masks,
     patch_changes,
@@ -50,25 +50,26 @@ def test_the_masks_of_all_latents_in_pictures_of_their_own(monkeypatch) -> None:
 
 def test_one_scale_for_all_pictures() -> None:
     weak, strong = torch.full((2, 2), 0.5), torch.full((2, 2), 2.0)
-    shown = [overlay(PICTURE, mask, full=2.0).tobytes() for mask in (weak, strong, strong * 3)]
+    shown = [spotlight(PICTURE, mask, full=2.0).tobytes() for mask in (weak, strong, strong * 3)]
     assert shown[0] != shown[1]
     assert shown[1] == shown[2]  # nothing is more than full
 
 
-def test_where_nothing_is_active_a_picture_is_grey() -> None:
+def test_a_picture_keeps_its_colours_where_the_latent_is_active() -> None:
     red = torch.zeros(3, 8, 8, dtype=torch.uint8)
     red[0] = 255
     mask = torch.tensor([[1.0, 0.0]])
-    image = overlay(red, mask, full=1.0)
+    image = spotlight(red, mask, full=1.0)
     left, right = image.getpixel((1, 1)), image.getpixel((6, 1))
-    assert len(set(right)) == 1
-    assert left[0] > left[2] + 50
-    assert overlay(red, mask * 0, full=0.0).getpixel((1, 1)) == right  # silent, not NaN
+    assert len(set(right)) == 1  # grey
+    assert right[0] < 255 / 2
+    assert left == (255, 0, 0)
+    assert spotlight(red, mask * 0, full=0.0).getpixel((1, 1)) == right  # silent, not NaN
 
 
 def test_a_picture_of_floats_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, h, w\) uint8, got torch.float32"):
-        overlay(PICTURE.float(), torch.ones(2, 2), 1.0)
+        spotlight(PICTURE.float(), torch.ones(2, 2), 1.0)
 
 
 def test_the_share_of_activity_inside_a_region() -> None:

@@ -1,7 +1,7 @@
 """The explorer: all latents and all patches to look at, in the book and in JupyterLab."""
 
 from patchsae_lib.explorer.bundle import Latents, Task, describe, write_bundle, write_tasks
-from patchsae_lib.explorer.drawings import before_and_after, highlight, overlay
+from patchsae_lib.explorer.drawings import before_and_after, highlight, spotlight
 from patchsae_lib.explorer.examples import examples, nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.strips import Strips, explorer_link, latent_link
@@ -9,6 +9,6 @@ from patchsae_lib.explorer.widget import Explorer
 
 __all__ = [
     "Explorer", "Latents", "Lens", "Strips", "Task", "before_and_after", "describe", "examples",
-    "explorer_link", "highlight", "latent_link", "nearest", "overlay", "write_bundle",
+    "explorer_link", "highlight", "latent_link", "nearest", "spotlight", "write_bundle",
     "write_tasks",
 ]  # fmt: skip

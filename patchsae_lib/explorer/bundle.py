@@ -23,7 +23,8 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   number of a concept → the bits of its patches, the lowest first.
 - `task-T.js`: `pictures`, `truth` and `labels` int16 of its pictures; `said`: for each model the
   class probabilities (pictures, classes) float32; `groups` (latents,) uint8, the highest of
-  `patchsae_lib.remapping.GROUPS` that a latent reaches in any class.
+  `patchsae_lib.remapping.GROUPS` that a latent reaches in any class; `strongest` (latents,)
+  int16, the picture in which a latent's activations have the largest sum (−1: in none any).
 - `codes-T-P.js`: picture P of task T: one object per model with `full` float, `starts`
   (tokens + 1,) uint32, and for all tokens in order their active `latents` (`number`) and `levels`
   uint8: max(1, round(255·√(activation/full))). The first token is CLS.
@@ -52,6 +53,7 @@ from torch import Tensor
 from patchsae_lib.artefacts import note
 from patchsae_lib.explorer.files import (
     SIDE,
+    array_of,
     base64_of,
     nibbles,
     number_type,
@@ -282,11 +284,24 @@ def _write_task(folder: Path, number: int, task: Task, index: Mapping[str, Any])
     content["said"] = [base64_of(np.array(probabilities), "<f4") for probabilities in by_model]
     grouped = task.grouped()
     content["groups"] = base64_of(grouped.amax(0), "<u1")
+    content["strongest"] = base64_of(_strongest_pictures(task.looks, index["latents"]), "<i2")
     write_shard(folder / f"task-{number}.js", content)
     for i, look in enumerate(task.looks):
         write_shard(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
     for c in range(len(task.class_names)):
         write_shard(folder / f"class-{number}-{c}.js", _class(task, c, grouped[c]))
+
+
+def _strongest_pictures(looks: Sequence[Mapping[str, Any]], d_sae: int) -> np.ndarray:
+    """Return the number of the picture with the largest sum of each latent in either model (d,),
+    −1 where it is active in none."""
+    sums = np.zeros((len(looks) + 1, d_sae))  # the first stands for none
+    for row, look in zip(sums[1:], looks, strict=True):
+        for model in look["models"]:
+            latents = array_of(model["latents"], number_type(d_sae)[1])
+            values = model["full"] * (array_of(model["levels"], "<u1") / 255) ** 2
+            np.maximum(row, np.bincount(latents, values, d_sae), out=row)
+    return sums.argmax(0) - 1
 
 
 def _class(task: Task, c: int, grouped: Tensor) -> dict[str, Any]:

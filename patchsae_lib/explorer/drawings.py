@@ -1,4 +1,4 @@
-"""Pictures coloured where a latent is active (paper Figs. 4, 18 and 19)."""
+"""Pictures lit where a latent is active (paper Figs. 4, 18 and 19)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from patchsae_lib.localization import latent_masks
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 
-ORANGE = (255, 92, 0)
-
 
 def highlight(sae: SAE, latent: int, *splits: Split) -> list[Image.Image]:
-    """Draw the pictures of splits, coloured where a latent is active, all on one scale."""
+    """Draw the pictures of splits, lit where a latent is active, all on one scale."""
     shown = [split for split in splits if len(split.tokens)]
     masks = [latent_masks(sae, x.tokens, [latent], x.clip.grid)[:, 0] for x in shown]
     full = max((float(mask.max()) for mask in masks), default=0.0)
     return [
-        overlay(picture, patches, full)
+        spotlight(picture, patches, full)
         for split, mask in zip(shown, masks, strict=True)
         for picture, patches in zip(split.pictures.batch(range(len(mask))), mask, strict=True)
     ]
@@ -36,15 +34,15 @@ def before_and_after(
     return drawings, [word for word, split in words.items() for _ in range(len(split.tokens))]
 
 
-def overlay(picture: Tensor, mask: Tensor, full: float) -> Image.Image:
-    """Return a picture (3, h, w) uint8, grey where a mask (rows, columns) is 0 and orange from the
-    activation `full` on: one number for all pictures and models that are compared."""
+def spotlight(picture: Tensor, mask: Tensor, full: float) -> Image.Image:
+    """Return a picture (3, h, w) uint8, dark and grey where a mask (rows, columns) is 0 and as it
+    is from the activation `full` on: one number for all pictures and models that are compared."""
     if picture.dtype != torch.uint8 or picture.ndim != 3:
         shape = tuple(picture.shape)
         raise ValueError(f"a picture is (3, h, w) uint8, got {picture.dtype} {shape}")
     large = F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest-exact")[0, 0]
     share = (large / max(full, 1e-12)).clamp(0, 1)[..., None]
     rgb = picture.permute(1, 2, 0).float()
-    grey = rgb.mean(2, keepdim=True) * 0.55 + 40
-    shown = torch.lerp(grey, rgb * 0.55 + torch.tensor(ORANGE) * 0.45, share.sqrt())
+    dark = rgb.mean(2, keepdim=True) * 0.35 + 20
+    shown = torch.lerp(dark, rgb, share.sqrt())
     return Image.fromarray(shown.round().to(torch.uint8).numpy())

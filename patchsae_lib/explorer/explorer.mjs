@@ -5,7 +5,6 @@
    state; a view changes it with `app.set` and is told of changes through `update`. */
 
 const VERSION = 2;
-const COLOUR = [255, 92, 0]; /* as in patchsae_lib.localization.overlay */
 const SCALE = ["#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00"]; /* patchsae_lib.figures.SCALE */
 const GROUPS = [
   ["neither's top", "--x-grey", "circle"], ["top in both", "--x-teal", "circle"],
@@ -318,7 +317,8 @@ class Bundle {
 
 const scratch = document.createElement("canvas");
 
-/* A picture on a canvas, greyed where the mask is 0 and coloured where not; `outline`: bits of
+/* A picture on a canvas, dark and grey where the mask is 0 and as it is where the mask is 1, as in
+   patchsae_lib.explorer.drawings.spotlight; `outline`: bits of
    patches to draw a line around; `patch`: one to frame. */
 function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp = 2 } = {}) {
   const { side, grid: [rows, columns] } = bundle.index;
@@ -330,8 +330,8 @@ function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp 
     for (let y = 0, i = 0; y < side; y++) {
       const row = Math.floor(y * rows / side) * columns;
       for (let x = 0; x < side; x++, i += 4) {
-        const share = mask[row + Math.floor(x * columns / side)], grey = (data[i] + data[i + 1] + data[i + 2]) / 3 * 0.55 + 40;
-        for (let c = 0; c < 3; c++) data[i + c] = grey + share * (data[i + c] * 0.55 + COLOUR[c] * 0.45 - grey);
+        const share = mask[row + Math.floor(x * columns / side)], dark = (data[i] + data[i + 1] + data[i + 2]) / 3 * 0.35 + 20;
+        for (let c = 0; c < 3; c++) data[i + c] = dark + share * (data[i + c] - dark);
       }
     }
     work.putImageData(image, 0, 0);
@@ -376,7 +376,7 @@ const outlineOf = (bundle, truth, concept) => {
 const holds = (bits, patch) => Boolean(bits[patch >> 3] >> (patch & 7) & 1);
 
 const legend = (full, note = "activation of a patch") => [
-  "0 ", make("span", { className: "scale", role: "img", aria: { label: "from grey to orange" } }), ` ${short(full)} ${note}`,
+  "0 ", make("span", { className: "scale", role: "img", aria: { label: "from dark to the picture's own colours" } }), ` ${short(full)} ${note}`,
 ];
 
 /* --- saving a view ----------------------------------------------------------------------------- */
@@ -499,7 +499,10 @@ const choice = (name, options, onchange) => {
 
 /* A latent as a button: its number and, where known, its concept. */
 function latentButton(app, latent, textContent = `${latent}`) {
-  return button(textContent, () => app.set({ latent }), { className: "shown latent", title: `latent ${latent}`, aria: { label: `latent ${latent}`, ...(latent === app.get("latent") && { current: "true" }) } });
+  return button(textContent, ({ currentTarget }) => {
+    app.stays = Boolean(currentTarget.closest(".picture-view, .steer, .draw")); /* with the picture it was found in */
+    app.set({ latent });
+  }, { className: "shown latent", title: `latent ${latent}`, aria: { label: `latent ${latent}`, ...(latent === app.get("latent") && { current: "true" }) } });
 }
 
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
@@ -895,7 +898,7 @@ function latentView(app) {
     if (Number.isFinite(number.valueAsNumber)) app.set({ latent: Math.round(number.valueAsNumber) });
     number.value = app.get("latent");
   };
-  const step = (by, sign, said) => button(sign, () => app.set({ latent: app.get("latent") + by }), { aria: { label: said }, title: said });
+  const step = (by, sign, said) => button(sign, () => app.step(by), { aria: { label: said }, title: said });
   const outlines = make("input", { type: "checkbox", checked: true, onchange: () => update() });
   const masks = make("input", { type: "checkbox", onchange: () => app.set({ masks: masks.checked }) });
   const [from, source] = choice("pictures of", [["", "what it was scanned on"]], () => update());
@@ -905,7 +908,8 @@ function latentView(app) {
   const about = make("p", { className: "about" }), stats = make("dl", { className: "stats" });
   const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
   const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
-  const inside = [tools, about, stats, strips, scale, make("div", { className: "pair" }, classes, near)];
+  const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(stats.classList.toggle("with-formulas"))), { aria: { pressed: false } });
+  const inside = [tools, about, strips, scale, stats, make("div", { className: "tools line" }, formulas), make("div", { className: "pair" }, classes, near)];
   element.querySelector("header").after(body, ...inside);
   const TITLES = { highest: "Most active", quantiles: "A quarter, half and three quarters down the list of pictures where it is active", random: "Three of those pictures at random" };
 
@@ -1134,7 +1138,15 @@ function pictureView(app) {
     drawLists();
   });
 
+  /* The picture of the task in which a latent that was chosen elsewhere is strongest. */
+  async function follow(latent) {
+    const number = app.taskNumber(), at = array((await bundle.load(`task-${number}`)).strongest, "int16")[latent];
+    if (at >= 0 && number === app.taskNumber() && latent === app.get("latent")) app.set({ image: at, patch: -1 });
+  }
+
   return { element, update: (changed) => {
+    if (codes && changed.has("latent") && !changed.has("image") && !changed.has("task") && shown < app.task().pictures && !app.stays) follow(app.get("latent")).catch(() => undefined);
+    app.stays = false;
     const light = codes && drawn === app.taskNumber() && ![...changed].some((name) => ["task", "image", "pictures", "compare", "model"].includes(name));
     if (!light) return update();
     drawLarge();
@@ -1808,6 +1820,15 @@ function render({ model, el }) {
       for (const [name, value] of Object.entries(values)) model.set(name, value);
       model.save_changes();
     },
+    /* To the next latent that is ever active, in either direction; the address is replaced. */
+    async step(by) {
+      const active = await bundle.column("frequency").catch(() => null);
+      let latent = app.get("latent") + by;
+      while (active && latent >= 0 && latent < bundle.index.latents && !(active[latent] > 0)) latent += by;
+      if (latent < 0 || latent >= bundle.index.latents) return;
+      stepped = performance.now();
+      app.set({ latent });
+    },
     taskNumber: () => bundle.taskNumber(app.get("task")),
     task: () => bundle.index.tasks[app.taskNumber()],
     say: (text) => { line.textContent = text; },
@@ -1924,7 +1945,7 @@ function render({ model, el }) {
   function pressed(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !keys.checked || typing(event.target) || help.open || !bundle.index) return;
     const { key, shiftKey } = event, by = { ArrowLeft: -1, ArrowRight: 1 }[key], turn = { "[": -1, "]": 1 }[key];
-    if (by && !shiftKey) app.set({ latent: app.get("latent") + by });
+    if (by && !shiftKey) app.step(by);
     else if (turn && bundle.index.tasks.length) {
       const count = app.task().pictures + (bundle.given.get(app.task().name)?.length ?? 0);
       app.set({ image: clamp(Math.min(app.get("image"), count - 1) + turn, 0, count - 1), patch: -1 });

@@ -51,6 +51,15 @@ def base64_of(values: Tensor | pd.Series | np.ndarray | Sequence[int], dtype: st
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
+def array_of(text: str, dtype: str) -> np.ndarray:
+    """Return the numbers of `base64_of`.
+
+    >>> array_of("AQACAA==", "<i2").tolist()
+    [1, 2]
+    """
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
 def nibbles(values: Tensor) -> str:
     """Return numbers (0..15), rounded to 4 bits, two in a byte, as base64.
 
