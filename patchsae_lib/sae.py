@@ -85,7 +85,8 @@ def nested_loss(sae: SAE, z: Tensor, f: Tensor, sizes: tuple[int, ...]) -> Tenso
 
     Matryoshka autoencoders, Bussmann et al. 2025 (arXiv 2503.17547), eq. 3.
     """
-    z_hat, first, losses = sae.b_dec, 0, []
+    z_hat: Tensor = sae.b_dec
+    first, losses = 0, []
     for size in (*sizes, sae.d_sae):
         z_hat = z_hat + f[..., first:size] @ sae.W_dec[first:size]
         losses.append(reconstruction_loss(z, z_hat))
