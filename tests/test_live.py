@@ -17,7 +17,8 @@ from companion import classic_script
 from patchsae_lib.artefacts import DATA
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.explorer import Lens, Task, write_bundle, write_tasks
-from patchsae_lib.explorer.files import read_shard, write_shard
+from patchsae_lib.explorer.bundle import strongest_pictures
+from patchsae_lib.explorer.files import array_of, base64_of, read_shard, write_shard
 from patchsae_lib.explorer.glimpse import write_glimpse
 from patchsae_lib.explorer.kernel import Kernel
 from patchsae_lib.explorer.live import FOLDER, LARGEST, PER_FILE, unfit, write_live
@@ -540,6 +541,42 @@ def test_names_and_probabilities_belong_together(bundle, tmp_path, page) -> None
         arg=",".join(latents),
     )
     assert page.trouble == []
+
+
+def test_the_picture_follows_a_latent_that_is_chosen_elsewhere(bundle, tmp_path, page) -> None:
+    strongest = array_of(read_shard(bundle / "task-1.js")["strongest"], "<i2")
+    first, second = (int(np.flatnonzero(strongest == image)[-1]) for image in (1, 2))
+    ready(page, f"{put(bundle, tmp_path, [{'linked': True}])}#latent={first}&task=flowers")
+    assert "image" not in page.url  # what an address says is shown
+    number = page.get_by_label("latent", exact=True)
+    number.fill(str(second))
+    number.press("Enter")
+    page.wait_for_function("location.hash.endsWith('&image=2')")
+    page.locator(".picture-view .chips button.latent").last.click()
+    page.wait_for_timeout(300)
+    assert page.url.endswith("&image=2")  # with the picture it was found in
+    assert page.trouble == []
+
+
+def test_the_strongest_picture_of_a_latent() -> None:
+    def look(*models: list[tuple[int, int]]) -> dict:
+        return {
+            "models": [
+                {
+                    "full": 2.0,
+                    "latents": base64_of([latent for latent, _ in model], "<u2"),
+                    "levels": base64_of([level for _, level in model], "<u1"),
+                }
+                for model in models
+            ]
+        }
+
+    looks = [
+        look([(0, 255), (1, 10)], [(1, 10)]),
+        look([(1, 100), (1, 100)], []),  # two tokens
+        look([], [(1, 140), (3, 1)]),
+    ]
+    assert strongest_pictures(looks, 5).tolist() == [0, 1, -1, 2, -1]
 
 
 def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:

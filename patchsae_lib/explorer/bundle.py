@@ -284,7 +284,7 @@ def _write_task(folder: Path, number: int, task: Task, index: Mapping[str, Any])
     content["said"] = [base64_of(np.array(probabilities), "<f4") for probabilities in by_model]
     grouped = task.grouped()
     content["groups"] = base64_of(grouped.amax(0), "<u1")
-    content["strongest"] = base64_of(_strongest_pictures(task.looks, index["latents"]), "<i2")
+    content["strongest"] = base64_of(strongest_pictures(task.looks, index["latents"]), "<i2")
     write_shard(folder / f"task-{number}.js", content)
     for i, look in enumerate(task.looks):
         write_shard(folder / f"codes-{number}-{i}.js", {"models": look["models"]})
@@ -292,7 +292,7 @@ def _write_task(folder: Path, number: int, task: Task, index: Mapping[str, Any])
         write_shard(folder / f"class-{number}-{c}.js", _class(task, c, grouped[c]))
 
 
-def _strongest_pictures(looks: Sequence[Mapping[str, Any]], d_sae: int) -> np.ndarray:
+def strongest_pictures(looks: Sequence[Mapping[str, Any]], d_sae: int) -> np.ndarray:
     """Return the number of the picture with the largest sum of each latent in either model (d,),
     −1 where it is active in none."""
     sums = np.zeros((len(looks) + 1, d_sae))  # the first stands for none
