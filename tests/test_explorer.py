@@ -631,14 +631,20 @@ def test_the_map_is_searched_brushed_zoomed_and_saved(build, page, tmp_path):
     search.fill(concept)
     found = view.locator(".found")
     found.get_by_text(re.compile(rf"\d+ latents? for “{concept}”")).wait_for()
-    first = found.locator("li").first
+    first = found.locator("figure").first
     assert concept in first.inner_text()
-    number = first.get_by_role("button").inner_text()
+    number = first.inner_text().partition(":")[0]
     first.get_by_role("button").click()
     explorer.get_by_role("heading", name=f"Latent {number}", exact=True).wait_for()
-    found.locator(f"[aria-current][aria-label='latent {number}']").wait_for()
+    found.locator(f"[aria-current][aria-label^='latent {number}:']").wait_for()
     found.get_by_role("button", name="clear").click()
-    assert found.inner_text() == ""
+    page.wait_for_function("e => !e.innerText", arg=found.element_handle())
+    gallery = view.get_by_label("gallery")
+    for kind in gallery.locator("option").all()[1:3]:
+        gallery.select_option(kind.get_attribute("value"))
+        found.get_by_text(f"named by a {kind.inner_text()}").wait_for()
+    search.fill("")
+    page.wait_for_function("e => !e.innerText", arg=found.element_handle())
     box = plot.bounding_box()
     before = plot.evaluate("c => c.toDataURL()")
     view.get_by_role("button", name="zoom in").click()

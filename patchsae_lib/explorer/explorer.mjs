@@ -505,13 +505,24 @@ function latentButton(app, latent, textContent = `${latent}`) {
   }, { className: "shown latent", title: `latent ${latent}`, aria: { label: `latent ${latent}`, ...(latent === app.get("latent") && { current: "true" }) } });
 }
 
+/* A latent as a button with its first example picture, and words below it. */
+async function tile(app, latent, picture, said, below) {
+  const { bundle } = app, canvas = make("canvas", { aria: { hidden: "true" } });
+  if (picture >= 0) paint(canvas, await bundle.reference(picture), bundle, { sharp: 1 });
+  const open = make("button", { type: "button", className: "shown picture tile", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas);
+  open.dataset.latent = latent;
+  const figure = make("figure", {}, open, make("figcaption", {}, ...below.flatMap((line) => [make("br"), line]).slice(1)));
+  mark(figure, app.get("latent"));
+  return figure;
+}
+
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
 
 const swatch = (said, colour, shape) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`);
 
 /* Marks the button of the latent that is chosen. */
 function mark(element, latent) {
-  for (const one of element.querySelectorAll("button.latent")) Number(one.textContent) === latent ? one.setAttribute("aria-current", "true") : one.removeAttribute("aria-current");
+  for (const one of element.querySelectorAll("button.latent, button.tile")) Number(one.dataset.latent ?? one.textContent) === latent ? one.setAttribute("aria-current", "true") : one.removeAttribute("aria-current");
 }
 
 /* Updates in turn: an answer that comes late is of no use, an error is said. */
@@ -775,6 +786,8 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
 
 /* --- the map of latents ------------------------------------------------------------------------ */
 
+const TILES = 12;
+
 function mapView(app) {
   const { bundle } = app;
   const colours = [["entropy", "label entropy"], ["iou", "IoU with its concept"], ["group", "change in this task"]];
@@ -793,6 +806,7 @@ function mapView(app) {
   const csv = button("CSV", app.careful(() => table()), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
   const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
+  const [galleries, gallery] = choice("gallery", [["", "of a kind"]], app.careful(() => ofKind(gallery.value)));
   const search = make("input", { type: "search", placeholder: "a number or a name: 12, wheel, colour red, no name", aria: { label: "search latents by number or name" } });
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
@@ -801,34 +815,61 @@ function mapView(app) {
     if (first !== undefined) app.set({ latent: first });
   };
   app.search = () => search.focus();
-  element.querySelector("header").after(body, make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, ...tools, ...zooms), plot.element, key, found);
+  element.querySelector("header").after(body, make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, galleries, ...tools, ...zooms), plot.element, key, found);
   let ready = false;
+
+  /* The latents that are named by a concept of a kind, the best first. */
+  async function ofKind(kind) {
+    await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
+    const latents = range(bundle.index.latents).filter((latent) => bundle.concept(latent) && bundle.of(latent, "kind") === kind);
+    app.some = kind ? { latents: latents.sort(byIou), why: `named by a ${kind}` } : null;
+    search.value = "";
+    update();
+    list();
+  }
+
+  async function kinds() {
+    await bundle.column("kind");
+    await bundle.column("concept");
+    const all = new Set(range(bundle.index.latents).filter((latent) => bundle.concept(latent)).map((latent) => bundle.of(latent, "kind")));
+    gallery.append(...[...all].sort().map((kind) => make("option", { value: kind, textContent: kind })));
+    galleries.hidden = !all.size;
+  }
+  kinds().catch(() => { galleries.hidden = true; });
+
+  const byIou = (a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1);
 
   async function look(text) {
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    gallery.value = "";
     if (!words.length) app.some = null;
     else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
     else {
       const fits = (latent) => { const said = `${bundle.named(latent)} ${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
       const latents = range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0 && fits(latent));
-      latents.sort((a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1));
+      latents.sort(byIou);
       app.some = { latents, why: `for “${text}”` };
     }
     update();
     list();
   }
 
-  function list() {
+  const list = careful(body, async (current) => {
     if (!app.some) { found.replaceChildren(); return; }
-    const { latents, why } = app.some;
-    const items = latents.slice(0, 12).map((latent) => make("li", {}, latentButton(app, latent),
-      ` ${[bundle.named(latent) || bundle.of(latent, "top_class"), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ")}`));
-    const clear = button("clear", () => { app.some = null; search.value = ""; update(); list(); search.focus(); });
-    const more = latents.length > 12 ? `, the first 12${why.startsWith("for") ? " by IoU" : ""}` : "";
-    found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("ul", {}, ...items));
+    const { latents, why } = app.some, first = latents.slice(0, TILES);
+    const pictures = await Promise.all(first.map((latent) => bundle.first(latent)));
+    const items = await Promise.all(first.map((latent, i) => {
+      const name = bundle.named(latent), top = bundle.of(latent, "top_class"), iou = bundle.of(latent, "iou");
+      const below = [`${latent}: ${name && name !== "no name" ? name : top ? `no name, strongest on ${top}` : "no name"}`, iou !== undefined && `IoU ${iou.toFixed(2)}`].filter(Boolean);
+      return tile(app, latent, pictures[i], `latent ${below.join(", ")}`, below);
+    }));
+    if (!current()) return;
+    const clear = button("clear", () => { app.some = null; search.value = gallery.value = ""; update(); list(); search.focus(); });
+    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : " by IoU"}` : "";
+    found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("div", { className: "strip" }, ...items));
     app.say(`${plural(latents.length, "latent")} ${why}.`);
-  }
+  });
 
   async function table() {
     const names = bundle.index.columns.map((column) => column.name);
@@ -1000,11 +1041,9 @@ function latentView(app) {
 
   async function neighbours(data) {
     if (!data.near.length) return [];
-    const figures = await Promise.all(data.near.map(async (latent, i) => {
-      const picture = data.nearFirst[i], canvas = make("canvas", { aria: { hidden: "true" } });
-      if (picture >= 0) paint(canvas, await bundle.reference(picture), bundle, { sharp: 1 });
-      const said = `latent ${latent}, cosine ${data.cosine[i].toFixed(2)}${bundle.named(latent) && `, ${bundle.named(latent)}`}`;
-      return make("figure", {}, make("button", { type: "button", className: "shown picture", title: said, onclick: () => app.set({ latent }), aria: { label: said } }, canvas), make("figcaption", {}, `${latent}`, make("br"), data.cosine[i].toFixed(2)));
+    const figures = await Promise.all(data.near.map((latent, i) => {
+      const cosine = data.cosine[i].toFixed(2), name = bundle.named(latent);
+      return tile(app, latent, data.nearFirst[i], `latent ${latent}, cosine ${cosine}${name && `, ${name}`}`, [latent, cosine]);
     }));
     return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
   }
@@ -1820,15 +1859,16 @@ function render({ model, el }) {
       for (const [name, value] of Object.entries(values)) model.set(name, value);
       model.save_changes();
     },
-    /* To the next latent that is ever active, in either direction; the address is replaced. */
-    async step(by) {
-      const active = await bundle.column("frequency").catch(() => null);
+    /* To the next latent that is ever active, in either direction, one step after the other; the
+       address is replaced. */
+    step: (by) => (steps = steps.then(async () => {
+      const active = await bundle.column("frequency").catch(() => null), there = (latent) => latent >= 0 && latent < bundle.index.latents;
       let latent = app.get("latent") + by;
-      while (active && latent >= 0 && latent < bundle.index.latents && !(active[latent] > 0)) latent += by;
-      if (latent < 0 || latent >= bundle.index.latents) return;
+      while (there(latent) && active && !(active[latent] > 0)) latent += by;
+      if (!there(latent)) return;
       stepped = performance.now();
       app.set({ latent });
-    },
+    })),
     taskNumber: () => bundle.taskNumber(app.get("task")),
     task: () => bundle.index.tasks[app.taskNumber()],
     say: (text) => { line.textContent = text; },
@@ -1911,7 +1951,7 @@ function render({ model, el }) {
   }
 
   /* The address follows what is chosen; quick steps share an entry of the history. */
-  let stepped = 0;
+  let stepped = 0, steps = Promise.resolve();
   function remember() {
     const hash = spell(app.state());
     if (hash === location.hash) return;
