@@ -441,6 +441,7 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
     assert data[EXPLORER] == {
         "bundle": "b", "latent": 2, "task": "", "image": 0, "patch": -1, "model": "", "label": 0,
         "masks": True, "compare": True, "views": ["latent"], "switches": "", "names": "",
+        "marked": "",
     }  # fmt: skip
     assert "application/vnd.jupyter.widget-view+json" in data
     with pytest.raises(FileNotFoundError, match=r"has no index.js"):

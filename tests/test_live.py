@@ -558,6 +558,23 @@ def test_the_picture_follows_a_latent_that_is_chosen_elsewhere(bundle, tmp_path,
     assert page.trouble == []
 
 
+def test_a_list_of_latents_is_in_the_address(bundle, tmp_path, page) -> None:
+    address = put(bundle, tmp_path, [{"linked": True}])
+    ready(page, f"{address}#latent=3&task=flowers&marked=5%2C99999999%2C%3Cb%3E&masks=false")
+    found, star = (
+        page.locator(".found"),
+        page.locator(".view.latent .tools button", has_text="list"),
+    )
+    found.get_by_text("1 latent on your list").wait_for()
+    assert not page.get_by_label("masks", exact=True).is_checked()
+    star.click()
+    found.get_by_text("2 latents on your list").wait_for()
+    assert "marked=5%2C3&masks=false" in page.url
+    star.click()
+    found.get_by_text("1 latent on your list").wait_for()
+    assert page.trouble == []
+
+
 def test_the_strongest_picture_of_a_latent() -> None:
     def look(*models: list[tuple[int, int]]) -> dict:
         return {

@@ -11,7 +11,7 @@ const GROUPS = [
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
 const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
-const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "" };
+const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "", marked: "" };
 const STATE = Object.keys(START);
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
 const LARGE = 60; /* MB of a picture that is read in the page */
@@ -516,6 +516,9 @@ async function tile(app, latent, picture, said, below) {
   return figure;
 }
 
+/* The latents that the reader has put on a list, as it stands in an address: "12,40". */
+const listed = (app) => app.get("marked").split(",").filter((one) => /^\d+$/.test(one)).map(Number).filter((latent) => latent < app.bundle.index.latents);
+
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
 
 const swatch = (said, colour, shape) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`);
@@ -786,7 +789,7 @@ function scatter(app, { x, y, label, chosen, brushed, ticks = (v) => power(v), s
 
 /* --- the map of latents ------------------------------------------------------------------------ */
 
-const TILES = 12;
+const TILES = 12, LIST = " list"; /* no kind begins with a space */
 
 function mapView(app) {
   const { bundle } = app;
@@ -806,7 +809,7 @@ function mapView(app) {
   const csv = button("CSV", app.careful(() => table()), { title: "save the table of latents", aria: { label: "save the table of latents as CSV" } });
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
   const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
-  const [galleries, gallery] = choice("gallery", [["", "of a kind"]], app.careful(() => ofKind(gallery.value)));
+  const [galleries, gallery] = choice("gallery", [["", "of a kind"], [LIST, "your list"]], app.careful(() => ofKind(gallery.value)));
   const search = make("input", { type: "search", placeholder: "a number or a name: 12, wheel, colour red, no name", aria: { label: "search latents by number or name" } });
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
@@ -820,9 +823,10 @@ function mapView(app) {
 
   /* The latents that are named by a concept of a kind, the best first. */
   async function ofKind(kind) {
+    if (kind === LIST) app.some = { latents: listed(app), why: "on your list" };
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
     const latents = range(bundle.index.latents).filter((latent) => bundle.concept(latent) && bundle.of(latent, "kind") === kind);
-    app.some = kind ? { latents: latents.sort(byIou), why: `named by a ${kind}` } : null;
+    if (kind !== LIST) app.some = kind ? { latents: latents.sort(byIou), why: `named by a ${kind}` } : null;
     search.value = "";
     update();
     list();
@@ -833,9 +837,11 @@ function mapView(app) {
     await bundle.column("concept");
     const all = new Set(range(bundle.index.latents).filter((latent) => bundle.concept(latent)).map((latent) => bundle.of(latent, "kind")));
     gallery.append(...[...all].sort().map((kind) => make("option", { value: kind, textContent: kind })));
-    galleries.hidden = !all.size;
+    if (!app.get("marked")) return;
+    gallery.value = LIST; /* of a link */
+    await ofKind(LIST);
   }
-  kinds().catch(() => { galleries.hidden = true; });
+  kinds().catch(() => undefined); /* then there is the list alone */
 
   const byIou = (a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1);
 
@@ -909,6 +915,10 @@ function mapView(app) {
   });
   return { element, themed: plot.draw, update: (changed) => {
     if (changed.has("latent")) mark(found, app.get("latent"));
+    if (changed.has("marked") && ready && (gallery.value === LIST || app.get("marked") && !app.some && !gallery.value)) {
+      gallery.value = LIST;
+      ofKind(LIST).catch(() => undefined);
+    }
     return !ready || body.children.length || changed.has("task") && select.value === "group" ? update() : plot.point();
   } };
 }
@@ -944,8 +954,17 @@ function latentView(app) {
   const masks = make("input", { type: "checkbox", onchange: () => app.set({ masks: masks.checked }) });
   const [from, source] = choice("pictures of", [["", "what it was scanned on"]], () => update());
   const { element, body, head } = section(app, "latent", "Latent");
+  const star = button("☆ list", () => {
+    const all = listed(app), latent = app.get("latent");
+    app.set({ marked: (all.includes(latent) ? all.filter((one) => one !== latent) : [...all, latent]).join(",") });
+  }, { title: "put this latent on your list, or take it off; the address holds the list" });
+  const starred = () => {
+    const on = listed(app).includes(app.get("latent"));
+    star.textContent = on ? "★ list" : "☆ list";
+    star.setAttribute("aria-pressed", String(on));
+  };
   const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
-    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from);
+    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star);
   const about = make("p", { className: "about" }), stats = make("dl", { className: "stats" });
   const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
   const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
@@ -1003,6 +1022,7 @@ function latentView(app) {
     number.max = bundle.index.latents - 1;
     masks.checked = app.get("masks");
     head.textContent = `Latent ${latent}`;
+    starred();
     const wanted = ["frequency", "mean", "entropy", "n_images", "label_std", "concept", "kind", "iou", "z", "found", "top_class", "lies_on", "partner"];
     const [data] = await Promise.all([bundle.latent(latent), ...wanted.map((name) => bundle.column(name))]);
     from.hidden = !bundle.index.tasks.length;
@@ -1048,7 +1068,7 @@ function latentView(app) {
     return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
   }
 
-  return { element, update: (changed) => ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
+  return { element, update: (changed) => changed.has("marked") && starred() || ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
 }
 
 /* --- a picture --------------------------------------------------------------------------------- */
@@ -1823,7 +1843,7 @@ const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the pictu
 
 /* The part of an address that names a state, and back. */
 function spell(state) {
-  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names"].filter((name) => name === "latent" || state[name] !== START[name]);
+  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names", "marked", "masks", "compare"].filter((name) => name === "latent" || state[name] !== START[name]);
   return `#${parts.map((name) => `${name === "label" ? "class" : name}=${encodeURIComponent(state[name])}`).join("&")}`;
 }
 function parse(hash) {
@@ -1831,9 +1851,9 @@ function parse(hash) {
   if (!["latent", "image", "task", "view"].some((name) => given.has(name))) return null;
   for (const [name, usual] of Object.entries(START)) {
     const text = given.get(name === "label" ? "class" : name);
-    if (name === "masks" || name === "compare") continue;
     if (text === null) { if (name !== "task") out[name] = usual; }
     else if (typeof usual === "string") out[name] = text;
+    else if (typeof usual === "boolean") out[name] = text !== "false";
     else if (/^-?\d+$/.test(text)) out[name] = Number(text);
   }
   return { state: out, view: given.get("view") };
