@@ -1,8 +1,8 @@
 """The small CLIP, trained from captions alone: python -m recipes.small_clip.
 
-Contrastive training on pictures of the embedded world. Two pools are rendered once: single large
-objects, from which classes are learnt, and scenes of several objects that are all named, which
-move what is learnt from CLS into the patches. Captions are drawn anew at each visit.
+Contrastive training on pictures of the embedded world, in lessons (`recipes.lessons`). Beside
+CLIP's own loss, each word of a caption is compared with the patch that fits it best, so that
+patches say what they show and not only what the picture is of.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import argparse
 import json
 import random
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,57 +22,46 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from patchsae_lib.artefacts import (
-    DATA,
-    atomic_path,
-    resume,
-    save_checkpoint,
-    weights_hash,
-    write_json,
-)
+from patchsae_lib.artefacts import DATA, resume, save_checkpoint, weights_hash, write_json
 from patchsae_lib.clip import SplitCLIP, accuracy
 from patchsae_lib.distributed import best_device
 from patchsae_lib.interop.openclip import (
     WordTokenizer,
     create_small_clip,
-    load_small_clip,
     save_small_clip,
     small_clip_config,
 )
 from patchsae_lib.world import TASKS, World, all_words
-from patchsae_lib.world.render import render
-from patchsae_lib.world.scene import Mix, Scene, caption, sample
-from patchsae_lib.world.vocabulary import STYLES
+from patchsae_lib.world.scene import Scene
+from patchsae_lib.world.vocabulary import NUMBERS, STYLES
+from recipes.lessons import LESSONS, POOLS, Pool, render_pool
+
+#: words that no patch shows
+SILENT = {
+    *"a of and with the word thing things in on at by left right bottom".split(), *NUMBERS
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How the small CLIP is trained. Every batch is one of three lessons.
-
-    - classes: single objects in one style; captions seldom name a colour or a background, so that
-      little but the class tells them apart. (Colours are learnt first, and then hide the class.)
-    - words: pictures in one style with a word on them; captions name nothing but the word.
-    - everything: scenes and single objects in all styles, under whole captions.
+    """How the small CLIP is trained.
 
     The share of patches left out moves linearly from `drop_start` to `drop_end`: most of the
-    learning is as good with few patches and much cheaper (Li et al. 2023, FLIP), the last of it,
-    and reading, is not. `init`: a folder whose weights to start from instead of random ones.
+    learning is as good with few patches and much cheaper (Li et al. 2023, FLIP), the last of it
+    is not, and a lesson may need more of them. `words`: the weight of the loss of words and
+    patches. `pools`: the share of the pictures of `recipes.lessons.POOLS` to render.
     """
 
-    singles: int = 60_000
-    scenes: int = 30_000
-    steps: int = 6_000
-    batch: int = 128
+    steps: int = 24_000
+    batch: int = 64
     lr: float = 1e-3
-    warmup: int = 200
+    warmup: int = 500
     weight_decay: float = 0.1
-    share_classes: float = 0.4
-    share_words: float = 0.15
-    share_scenes: float = 0.5  # of the pictures in a lesson of everything
+    words: float = 0.5
     drop_start: float = 0.7
-    drop_end: float = 0.3
+    drop_end: float = 0.5
+    pools: float = 1.0
     seed: int = 0
-    init: str = ""
 
     def at(self, step: int) -> tuple[float, float]:
         """Return patch dropout and learning rate at a step."""
@@ -84,90 +71,50 @@ class PretrainConfig:
         return drop, self.lr * min(1.0, (step + 1) / self.warmup) * cosine
 
 
-POOLS = {
-    "singles": Mix(assorted=0.05, counted=0.05, word=0.25, mention_colour=0.5,
-                   mention_background=0.25),
-    "scenes": Mix(assorted=0.7, counted=0.2, word=0.2),
-}  # fmt: skip
-CLASSES_ONLY = replace(
-    POOLS["singles"], mention_colour=0.1, mention_texture=0.15, mention_background=0.05,
-    mention_word=0.2, styles=(0.35, 0.2, 0.3, 0.15),  # more of what has most to be told apart
-)  # fmt: skip
-
-
-def pool_scene(pool: str, index: int, seed: int) -> Scene:
-    """Return the scene of a picture of a pool, which is always the same."""
-    rng = random.Random(f"{seed}/{pool}/{index}")
-    return sample(rng, POOLS[pool])
-
-
-def pool_caption(pool: str, index: int, seed: int, visit: int, mix: Mix | None = None) -> str:
-    """Return the caption of a picture of a pool, in other words at each visit."""
-    rng = random.Random(f"{seed}/{pool}/{index}/{visit}")
-    return caption(pool_scene(pool, index, seed), rng, mix or POOLS[pool])
-
-
-@cache
-def singles_of(style: str, worded: bool, n: int, seed: int) -> list[int]:
-    """List the pictures of single objects in a style; `worded`: only those with a word."""
-    scenes = ((i, pool_scene("singles", i, seed)) for i in range(n))
-    return [i for i, s in scenes if s.style == style and (s.word or not worded)]
-
-
-def _render_stretch(pool: str, seed: int, start: int, stop: int) -> tuple[int, np.ndarray]:
-    pictures = [render(pool_scene(pool, i, seed)).pixels for i in range(start, stop)]
-    return start, np.stack(pictures)
-
-
-def render_pool(pool: str, n: int, config: PretrainConfig, folder: Path) -> np.ndarray:
-    """Return a pool (n, 112, 112, 3) uint8, rendered once into a memory-mapped file."""
-    path = folder / f"{pool}-{config.seed}-{n}.npy"
-    if not path.exists():
-        with atomic_path(path) as temporary, ProcessPoolExecutor() as workers:
-            shape = (n, 112, 112, 3)
-            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            starts = range(0, n, 500)
-            stops = [min(n, s + 500) for s in starts]
-            work = workers.map(partial(_render_stretch, pool, config.seed), starts, stops)
-            for start, pictures in tqdm(work, total=len(starts), desc=f"rendering {pool}"):
-                out[start : start + len(pictures)] = pictures
-            out.flush()
-    return np.load(path, mmap_mode="r")
-
-
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy, in which all pictures with the same caption are right."""
-    logits = scale * image @ text.T
+    return symmetric_loss(scale * image @ text.T, ids)
+
+
+def symmetric_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return the cross-entropy of rows and of columns (b, b); all pairs of equal ids are right."""
     same = (ids[:, None] == ids[None]).all(-1).float()
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def words_loss(
+    patches: Tensor, words: Tensor, owner: Tensor, scale: Tensor, ids: Tensor
+) -> Tensor:
+    """Contrast captions with pictures by their words' best patches (Yao et al. 2022, FILIP).
+
+    `patches` (b, p, d) and `words` (w, d) are unit vectors, `owner` (w,) tells whose word each
+    is. A caption fits a picture as well as, on average, its words fit their best patches there;
+    captions without such words are left out.
+    """
+    fits = words @ patches.flatten(0, 1).T
+    best = fits.view(len(words), *patches.shape[:2]).amax(-1)  # (w, b)
+    of_caption = F.one_hot(owner, len(patches)).T.to(best.dtype)
+    spoken = of_caption.any(1).nonzero()[:, 0]
+    of_caption = of_caption[spoken] / of_caption[spoken].sum(1, keepdim=True)
+    return symmetric_loss(scale * (of_caption @ best)[:, spoken].T, ids[spoken])
+
+
 def draw_batch(
-    pools: dict[str, np.ndarray], step: int, config: PretrainConfig
-) -> tuple[Tensor, list[str]]:
-    """Draw the pictures (batch, 3, 112, 112) uint8 and captions of a step, from its number."""
+    pools: dict[str, Pool], step: int, config: PretrainConfig
+) -> tuple[Tensor, list[str], float]:
+    """Draw the pictures (batch, 3, 112, 112) uint8 and captions of a step, from its number.
+
+    With them comes the share of patches that its lesson allows to leave out.
+    """
     rng = random.Random(f"{config.seed}/batch/{step}")
-    lesson, style = rng.random(), rng.choices(STYLES, CLASSES_ONLY.styles)[0]
-    words = lesson < config.share_words
-    classes = not words and lesson < config.share_words + config.share_classes
-    one_style = words or classes
-    singles = singles_of(style, words, config.singles, config.seed) if one_style else []
-    pictures, captions = [], []
-    for _ in range(config.batch):
-        scenes = not singles and rng.random() < config.share_scenes
-        pool = "scenes" if scenes else "singles"
-        n = len(singles or pools[pool])
-        index = singles[rng.randrange(n)] if singles else rng.randrange(n)
-        pictures.append(pools[pool][index])
-        visit = rng.getrandbits(32)
-        if words:
-            word = pool_scene(pool, index, config.seed).word
-            captions.append(f"a {style} of a thing with the word {word}")
-        else:
-            mix = CLASSES_ONLY if classes else None
-            captions.append(pool_caption(pool, index, config.seed, visit, mix))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), captions
+    t = step / config.steps
+    lesson = rng.choices(LESSONS, [lesson.share(t) for lesson in LESSONS])[0]
+    n = max(2, round(config.batch * lesson.part))
+    drawn = list(lesson.draw(rng, pools, config.seed, t, n))
+    pictures = np.stack([pools[pool].pictures[index] for pool, index, _ in drawn])
+    captions = [text for _, _, text in drawn]
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2), captions, lesson.dropped
 
 
 def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
@@ -231,10 +178,10 @@ class Pretraining:
         self.words = all_words()
         self.architecture = small_clip_config(self.words)
         self.model = create_small_clip(self.architecture).to(self.device)
-        if config.init:
-            weights = load_small_clip(Path(config.init)).model.state_dict()
-            self.model.load_state_dict({k: v.float() for k, v in weights.items()})
         self.tokenizer = WordTokenizer(self.words)
+        named = [i for w in self.words if w not in SILENT for i in self.tokenizer([w])[0, 1:2]]
+        self.named = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
+        self.named[named] = True
         self.optimizer = torch.optim.AdamW(
             groups_of(self.model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
         )
@@ -268,14 +215,15 @@ class Pretraining:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.about = state["about"]
 
-    def step(self, pictures: Tensor, captions: list[str]) -> float:
-        """Take a step on pictures (batch, 3, 112, 112) uint8 and captions; return its loss."""
+    def step(self, pictures: Tensor, captions: list[str], dropped: float = 1.0) -> float:
+        """Take a step on pictures (batch, 3, 112, 112) uint8 and captions, of which at most the
+        share `dropped` of the patches is left out; return its loss."""
         step, model = self.about["step"], self.model
         drop, lr = self.config.at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # for the patches left out
-        model.visual.patch_dropout = PatchDropout(drop)
+        model.visual.patch_dropout = PatchDropout(min(drop, dropped))
         ids = self.tokenizer(captions).to(self.device)
         x = (pictures.to(self.device).float() - 127.5) / 127.5
         # The CPU's fused bf16 attention has a slow backward: plain matrix products are faster.
@@ -283,9 +231,7 @@ class Pretraining:
         if self.device.type == "cuda":
             backends.insert(0, SDPBackend.FLASH_ATTENTION)
         with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(backends):
-            image = model.encode_image(x, normalize=True)
-            text = model.encode_text(ids, normalize=True)
-        loss = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), ids)
+            loss = self.loss(x, ids)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -296,10 +242,30 @@ class Pretraining:
         self.about["step"] = step + 1
         return float(loss.detach())
 
+    def loss(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Return CLIP's loss and, by its weight, that of words and patches."""
+        visual, model, kept = self.model.visual, self.model, []
+        hook = model.ln_final.register_forward_hook(lambda *call: kept.append(call[-1]))
+        visual.output_tokens = True
+        image, tokens = visual(x)
+        text = F.normalize(model.encode_text(ids).float(), dim=-1)
+        visual.output_tokens = False
+        hook.remove()
+        scale = model.logit_scale.exp()
+        loss = contrastive_loss(F.normalize(image.float(), dim=-1), text, scale, ids)
+        if not self.config.words:
+            return loss
+        named = self.named[ids]
+        words = F.normalize((kept[0][named] @ model.text_projection).float(), dim=-1)
+        patches = F.normalize((tokens @ visual.proj).float(), dim=-1)
+        owner = named.nonzero()[:, 0]
+        return loss + self.config.words * words_loss(patches, words, owner, scale, ids)
+
     def accuracy(self, n: int) -> dict[str, float]:
-        """Return the zero-shot accuracy in each style so far, on `n` held-out pictures."""
+        """Return zero-shot accuracies so far, on `n` held-out pictures each."""
         with torch.no_grad():
-            scores = evaluate(SplitCLIP(self.model.eval(), self.tokenizer), n, ())
+            clip = SplitCLIP(self.model.eval(), self.tokenizer)
+            scores = evaluate(clip, n, ("words", "counting", "textures"))
         self.model.train()
         return {style: round(score, 3) for style, score in scores.items()}
 
@@ -328,7 +294,8 @@ def pretrain(
     training, checkpoint = Pretraining(config), work / "checkpoint.safetensors"
     if not fresh:
         training.resume(checkpoint)
-    pools = {pool: render_pool(pool, getattr(config, pool), config, work) for pool in POOLS}
+    sizes = {pool: round(n * config.pools) for pool, n in POOLS.items()}
+    pools = {pool: render_pool(pool, n, config.seed, work) for pool, n in sizes.items()}
     about = training.about
     first, start, seconds = about["step"], time.monotonic(), about["seconds"]
     losses: list[float] = []

@@ -110,6 +110,7 @@ class Mix:
     mention_texture: float = 0.8
     mention_background: float = 0.5
     mention_word: float = 0.9
+    mention_place: float = 0.0  # where each of two things is
 
 
 def pick(rng: random.Random, options: Sequence[str]) -> str:
@@ -258,4 +259,15 @@ def describe_things(scene: Scene, rng: random.Random, mix: Mix) -> str:
         return describe(things[0], rng, mix, coloured, number)
     rng.shuffle(things)
     alone = len(things) == 1
-    return " and ".join(describe(t, rng, mix, coloured, alone=alone) for t in things)
+    placed = len(things) == 2 and mix.mention_place and rng.random() < mix.mention_place
+    spots = places_of(*things) if placed else [""] * len(things)
+    nouns = (describe(t, rng, mix, coloured, alone=alone) for t in things)
+    return " and ".join(noun + spot for noun, spot in zip(nouns, spots, strict=True))
+
+
+def places_of(a: Thing, b: Thing) -> tuple[str, str]:
+    """Return where each of two things is, seen from the other."""
+    if abs(a.x - b.x) >= abs(a.y - b.y):
+        left, right = " on the left", " on the right"
+        return (left, right) if a.x < b.x else (right, left)
+    return (" at the top", " at the bottom") if a.y < b.y else (" at the bottom", " at the top")

@@ -26,6 +26,7 @@ from patchsae_lib.world.vocabulary import (
     COLOURS,
     HELD_OUT_STYLE,
     NUMBERS,
+    PARTS,
     STYLES,
     TEXTURES,
     WORDS,
@@ -178,7 +179,7 @@ def all_words() -> tuple[str, ...]:
         *STYLES, HELD_OUT_STYLE, *COLOURS, *TEXTURES, *PATTERNS, *BACKGROUNDS, *NUMBERS, *WORDS,
         *CLASSES, *map(plural, CLASSES), *LAND, *(s.name for s in SPECIES),
         *BACKGROUNDS.values(), "round long pointed heart petals centre",
-        "a of and with the word thing things flower",
+        "a of and with the word thing things flower", *PARTS, "on at left right top bottom",
         "drawing picture aerial view from above",  # in no caption: for the reader's own templates
     ]  # fmt: skip
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
