@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,13 +16,16 @@ from patchsae_lib.artefacts import DATA, atomic_path, write_json
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.tokens import collect
-from patchsae_lib.truth import probe, rank_scores
+from patchsae_lib.truth import baselines, bounds, compare_units, probe, rank_scores
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.truth import world_truth
 from patchsae_lib.world.vocabulary import STYLES
+from recipes.autoencoder import table
+from recipes.lessons import LESSONS, POOLS
 from recipes.small_clip import PretrainConfig, evaluate
 
 N_PROBE, N_PROBED = 1400, 700  # pictures to fit the probe of patches to, and to test it on
+N_SHOWN, N_DIRECTIONS = 1400, 3072  # pictures of patches that concepts are found in, directions
 TEMPLATE = """# The small CLIP of the embedded world
 
 open_clip's CLIP: a vision transformer of {layers} blocks and width {width} on 112×112 pictures in
@@ -30,13 +34,16 @@ patches of 8, a text transformer of {text_layers} blocks and width {text_width} 
 
     python -m recipes.small_clip{options}
 
-**Data.** {singles:,} pictures of single large objects and {scenes:,} scenes of several, rendered
-from the seed; captions are drawn anew at each visit, and nothing but captions supervises.
-**Training.** {done:,} steps of {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours on
-{device}; AdamW, learning rate {lr:g}, cosine; patches left out: {drop_start:.0%} falling to
-{drop_end:.0%}. Of the batches {share_classes:.0%} teach classes and {share_words:.0%} words in
-writing; the rest show everything.
+**Data.** Pictures rendered from the seed: {pools}.
+Captions are drawn anew at each visit, and nothing but captions supervises: CLIP's loss of
+picture and caption, and with weight {words:g} that of each word and the patch that fits it best
+(Yao et al. 2022, FILIP).
+**Training.** {done:,} steps of at most {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours
+on {device}; AdamW, learning rate {lr:g}, cosine; patches left out: at most {drop_start:.0%}, falling to
+{drop_end:.0%}. A batch is a lesson, whose captions differ in one respect (`recipes/lessons.py`):
 
+{lessons}
+{notes}
 ## Held-out accuracy (zero-shot, {n:,} pictures a row)
 
 {table}
@@ -48,12 +55,18 @@ silhouette .95.
 
 A linear probe for the class of a patch, on residual tokens after the second-last block
 ({probe_train:,} pictures to fit, {probe_test:,} to test): mean AUROC over classes **{auroc:.3f}**
-(lowest: {worst} {worst_auroc:.3f}). The floor we set ourselves: .95.
+(lowest: {worst} {worst_auroc:.3f}). The floor we set ourselves: .95. Of the variance of tokens on
+objects, class explains **{class_share:.1%}** (exchanged classes: {class_share_floor:.1%}).
+
+What a direction finds in patches, by kind of concept: mean IoU over concepts on {n_shown:,}
+pictures of everything, chosen on one half and scored on the other. The probe is supervised, and the ceiling of
+what a latent can do; of {n_directions:,} random directions each concept has its best.
+
+{patches}
 
 ## Curve
 
 {curve}
-{notes}
 
 ## Known weaknesses
 
@@ -86,19 +99,67 @@ def patch_probe(clip: SplitCLIP, n_train: int = N_PROBE, n_test: int = N_PROBED)
     return rank_scores(scores, test_truth)[1]
 
 
+def patch_scores(clip: SplitCLIP, n: int = N_SHOWN) -> dict[str, dict[str, float]]:
+    """Return, by kind of concept, the mean IoU over concepts (0 to 1) of a linear probe, which
+    bounds what a direction can find in patches, of the best of many random directions, and of
+    position alone: each chosen on one half of `n` pictures, scored on the other."""
+    world = World("world", "test", n)
+    z, truth = collect(clip, world)[:][:, 1:].float(), world_truth(world, range(n))
+    random = {"random directions": baselines(z, N_DIRECTIONS)["random directions"]}
+    scores = pd.concat([bounds(z, truth), compare_units(random, z, truth)])
+    means = scores.pivot_table("iou", "kind", "units", sort=False)
+    return means.to_dict("index")
+
+
+def class_share(clip: SplitCLIP, n: int = N_SHOWN, seed: int | None = None) -> float:
+    """Return the share (0 to 1) of the variance of tokens on objects that their class explains;
+    with a `seed`, of classes that have changed pictures: a floor."""
+    world = World("styles", "test", n)
+    truth = world_truth(world, range(n), [("class", cls) for cls in CLASSES])
+    if seed is not None:  # a picture keeps its patches, and gets the classes of another
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        label = torch.tensor([world.label(i) for i in range(n)])[order][:, None]
+        truth = truth.any(-1, keepdim=True) & (label == torch.arange(len(CLASSES)))[:, None]
+    inside = truth.sum(-1) == 1
+    z, cls = collect(clip, world)[:][:, 1:].float()[inside], truth[inside].float().argmax(-1)
+    mean, sizes = z.mean(0), torch.bincount(cls, minlength=len(CLASSES)).clamp_min(1)
+    means = z.new_zeros(len(CLASSES), z.shape[1]).index_add_(0, cls, z) / sizes[:, None]
+    return float(((means[cls] - mean) ** 2).sum() / ((z - mean) ** 2).sum())
+
+
 def measure(clip: SplitCLIP, n: int) -> dict:
     """Measure what the card reports: accuracies on `n` pictures each, and what patches carry."""
     with torch.no_grad():
         scores = evaluate(clip, n, tuple(t for t in TASKS if t not in ("world", "objects")))
-        auroc = patch_probe(clip)
+        auroc, patches = patch_probe(clip), patch_scores(clip)
+        shares = class_share(clip), class_share(clip, seed=0)
     worst = int(auroc.nan_to_num(1.0).argmin())
     return {
         "n": n,
         "accuracy": scores,
         "patch_auroc": float(auroc.nanmean()),
+        "patches": patches,
+        "class_share": shares[0],
+        "class_share_floor": shares[1],
         "worst_class": CLASSES[worst],
         "worst_auroc": float(auroc[worst]),
     }
+
+
+def lesson_table() -> str:
+    """Return the lessons and their shares of the batches as a table in markdown."""
+    rows = [
+        (lesson.draw.__name__, f"{lesson.early:.0%}", f"{lesson.middle:.0%} → {lesson.late:.0%}")
+        for lesson in LESSONS
+    ]
+    return table(["lesson", "first half", "second half"], rows)
+
+
+def patch_table(scores: dict[str, dict[str, float]]) -> str:
+    """Return what directions find in patches as a table in markdown."""
+    units = list(next(iter(scores.values())))
+    rows = [(kind, *(f"{of_kind[u]:.3f}" for u in units)) for kind, of_kind in scores.items()]
+    return table(["kind", *units], rows)
 
 
 def write_card(directory: Path, measured: dict) -> None:
@@ -139,7 +200,14 @@ def write_card(directory: Path, measured: dict) -> None:
         text_width=config["text_cfg"]["width"],
         parameters=training.get("parameters", 0) / 1e6,
         done=training["step"],
-        seen=training["step"] * about["batch"],
+        seen=training["pictures"],
+        pools=", ".join(f"{round(n * about['pools']):,} {pool}" for pool, n in POOLS.items()),
+        lessons=lesson_table(),
+        class_share=measured["class_share"],
+        class_share_floor=measured["class_share_floor"],
+        patches=patch_table(measured["patches"]),
+        n_shown=N_SHOWN,
+        n_directions=N_DIRECTIONS,
         hours=training["seconds"] / 3600,
         device=training.get("device", "two CPU cores"),
         n=n,

@@ -232,8 +232,8 @@ def everything(rng: random.Random, pools: dict[str, Pool], seed: int, t: float, 
 
 
 def signs(rng: random.Random, pools: dict[str, Pool], seed: int, t: float, n: int) -> Drawn:
-    """Draw words, first from close by, from half of the training on from everywhere."""
-    nearest = max(1, round(len(pools["signs"].pictures) * min(1.0, 0.2 + 1.6 * t)))
+    """Draw words, first from close by, from four fifths of the training on from everywhere."""
+    nearest = max(1, round(len(pools["signs"].pictures) * min(1.0, 2.6 * t - 1.1)))
     for _ in range(n):
         index = rng.randrange(nearest)
         yield "signs", index, word_caption(index, seed)
@@ -262,29 +262,33 @@ def closeups(rng: random.Random, pools: dict[str, Pool], seed: int, t: float, n:
 
 @dataclass(frozen=True)
 class Lesson:
-    """`draw` gives the batches. Their share moves linearly from `first` to `last`: who cannot yet
-    tell a cat from a bus cannot read either. At most `dropped` of the patches are left out, since
-    reading and counting need most of them; a batch has `part` of the usual number of pictures,
-    where a few captions are all there are."""
+    """`draw` gives the batches. `early` is their share in the first half of the training; in the
+    second it moves linearly from `middle` to `late`: who cannot yet tell a cat from a bus cannot
+    read either. At most `dropped` of the patches are left out, since reading and counting need
+    most of them; a batch has `part` of the usual number of pictures, where a few captions are all
+    there are."""
 
     draw: Callable[[random.Random, dict[str, Pool], int, float, int], Drawn]
-    first: float
-    last: float
+    early: float
+    middle: float
+    late: float
     dropped: float = 1.0
     part: float = 1.0
 
     def share(self, t: float) -> float:
         """Return the share of this lesson after a part t (0..1) of the training."""
-        return self.first + t * (self.last - self.first)
+        if t < 0.5:
+            return self.early
+        return self.middle + (2 * t - 1) * (self.late - self.middle)
 
 
 LESSONS = (
-    Lesson(classes, 0.55, 0.15),
-    Lesson(everything, 0.25, 0.35),
-    Lesson(closeups, 0.10, 0.20, dropped=0.6),
-    Lesson(signs, 0.03, 0.15, dropped=0.15, part=0.5),
-    Lesson(numbers, 0.03, 0.10, dropped=0.25, part=0.5),
-    Lesson(patterns, 0.04, 0.05, part=0.5),
+    Lesson(classes, 0.70, 0.25, 0.15),
+    Lesson(everything, 0.20, 0.20, 0.33),
+    Lesson(closeups, 0.10, 0.15, 0.20, dropped=0.6),
+    Lesson(signs, 0.00, 0.22, 0.15, dropped=0.15, part=0.5),
+    Lesson(numbers, 0.00, 0.12, 0.12, dropped=0.25, part=0.5),
+    Lesson(patterns, 0.00, 0.06, 0.05, part=0.5),
 )
 #: pictures of each pool
 POOLS = {

@@ -28,6 +28,7 @@ from patchsae_lib.distributed import best_device
 from patchsae_lib.interop.openclip import (
     WordTokenizer,
     create_small_clip,
+    load_small_clip,
     save_small_clip,
     small_clip_config,
 )
@@ -38,7 +39,8 @@ from recipes.lessons import LESSONS, POOLS, Pool, render_pool
 
 #: words that no patch shows
 SILENT = {
-    *"a of and with the word thing things in on at by left right bottom".split(), *NUMBERS
+    "a", "of", "and", "with", "the", "word", "thing", "things", "in", "on", "at", "by", "left",
+    "right", "bottom", *NUMBERS,
 }  # fmt: skip
 
 
@@ -49,7 +51,8 @@ class PretrainConfig:
     The share of patches left out moves linearly from `drop_start` to `drop_end`: most of the
     learning is as good with few patches and much cheaper (Li et al. 2023, FLIP), the last of it
     is not, and a lesson may need more of them. `words`: the weight of the loss of words and
-    patches. `pools`: the share of the pictures of `recipes.lessons.POOLS` to render.
+    patches. `pools`: the share of the pictures of `recipes.lessons.POOLS` to render. `begin`: the
+    part of the curriculum that weights to start from have behind them.
     """
 
     steps: int = 24_000
@@ -62,11 +65,16 @@ class PretrainConfig:
     drop_end: float = 0.5
     pools: float = 1.0
     seed: int = 0
+    begin: float = 0.0
+
+    def part(self, step: int) -> float:
+        """Return the part (0..1) of the curriculum that lies behind the weights at a step."""
+        return self.begin + (1 - self.begin) * step / self.steps
 
     def at(self, step: int) -> tuple[float, float]:
         """Return patch dropout and learning rate at a step."""
         t = step / self.steps
-        drop = self.drop_start + t * (self.drop_end - self.drop_start)
+        drop = self.drop_start + self.part(step) * (self.drop_end - self.drop_start)
         cosine = 0.5 * (1 + np.cos(np.pi * t))
         return drop, self.lr * min(1.0, (step + 1) / self.warmup) * cosine
 
@@ -108,7 +116,7 @@ def draw_batch(
     With them comes the share of patches that its lesson allows to leave out.
     """
     rng = random.Random(f"{config.seed}/batch/{step}")
-    t = step / config.steps
+    t = config.part(step)
     lesson = rng.choices(LESSONS, [lesson.share(t) for lesson in LESSONS])[0]
     n = max(2, round(config.batch * lesson.part))
     drawn = list(lesson.draw(rng, pools, config.seed, t, n))
@@ -172,13 +180,15 @@ class Pretraining:
     `run` is all that the result depends on, `about` what `training.json` tells of the training.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, init: Path | None = None) -> None:
         self.config, self.device = config, best_device()
         torch.manual_seed(config.seed)
         self.words = all_words()
         self.architecture = small_clip_config(self.words)
         self.model = create_small_clip(self.architecture).to(self.device)
         self.tokenizer = WordTokenizer(self.words)
+        if init is not None:
+            start_from(self.model, self.tokenizer, load_small_clip(init))
         named = [i for w in self.words if w not in SILENT for i in self.tokenizer([w])[0, 1:2]]
         self.named = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
         self.named[named] = True
@@ -187,8 +197,12 @@ class Pretraining:
         )
         self.run = {"config": asdict(config), "start": weights_hash(self.model)}
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.about: dict = {"config": asdict(config), "step": 0, "curve": [], "seconds": 0.0}
-        self.about |= {"parameters": parameters, "device": device_name(self.device)}
+        self.about: dict = {"config": asdict(config), "step": 0, "pictures": 0, "curve": []}
+        self.about |= {
+            "seconds": 0.0,
+            "parameters": parameters,
+            "device": device_name(self.device),
+        }
 
     def save(self, path: Path) -> None:
         """Write all that the training needs to go on."""
@@ -240,6 +254,7 @@ class Pretraining:
             model.logit_scale.clamp_(0, np.log(100))
         model.visual.patch_dropout = nn.Identity()
         self.about["step"] = step + 1
+        self.about["pictures"] += len(pictures)
         return float(loss.detach())
 
     def loss(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -275,6 +290,16 @@ class Pretraining:
         write_json(directory / "training.json", self.about)
 
 
+def start_from(model: nn.Module, tokenizer: WordTokenizer, clip: SplitCLIP) -> None:
+    """Take the weights of a small CLIP over another vocabulary; words it lacks stay random."""
+    weights, old = clip.model.state_dict(), clip.tokenizer.ids
+    words = model.token_embedding.weight.detach().clone()
+    rows = {new: old[word] for word, new in tokenizer.ids.items() if word in old}
+    rows |= {0: 0, tokenizer.start: clip.tokenizer.start, tokenizer.end: clip.tokenizer.end}
+    words[list(rows)] = weights["token_embedding.weight"][list(rows.values())]
+    model.load_state_dict({**weights, "token_embedding.weight": words})
+
+
 def device_name(device: torch.device) -> str:
     """Return what the card calls a device."""
     if device.type == "cuda":
@@ -283,7 +308,12 @@ def device_name(device: torch.device) -> str:
 
 
 def pretrain(
-    config: PretrainConfig, out: Path, work: Path, fresh: bool = False, interval: int = 250
+    config: PretrainConfig,
+    out: Path,
+    work: Path,
+    fresh: bool = False,
+    init: Path | None = None,
+    interval: int = 250,
 ) -> Path:
     """Train the small CLIP and write it to `out`, which is returned.
 
@@ -291,7 +321,7 @@ def pretrain(
     on, unless it shall start `fresh`. A checkpoint is written every `interval` steps, and at every
     second one accuracy is measured.
     """
-    training, checkpoint = Pretraining(config), work / "checkpoint.safetensors"
+    training, checkpoint = Pretraining(config, init), work / "checkpoint.safetensors"
     if not fresh:
         training.resume(checkpoint)
     sizes = {pool: round(n * config.pools) for pool, n in POOLS.items()}
@@ -322,12 +352,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.small_clip", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "small_clip")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--init", type=Path, help="the folder of a small CLIP to start from")
     parser.add_argument("--fresh", action="store_true", help="start again, even if resumable")
     default = PretrainConfig()
     for name, value in asdict(default).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args(argv))
-    paths = {k: given.pop(k) for k in ("out", "work", "fresh")}
+    paths = {k: given.pop(k) for k in ("out", "work", "fresh", "init")}
     pretrain(PretrainConfig(**given), **paths)
 
 
