@@ -38,9 +38,10 @@ patches of 8, a text transformer of {text_layers} blocks and width {text_width} 
 Captions are drawn anew at each visit, and nothing but captions supervises: CLIP's loss of
 picture and caption, and with weight {words:g} that of each word and the patch that fits it best
 (Yao et al. 2022, FILIP).
-**Training.** {done:,} steps of at most {batch} pictures ({seen:,} pictures seen), {hours:.1f} hours
-on {device}; AdamW, learning rate {lr:g}, cosine; patches left out: at most {drop_start:.0%}, falling to
-{drop_end:.0%}. A batch is a lesson, whose captions differ in one respect (`recipes/lessons.py`):
+**Training.** {done:,} steps of at most {batch} pictures ({seen:,} pictures seen), {hours:.1f}
+hours on {device}; AdamW, learning rate {lr:g}, cosine; patches left out: at most
+{drop_start:.0%}, falling to {drop_end:.0%}. A batch is a lesson, whose captions differ in one
+respect (`recipes/lessons.py`):
 
 {lessons}
 {notes}
@@ -59,8 +60,9 @@ A linear probe for the class of a patch, on residual tokens after the second-las
 objects, class explains **{class_share:.1%}** (exchanged classes: {class_share_floor:.1%}).
 
 What a direction finds in patches, by kind of concept: mean IoU over concepts on {n_shown:,}
-pictures of everything, chosen on one half and scored on the other. The probe is supervised, and the ceiling of
-what a latent can do; of {n_directions:,} random directions each concept has its best.
+pictures of everything, chosen on one half and scored on the other. The probe is supervised, and
+the ceiling of what a latent can do; of {n_directions:,} random directions each concept has its
+best.
 
 {patches}
 
