@@ -16,7 +16,7 @@ from patchsae_lib.artefacts import DATA, atomic_path, write_json
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.tokens import collect
-from patchsae_lib.truth import baselines, bounds, compare_units, probe, rank_scores
+from patchsae_lib.truth import bounds, compare_units, probe, rank_scores
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.truth import world_truth
 from patchsae_lib.world.vocabulary import STYLES
@@ -34,7 +34,7 @@ patches of 8, a text transformer of {text_layers} blocks and width {text_width} 
 
     python -m recipes.small_clip{options}
 
-**Data.** Pictures rendered from the seed: {pools}.
+**Data.** Pictures rendered from the seed: {rendered}.
 Captions are drawn anew at each visit, and nothing but captions supervises: CLIP's loss of
 picture and caption, and with weight {words:g} that of each word and the patch that fits it best
 (Yao et al. 2022, FILIP).
@@ -107,7 +107,9 @@ def patch_scores(clip: SplitCLIP, n: int = N_SHOWN) -> dict[str, dict[str, float
     position alone: each chosen on one half of `n` pictures, scored on the other."""
     world = World("world", "test", n)
     z, truth = collect(clip, world)[:][:, 1:].float(), world_truth(world, range(n))
-    random = {"random directions": baselines(z, N_DIRECTIONS)["random directions"]}
+    generator, mean = torch.Generator().manual_seed(0), z.mean((0, 1))
+    directions = torch.randn(z.shape[-1], N_DIRECTIONS, generator=generator)
+    random = {"random directions": lambda x: (x - mean) @ directions}
     scores = pd.concat([bounds(z, truth), compare_units(random, z, truth)])
     means = scores.pivot_table("iou", "kind", "units", sort=False)
     return means.to_dict("index")
@@ -203,7 +205,7 @@ def write_card(directory: Path, measured: dict) -> None:
         parameters=training.get("parameters", 0) / 1e6,
         done=training["step"],
         seen=training["pictures"],
-        pools=", ".join(f"{round(n * about['pools']):,} {pool}" for pool, n in POOLS.items()),
+        rendered=", ".join(f"{round(n * about['pools']):,} {pool}" for pool, n in POOLS.items()),
         lessons=lesson_table(),
         class_share=measured["class_share"],
         class_share_floor=measured["class_share_floor"],
