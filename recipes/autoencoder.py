@@ -35,9 +35,9 @@ float16. Made by
     python -m recipes.autoencoder
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
-λ = {l1:g}, {minutes:.0f} minutes on {device}; the rest as in the profile `world`. As long again is
-another seed trained, for `sae_partners.parquet`: the cosine of each latent with its partner there,
-and the partner's name.
+λ = {l1:g}, learning rate {lr:g}, {minutes:.0f} minutes on {device}; the rest as in the profile
+`world`. As long again is another seed trained, for `sae_partners.parquet`: the cosine of each
+latent with its partner there, and the partner's name.
 
 ## Held out ({n_test:,} single objects in all styles)
 
@@ -106,6 +106,7 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
         steps=profile.train.steps,
         batch=profile.train.batch_tokens,
         l1=profile.sae.l1,
+        lr=profile.train.lr,
         minutes=minutes,
         device="two CPU cores" if study.device.type == "cpu" else "a GPU",
         n_test=len(test),
@@ -138,13 +139,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=DATA / "sae.safetensors")
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--l1", type=float, default=4e-4)
+    parser.add_argument("--lr", type=float, default=2e-3)
     given = parser.parse_args(argv)
     world = load_profile("world")
     profile = replace(
         world,
         name="shipped",  # its tokens and checkpoint go to runs/shipped/
         pictures=replace(world.pictures, n_train=given.pictures),
-        train=replace(world.train, steps=given.steps, checkpoint_every=250),
+        sae=replace(world.sae, l1=given.l1),
+        train=replace(world.train, steps=given.steps, lr=given.lr, checkpoint_every=250),
     )
     make(Study(profile), given.out)
 
