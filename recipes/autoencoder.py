@@ -138,9 +138,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.autoencoder", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "sae.safetensors")
     parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--l1", type=float, default=4e-4)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--l1", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     given = parser.parse_args(argv)
     world = load_profile("world")
     profile = replace(
