@@ -30,6 +30,7 @@ from house_page import page as house_page
 from mime import ClaimRenderer, ExplorerRenderer, PlotlyRenderer
 from patchsae_lib.explorer.files import read_shard
 from patchsae_lib.explorer.presets import SIDE, presets
+from patchsae_lib.names import NO_NAME
 from schematics import FIGURES
 
 VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
@@ -89,16 +90,20 @@ def glimpse(bundle: Path) -> str:
     """The front page's picture, which the explorer's script makes one to point at."""
     if not (bundle / "glimpse.js").is_file():
         raise ValueError(f"{bundle} has no glimpse.js: notebook 6 writes it")
-    picture = escape(read_shard(bundle / "glimpse.js")["picture"])
-    alt = "A picture as CLIP sees it: with JavaScript, point at a patch to see its latents"
+    shard = read_shard(bundle / "glimpse.js")
+    names = {latent["name"]: None for latent in shard["latents"]}  # in their order, once
+    found = ", ".join([name for name in names if name not in ("", NO_NAME)][:6])
+    alt = f"A picture in which CLIP's latents find: {found or 'nothing that has a name'}"
+    picture = escape(shard["picture"])
     state = escape(json.dumps({"bundle": "explorer", "views": ["glimpse"]}))
-    image = f'<img src="{picture}" alt="{alt}" width="384" height="384">'
+    image = f'<img src="{picture}" alt="{escape(alt)}" width="384" height="384">'
     place = f'<div class="patchsae-explorer" data-state="{state}">{image}</div>'
-    return as_is(place)
+    without = "<noscript><p>With JavaScript you can point at its patches.</p></noscript>"
+    return as_is(f"{place}\n{without}")
 
 
 def preset_cards(bundle: Path) -> str:
-    """Six latents to begin with, each with four of its pictures: links into the explorer."""
+    """A few latents, each with four of its pictures: links into the explorer."""
     cards = []
     for preset in presets(bundle):
         name, latent = escape(preset.title), f"latent={preset.latent}&amp;view=latent"
@@ -132,7 +137,7 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def fold_code(app: Sphinx, doctree: nodes.document) -> None:
-    """Fold the code of every cell, as the tag `hide-input` does: one switch opens all of a page."""
+    """Fold the code of every cell, as the tag `hide-input` does; one switch opens all."""
     for cell in doctree.findall(nodes.container):
         if cell.get("nb_element") == "cell_code":
             cell.setdefault("hide_mode", "input")

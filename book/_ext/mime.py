@@ -22,6 +22,10 @@ from patchsae_lib.explorer.widget import EXPLORER
 
 PLOTLY = "application/vnd.plotly.v1+json"
 DEFAULT_HEIGHT = 450  # plotly's own
+WITHOUT_SCRIPTS = (
+    "<noscript><p>A part of the explorer stands here when JavaScript is on: it computes in the "
+    "page, and asks no server.</p></noscript>"
+)
 
 
 class PlotlyRenderer:
@@ -62,7 +66,7 @@ class ExplorerRenderer:
         if not (bundle / "index.js").is_file():
             renderer.logger.warning(f"no explorer without {bundle}/index.js", line=data.line)
         state = html.escape(json.dumps(data.content, sort_keys=True))
-        block = f'<div class="patchsae-explorer" data-state="{state}"></div>\n'
+        block = f'<div class="patchsae-explorer" data-state="{state}"></div>\n{WITHOUT_SCRIPTS}\n'
         return [nodes.raw("", block, format="html")]
 
 

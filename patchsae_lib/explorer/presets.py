@@ -63,7 +63,7 @@ def choices(table: pd.DataFrame) -> list[int]:
     return chosen + unnamed.index[:1].tolist()
 
 
-def _preset(folder: Path, index: Mapping[str, Any], latent: int, row: pd.Series) -> Preset:
+def _preset(folder: Path, index: Mapping[str, Any], latent: int, row: Any) -> Preset:
     numbers, masks = examples(folder, index, latent, 4)
     sheet, side = Image.new("RGB", (SIDE, SIDE)), SIDE // 2
     for i, (number, mask) in enumerate(zip(numbers, masks, strict=True)):
@@ -99,6 +99,7 @@ def examples(
     them, (pictures, rows, columns) 0..15."""
     file, row = divmod(latent, index["perShard"])
     shard, k = read_shard(folder / f"latents-{file}.js"), sum(n for _, n in index["examples"])
+    n = min(n, k)
     images = np.frombuffer(base64.b64decode(shard["images"]), "<i4").reshape(-1, k)[row, :n]
     packed = np.frombuffer(base64.b64decode(shard["masks"]), "<u1")
     levels = np.stack([packed & 15, packed >> 4], 1).ravel()
