@@ -40,7 +40,6 @@ ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path
 #: what ships: beside the library in the repository, and in it where it is installed from a wheel
 DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
-VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
 CLAIM = "application/vnd.patchsae.claim+json"  # as which a notebook shows a claim
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
@@ -55,9 +54,8 @@ class Claim(dict[str, Any]):
 
     def __repr__(self) -> str:
         interval = " ({:.3g} to {:.3g})".format(*self["interval"]) if self["interval"] else ""
-        verdict = VERDICT_WORDS.get(self["verdict"], self["verdict"])
-        lines = "{claim} ({where}): {0}", "The paper: {paper}", "Here: {measured}{1}", "{note}"
-        return "\n".join(lines).format(verdict, interval, **self)
+        lines = "{claim} ({where})", "Paper: {paper}", "Here: {measured}{0}: {verdict}", "{note}"
+        return "\n".join(lines).format(interval, **self)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         return {CLAIM: dict(self), "text/plain": repr(self)}
@@ -372,10 +370,9 @@ def record_claim(
         raise ValueError(f"no claim {id!r} in data/paper/claims.toml, but {', '.join(claims)}")
     if (rule := claims[id].get("rule", RULES[0])) not in RULES:
         raise ValueError(f"claim {id}: a rule is fixed {' or '.join(RULES)}, not {rule!r}")
+    p = None if p is None or math.isnan(p) else p
     if p is not None and not 0 <= p <= 1:
-        if not math.isnan(p):
-            raise ValueError(f"claim {id}: p = {p} is not a p-value")
-        p = None
+        raise ValueError(f"claim {id}: p = {p} is not a p-value")
     claim = Claim(
         {"id": id, **claims[id], "measured": measured, "interval": _bounds(id, interval)}
     )

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from patchsae_lib.artefacts import VERDICT_WORDS, VERDICTS
+from patchsae_lib.artefacts import VERDICTS
 from patchsae_lib.intervals import POWER, holm
 
 Claim = Mapping[str, Any]
 
+VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
 FIXED = {"before": "Fixed before a look at the data.", "after a look": "Fixed after a look."}
 # what the front page says: a finding of the paper, in its words, and the claim that tests it
 FINDINGS = {
