@@ -92,8 +92,8 @@ def rule(claim: Claim) -> tuple[str, str]:
 
 def badge(verdict: str) -> str:
     """A verdict in words; the colour only repeats them."""
-    kind, words = verdict.replace(" ", "-"), VERDICT_WORDS.get(verdict, verdict)
-    return f'<span class="verdict verdict-{kind}">{words}</span>'
+    kind = verdict.replace(" ", "-")
+    return f'<span class="verdict verdict-{kind}">{VERDICT_WORDS.get(verdict, verdict)}</span>'
 
 
 def parts(claim: Claim) -> dict[str, str]:
@@ -112,7 +112,7 @@ def card(claim: Claim) -> str:
     return (
         f'<section class="claim" id="claim-{name}" aria-label="A claim of the paper">'
         f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>"
-        f'<a href="../scoreboard.html#claim-{name}">All claims</a></section>\n'
+        f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></section>\n'
     )
 
 
@@ -151,8 +151,9 @@ def row(claim: Claim) -> str:
     cells = "".join(f'<td data-title="{title}">{text}</td>' for title, text in shown.items())
     link = f'<a href="notebooks/{page}.html#claim-{name}">{page.partition("_")[0]}</a>'
     where = f"{escape(claim['where'])}{f' · page {link}' if page else ''}"
+    verdict = VERDICT_WORDS.get(claim["verdict"], claim["verdict"])
     return (
-        f'<tr id="claim-{name}" data-verdict="{claim["verdict"]}" data-page="{page}">'
+        f'<tr id="claim-{name}" data-verdict="{verdict}" data-page="{page}">'
         f"<td><p><b>{escape(sentence(claim['claim']))}</b></p><p>{badge(claim['verdict'])}</p>"
         f'<p class="where">{where}</p></td>{cells}<td data-title="Rule">{decided}</td></tr>'
     )
