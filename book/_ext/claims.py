@@ -110,9 +110,9 @@ def card(claim: Claim) -> str:
     rows = (f"<dt>{title}</dt><dd>{escape(text)}</dd>" for title, text in parts(claim).items())
     title = f"{escape(sentence(claim['claim']))} <small>{escape(claim['where'])}</small>"
     return (
-        f'<section class="claim" id="claim-{name}" aria-label="A claim of the paper">'
+        f'<div class="claim" id="claim-{name}">'
         f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>"
-        f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></section>\n'
+        f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></div>\n'
     )
 
 
@@ -168,10 +168,10 @@ def findings(claims: Sequence[Claim]) -> str:
 
 def finding(title: str, claim: Claim | None) -> str:
     """One of them, as a card that leads to the place where it is decided."""
-    head = f'<section class="claim"><p><b>{title}</b></p>'
+    head = f'<div class="claim"><p><b>{title}</b></p>'
     if claim is None:
-        return f"{head}<p>This run did not test it.</p></section>"
+        return f"{head}<p>This run did not test it.</p></div>"
     said, place = parts(claim), f"notebooks/{claim['notebook']}.html#claim-{claim['id']}"
     rows = (f"<dt>{x}</dt><dd>{escape(said[x])}</dd>" for x in ("The paper", "Here"))
     link = f'<a href="{escape(place)}">How it was measured</a>'
-    return f"{head}<dl>{''.join(rows)}</dl><p>{badge(claim['verdict'])} {link}</p></section>"
+    return f"{head}<dl>{''.join(rows)}</dl><p>{badge(claim['verdict'])} {link}</p></div>"

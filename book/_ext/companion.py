@@ -150,7 +150,7 @@ def print_results(app: Sphinx, doctree: nodes.document) -> None:
         if "stream" in printed["classes"] and printed.astext().startswith("Result: "):
             result, _, text = printed.astext().strip().partition(": ")
             words = nodes.strong(text=f"{result}: "), nodes.Text(number(text))
-            printed.replace_self(nodes.paragraph("", "", *words, classes=["result"]))
+            printed.parent.replace(printed, nodes.paragraph("", "", *words, classes=["result"]))
 
 
 def plain_docstring(
