@@ -97,11 +97,11 @@ def badge(verdict: str) -> str:
 
 
 def parts(claim: Claim) -> dict[str, str]:
-    """What is said of a claim, as text by title; nothing is said twice, and nothing empty."""
+    """The texts of a claim by title: of its card, and of its row; none is empty."""
     decided_by, about = rule(claim)
-    said = {"The paper": sentence(number(claim["paper"])), "Here": sentence(measured(claim))}
-    said |= {"Rule": number(decided_by), "Note": number(about)}
-    return {title: text for title, text in said.items() if text}
+    texts = {"The paper": sentence(number(claim["paper"])), "Here": sentence(measured(claim))}
+    texts |= {"Rule": number(decided_by), "Note": number(about)}
+    return {title: text for title, text in texts.items() if text}
 
 
 def card(claim: Claim) -> str:
@@ -123,8 +123,8 @@ def counted(claims: Sequence[Claim]) -> str:
     '3 claims: 1 partly reproduced, 2 not reproduced'
     """
     count = Counter(claim["verdict"] for claim in claims)
-    said = ", ".join(f"{count[v]} {VERDICT_WORDS.get(v, v)}" for v in VERDICTS if count[v])
-    return f"{len(claims)} claim{'s' * (len(claims) != 1)}: {said or 'none recorded yet'}"
+    texts = ", ".join(f"{count[v]} {VERDICT_WORDS.get(v, v)}" for v in VERDICTS if count[v])
+    return f"{len(claims)} claim{'s' * (len(claims) != 1)}: {texts or 'none recorded yet'}"
 
 
 def scoreboard(claims: Sequence[Claim], profile: Claim) -> str:
@@ -145,9 +145,9 @@ def scoreboard(claims: Sequence[Claim], profile: Claim) -> str:
 
 def row(claim: Claim) -> str:
     """A claim's row of the scoreboard: its cells are what its card says."""
-    name, page, said = escape(claim["id"]), escape(claim["notebook"]), parts(claim)
-    shown = {title: f"<p>{escape(said.get(title, ''))}</p>" for title in ("The paper", "Here")}
-    decided = "".join(f"<p>{escape(said[x])}</p>" for x in ("Rule", "Note") if x in said)
+    name, page, texts = escape(claim["id"]), escape(claim["notebook"]), parts(claim)
+    shown = {title: f"<p>{escape(texts.get(title, ''))}</p>" for title in ("The paper", "Here")}
+    decided = "".join(f"<p>{escape(texts[x])}</p>" for x in ("Rule", "Note") if x in texts)
     cells = "".join(f'<td data-title="{title}">{text}</td>' for title, text in shown.items())
     link = f'<a href="notebooks/{page}.html#claim-{name}">{page.partition("_")[0]}</a>'
     where = f"{escape(claim['where'])}{f' · page {link}' if page else ''}"
@@ -171,7 +171,7 @@ def finding(title: str, claim: Claim | None) -> str:
     head = f'<div class="claim"><p><b>{title}</b></p>'
     if claim is None:
         return f"{head}<p>This run did not test it.</p></div>"
-    said, place = parts(claim), f"notebooks/{claim['notebook']}.html#claim-{claim['id']}"
-    rows = (f"<dt>{x}</dt><dd>{escape(said[x])}</dd>" for x in ("The paper", "Here"))
+    texts, place = parts(claim), f"notebooks/{claim['notebook']}.html#claim-{claim['id']}"
+    rows = (f"<dt>{x}</dt><dd>{escape(texts[x])}</dd>" for x in ("The paper", "Here"))
     link = f'<a href="{escape(place)}">How it was measured</a>'
     return f"{head}<dl>{''.join(rows)}</dl><p>{badge(claim['verdict'])} {link}</p></div>"
