@@ -37,13 +37,13 @@ def with_family(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def number(value: str | float) -> str:
-    """A number to three digits; text as it is, but for a space before %, which stays on its line.
+    """A number to three digits, or a text, with minus signs, and with % on the line of its number.
 
-    >>> number(-0.61803), number("92.6% is kept")
-    ('−0.618', '92.6\\xa0% is kept')
+    >>> number(-0.61803), number("-5% or 2-3")
+    ('−0.618', '−5\\xa0% or 2-3')
     """
-    text = value if isinstance(value, str) else f"{value:.3g}".replace("-", "−")
-    return re.sub(r"(?<=\d) ?%", "\xa0%", text)
+    text = value if isinstance(value, str) else f"{value:.3g}"
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", re.sub(r"(?<=\d) ?%", "\xa0%", text))
 
 
 def measured(claim: Claim) -> str:
@@ -64,12 +64,13 @@ def measured(claim: Claim) -> str:
 
 
 def sentence(text: str) -> str:
-    """A text as a sentence: a capital, and a full stop.
+    """A text as a sentence: a capital, but of no symbol, and a full stop.
 
-    >>> sentence("λ matters"), sentence("CLIP sees it!")
-    ('Λ matters.', 'CLIP sees it!')
+    >>> sentence("λ matters"), sentence("what CLIP sees!")
+    ('λ matters.', 'What CLIP sees!')
     """
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    first = text[:1].upper() if text[:1].isascii() else text[:1]
+    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def rule(claim: Claim) -> tuple[str, str]:
