@@ -40,12 +40,25 @@ ROOT: Path = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path
 #: what ships: beside the library in the repository, and in it where it is installed from a wheel
 DATA: Path = PACKAGE / "data" if (PACKAGE / "data").is_dir() else ROOT / "data"
 VERDICTS = ("reproduced", "partly", "not", "not testable here")
+CLAIM = "application/vnd.patchsae.claim+json"  # as which a notebook shows a claim
 RULES = ("before", "after a look")  # at the data: when the rule of a verdict was fixed
 UNWRITABLE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
 HOST = platform.node()  # in the names of temporary folders
 TRACE = "PATCHSAE_TRACE"  # a build's name for the file in which a notebook notes what it does
 
 Reader = Callable[[Path], Any]
+
+
+class Claim(dict[str, Any]):
+    """A claim and its verdict. A notebook shows it as text, and the book as a card."""
+
+    def __repr__(self) -> str:
+        interval = " ({:.3g} to {:.3g})".format(*self["interval"]) if self["interval"] else ""
+        lines = "{claim} ({where})", "Paper: {paper}", "Here: {measured}{0}: {verdict}", "{note}"
+        return "\n".join(lines).format(interval, **self)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        return {CLAIM: dict(self), "text/plain": repr(self)}
 
 
 class ArtefactError(ValueError):
@@ -344,24 +357,25 @@ def record_claim(
     p: float | None = None,
     detectable: str = "",
     **values: Any,
-) -> None:
+) -> Claim:
     """Put a claim of `data/paper/claims.toml` and our verdict into `<folder>/claims.json`.
 
     `holds` and `partly` say whether the claim's rule, or a weaker one, is met (None: not testable
     here). `interval` is an `Interval`, whose unit is kept with it, or (low, high); both NaN: none.
     `p` is the p-value of the rule's test, NaN: none; `detectable` says the smallest effect that
-    the data could show, with its unit. `values` fill in the claim's note.
+    the data could show, with its unit. `values` fill in the claim's note. Returns the claim.
     """
     claims = tomllib.loads((DATA / "paper" / "claims.toml").read_text(encoding="utf-8"))
     if id not in claims:
         raise ValueError(f"no claim {id!r} in data/paper/claims.toml, but {', '.join(claims)}")
     if (rule := claims[id].get("rule", RULES[0])) not in RULES:
         raise ValueError(f"claim {id}: a rule is fixed {' or '.join(RULES)}, not {rule!r}")
+    p = None if p is None or math.isnan(p) else p
     if p is not None and not 0 <= p <= 1:
-        if not math.isnan(p):
-            raise ValueError(f"claim {id}: p = {p} is not a p-value")
-        p = None
-    claim = {"id": id, **claims[id], "measured": measured, "interval": _bounds(id, interval)}
+        raise ValueError(f"claim {id}: p = {p} is not a p-value")
+    claim = Claim(
+        {"id": id, **claims[id], "measured": measured, "interval": _bounds(id, interval)}
+    )
     claim |= {"over": getattr(interval, "over", ""), "p": p, "detectable": detectable}
     claim["note"] = claim["note"].format(**values)
     claim["verdict"] = VERDICTS[3 if holds is None else 0 if holds else 1 if partly else 2]
@@ -371,6 +385,7 @@ def record_claim(
         kept = [c for c in recorded if c["id"] != id]
         write_json(path, sorted([*kept, claim], key=lambda c: c["id"]))
     note("claims", claim)
+    return claim
 
 
 def _bounds(id: str, interval: Sequence[float] | None) -> list[float] | None:

@@ -428,8 +428,8 @@ class Study:
         return pd.read_csv(DATA / "paper" / f"{name}.csv", comment="#")
 
     @property
-    def claim(self) -> Callable[..., None]:
-        """Record a claim: `artefacts.record_claim` in this run's folder."""
+    def claim(self) -> Callable[..., artefacts.Claim]:
+        """Record a claim, and return it: `artefacts.record_claim` in this run's folder."""
         return partial(artefacts.record_claim, self.folder)
 
 

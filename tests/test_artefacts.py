@@ -271,6 +271,19 @@ def test_a_claim_knows_the_unit_of_its_interval_its_test_and_its_power(tmp_path)
         record_claim(tmp_path, "2-depth", "0.5", None, p=1.5)
 
 
+def test_a_claim_is_text_in_a_notebook_and_its_record_for_the_book(tmp_path):
+    claim = record_claim(tmp_path, "1-lambda", "{2} of 3", False, True, interval=(0.25, 0.5))
+    bundle = claim._repr_mimebundle_()
+    assert bundle[artefacts.CLAIM] == claims(tmp_path)[0]
+    head, paper, here, rule = bundle["text/plain"].splitlines()
+    assert head == f"{claim['claim']} (Table 2)"
+    assert paper == f"Paper: {claim['paper']}"
+    assert here == "Here: {2} of 3 (0.25 to 0.5): partly"
+    assert "Rule: twice the others' effect" in rule
+    without = record_claim(tmp_path, "1-lambda", "2 of 3", None)
+    assert "Here: 2 of 3: not testable here\n" in repr(without)
+
+
 def test_when_a_rule_was_fixed_is_one_of_two(tmp_path, monkeypatch):
     (tmp_path / "paper").mkdir()
     text = '[2-depth]\nnote = ""\nrule = "{}"\n'

@@ -1,10 +1,14 @@
 """Every page of the book in a real browser, from a file and a server, with the network cut."""
 
+import json
 import re
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+
+from claims import FINDINGS, VERDICT_WORDS, counted, number
 
 
 def names(build: Path) -> list[str]:
@@ -119,6 +123,94 @@ def test_the_rooms_of_the_house_lead_to_their_sections(build, page):
         visible.wait_for()
         assert visible.get_attribute("class") == kind
         assert visible.locator("a").count() > 25
+
+
+def claims_of(build: Path) -> list[dict[str, str]]:
+    return json.loads((build / "notebooks/smoke/claims.json").read_text("utf-8"))
+
+
+def test_every_claim_is_shown_unfolded_where_it_is_decided(build, page):
+    by_page = Counter(claim["notebook"] for claim in claims_of(build))
+    assert len(by_page) > 5
+    for name, n in by_page.items():
+        page.goto(f"file://{build}/html/notebooks/{name}.html")
+        assert page.locator(".claim:visible").count() == n
+        links = page.locator(".claim > a").evaluate_all("links => links.map(a => a.href)")
+        page.goto(links[0])
+        assert page.locator("tr:target").count() == 1
+
+
+def test_code_is_folded_until_a_reader_opens_it_and_stays_open(server, page):
+    page.goto(f"{server}/notebooks/1_training.html")
+    code, switch = page.locator("div.cell_input"), page.locator(".btn-code-switch")
+    assert code.count() > 10
+    assert page.locator("div.cell_input:visible").count() == 0
+    assert switch.get_attribute("aria-pressed") == "false"
+    switch.click()
+    assert page.locator("div.cell_input:visible").count() == code.count()
+    page.goto(f"{server}/notebooks/2_statistics.html")
+    assert page.locator("div.cell_input:visible").count() > 10
+    page.locator(".btn-code-switch").click()
+    page.reload()
+    assert page.locator("div.cell_input:visible").count() == 0
+    assert page.trouble == []
+
+
+def test_figures_are_followed_by_a_result_in_words(build):
+    html = build / "html/notebooks"
+    results = [
+        found
+        for path in html.glob("*.html")
+        for found in re.findall(
+            r'<p class="result"><strong>Result: </strong>(.+?)</p>', path.read_text("utf-8")
+        )
+    ]
+    assert len(results) > 15
+    assert [text for text in results if "nan" in text or text.count(" ") < 3] == []
+
+
+def test_the_scoreboard_is_filtered_and_whole_without_scripts(build, page, browser):
+    claims = claims_of(build)
+    verdict = claims[0]["verdict"]
+    page.goto(f"file://{build}/html/scoreboard.html")
+    rows = page.locator("table.scoreboard tbody tr:visible")
+    assert rows.count() == len(claims)
+    words = VERDICT_WORDS.get(verdict, verdict)
+    page.locator(".filters select").nth(0).select_option(words)
+    n = sum(claim["verdict"] == verdict for claim in claims)
+    assert rows.count() == n
+    assert page.locator(".filters output").inner_text() == f"{n} of {len(claims)} claims"
+    page.locator(".filters select").nth(1).select_option(claims[0]["notebook"])
+    assert 1 <= rows.count() <= n
+    page.set_viewport_size({"width": 375, "height": 800})
+    assert (
+        page.locator("table.scoreboard tbody").evaluate("x => getComputedStyle(x).display")
+        == "block"
+    )
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto(f"file://{build}/html/scoreboard.html")
+    assert plain.locator("table.scoreboard tbody tr:visible").count() == len(claims)
+    plain.goto(f"file://{build}/html/explorer.html")
+    assert "needs JavaScript" in plain.locator("article").inner_text()
+    plain.goto(f"file://{build}/html/notebooks/1_training.html")
+    plain.locator("details.above-input summary").first.click()
+    assert plain.locator("div.cell_input:visible").count() == 1
+    plain.context.close()
+
+
+def test_the_first_page_says_the_numbers_of_this_run_and_leads_to_its_latents(build, page):
+    claims = {claim["id"]: claim for claim in claims_of(build)}
+    page.goto(f"file://{build}/html/intro.html")
+    cards = page.locator(".findings .claim")
+    assert cards.count() == 3
+    for name, text in zip(FINDINGS, cards.all_inner_texts(), strict=True):
+        assert number(claims[name]["measured"])[1:] in text  # it begins with a capital
+        assert VERDICT_WORDS.get(claims[name]["verdict"], claims[name]["verdict"]) in text
+    assert counted([*claims.values()]) in page.locator("article").inner_text()
+    for link in page.locator(".presets a").all():
+        latent = re.search(r"latent=(\d+)", link.get_attribute("href"))[1]
+        assert f"latent {latent}" in link.locator("img").get_attribute("alt")
+    assert page.locator(".presets a").count() > 0
 
 
 def test_search_finds_a_latent(server, page):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -9,8 +10,17 @@ import plotly.graph_objects as go
 import pytest
 from myst_nb.core import render
 
+import claims
 import companion
-from mime import PLOTLY, ExplorerRenderer, PlotlyRenderer, accessible_label, figure_html
+from mime import (
+    PLOTLY,
+    ClaimRenderer,
+    ExplorerRenderer,
+    PlotlyRenderer,
+    accessible_label,
+    figure_html,
+)
+from patchsae_lib.artefacts import CLAIM, Claim
 
 
 def handle(figure: dict, mime: str = PLOTLY, **cell):
@@ -23,33 +33,62 @@ def handle(figure: dict, mime: str = PLOTLY, **cell):
 def test_the_extension_gives_the_renderers_to_myst_nb(monkeypatch):
     monkeypatch.setattr(render, "load_mime_renders", render.load_mime_renders)
     companion.setup(MagicMock())
-    assert render.load_mime_renders() == [PlotlyRenderer, ExplorerRenderer]
+    assert render.load_mime_renders() == [PlotlyRenderer, ExplorerRenderer, ClaimRenderer]
 
 
-def test_the_scoreboard_shows_units_tests_power_and_when_the_rule_was_fixed():
-    common = {"where": "§1", "paper": 0.5, "notebook": "", "interval": None, "over": ""}
-    common |= {"measured": "0.6", "p": None, "detectable": "", "note": "One."}
-    common["claim"] = "it rises"
-    first = {"id": "a", "verdict": "partly", "rule": "before"} | common | {"p": 0.02}
-    claims = [
-        first | {"interval": [0.5, 0.75], "over": "pictures × seeds"},
-        common | {"id": "b", "verdict": "not", "rule": "after a look", "p": 0.03},
-        common | {"id": "c", "verdict": "not testable here", "detectable": "a rise of 0.1"},
+COMMON = {"where": "§1", "paper": "5 %", "notebook": "", "interval": None, "over": ""}
+COMMON |= {"measured": "6% <b>", "p": None, "detectable": "", "note": "One. Rule: above 0."}
+COMMON |= {"claim": "it rises", "rule": "before", "verdict": "not"}
+CLAIMS = [
+    COMMON | {"id": "a", "verdict": "partly", "p": 0.02, "notebook": "1_training"}
+    | {"interval": [0.5, 0.75], "over": "pictures × seeds"},
+    COMMON | {"id": "b", "rule": "after a look", "p": 0.03},
+    COMMON | {"id": "c", "verdict": "not testable here", "detectable": "a rise of 0.1"},
+]  # fmt: skip
+PROFILE = {"name": "smoke", "model": {"name": "m"}, "pictures": {"spec": "world"}, "seeds": 2}
+
+
+def test_the_scoreboard_says_units_tests_power_and_when_the_rule_was_fixed() -> None:
+    page = claims.scoreboard(CLAIMS, PROFILE)
+    head, *rows = page.split("<tr id=")
+    assert "3 claims: 1 partly reproduced, 1 not reproduced, 1 not testable here." in head
+    assert all("<b>It rises.</b>" in row and "<p>5\xa0%.</p>" in row for row in rows)
+    assert [re.search("<p>(6.*?)</p>", row)[1] for row in rows] == [
+        "6\xa0% &lt;b&gt; (0.5 to 0.75 over pictures × seeds; p = 0.02, adjusted 0.04).",
+        "6\xa0% &lt;b&gt; (p = 0.03, adjusted 0.04).",
+        "6\xa0% &lt;b&gt;.",
     ]
-    profile = {"name": "smoke", "model": {"name": "m"}, "pictures": {"spec": "world"}, "seeds": 2}
-    page = companion.scoreboard(claims, profile)
-    titles, *rows = page.removesuffix("\n::::").split("* - ")[1:]
-    rows = [row.strip().split("\n  - ") for row in rows]
-    assert titles.split("\n  - ")[4] == "Rule fixed"
-    assert [row[0] for row in rows] == 3 * ["it rises (§1)"]
-    assert [row[4] for row in rows] == ["before", "after a look", "not stated"]
-    assert [row[2] for row in rows] == [
-        "0.6 (0.5 to 0.75 over pictures × seeds; p = 0.02, adjusted 0.04)",
-        "0.6 (p = 0.03, adjusted 0.04)",
-        "0.6",
-    ]
-    assert rows[2][5].startswith("One. The data show a rise of 0.1 or more four times in five")
-    assert companion.scoreboard([], profile).startswith("**0 claims**: none recorded yet.")
+    assert "Above 0. Fixed before a look at the data." in rows[0]
+    assert "Above 0. Fixed after a look." in rows[1]
+    assert "The data show a rise of 0.1 or more four times in five" in rows[2]
+    assert 'href="notebooks/1_training.html#claim-a"' in rows[0]
+    assert "href" not in rows[1]
+    assert "0 claims: none recorded yet" in claims.scoreboard([], PROFILE)
+
+
+def test_a_claim_is_shown_as_on_the_scoreboard_where_it_is_decided(tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
+    document = {"source": str(tmp_path / "1_training.ipynb")}
+    renderer = SimpleNamespace(renderer=SimpleNamespace(document=document))
+    shown = Claim(CLAIMS[0])._repr_mimebundle_()
+    (node,) = ClaimRenderer.handle_mime(
+        renderer, SimpleNamespace(mime_type=CLAIM, content=shown[CLAIM]), False
+    )
+    words = {*re.findall(r"<(?:dd|p)>([^<]+)<", node.astext())}
+    board = claims.scoreboard(CLAIMS, PROFILE)
+    assert all(text in board for text in words)
+    assert "adjusted 0.04" in node.astext()  # for all claims, not for this one alone
+    assert 'id="claim-a"' in node.astext()
+    assert '../scoreboard.html#claim-a"' in node.astext()
+    assert "<b>" not in claims.parts(CLAIMS[0] | {"holm": 0.04}).values()
+    assert ClaimRenderer.handle_mime(renderer, SimpleNamespace(mime_type=PLOTLY), False) is None
+
+
+def test_the_first_page_says_what_was_found_or_that_it_was_not_tested() -> None:
+    page = claims.findings([CLAIMS[0] | {"id": "4-topk"}])
+    assert page.count('class="claim"') == 3
+    assert page.count("This run did not test it.") == 2
+    assert page.count("partly reproduced") == page.count("#claim-4-topk") == 1
 
 
 def test_other_types_are_left_to_others():

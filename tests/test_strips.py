@@ -19,5 +19,6 @@ def test_a_latent_that_is_named_leads_to_the_explorer() -> None:
     html = Strips(rows)._repr_html_()
     assert 'latent <a href="../explorer.html#latent=12&amp;view=latent">12</a>' in html
     assert html.count("<a ") == 2
+    assert 'alt="x, lit where latent 12 is active" title="x"' in html
     link = explorer_link("<i>", task="a b&c", label=2)
     assert link == '<a href="../explorer.html#task=a%20b%26c&amp;class=2">&lt;i&gt;</a>'

@@ -10,7 +10,6 @@ import json
 import pkgutil
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from html import escape
 from inspect import ismodule
@@ -18,98 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import plotly
+from docutils import nodes
 from myst_nb.core import render
 from sphinx.application import Sphinx
 from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
 from sphinx.util import logging
 
 import patchsae_lib
+from claims import counted, findings, number, scoreboard
 from house import read_house
 from house_page import page as house_page
-from mime import ExplorerRenderer, PlotlyRenderer
+from mime import ClaimRenderer, ExplorerRenderer, PlotlyRenderer
 from patchsae_lib.explorer.files import read_shard
-from patchsae_lib.intervals import POWER, holm
+from patchsae_lib.explorer.presets import SIDE, presets
+from patchsae_lib.names import NO_NAME
 from schematics import FIGURES
 
 VENDOR = Path(__file__).resolve().parents[1] / "_vendor"
 LOGGER = logging.getLogger(__name__)
 RUN_FILES = ("claims.json", "profile.json")
-VERDICTS = {
-    "reproduced": "reproduced",
-    "partly": "partly reproduced",
-    "not": "not reproduced",
-    "not testable here": "not testable here",
-}
-
-
-def scoreboard(claims: list[dict[str, Any]], profile: dict[str, Any]) -> str:
-    """The table of claims as MyST markdown, with a line that sums it up."""
-    count = Counter(claim["verdict"] for claim in claims)
-    parts = ", ".join(f"{count[v]} {words}" for v, words in VERDICTS.items() if count[v])
-    lines = [
-        f"**{len(claims)} claim{'s' * (len(claims) != 1)}**: {parts or 'none recorded yet'}. "
-        f"Measured with the profile `{profile['name']}`: "
-        f"model `{profile['model']['name']}`, pictures `{profile['pictures']['spec']}`, "
-        f"{profile['seeds']} seeds.",
-        "",
-        "::::{list-table}",
-        ":header-rows: 1",
-        ":class: scoreboard",
-        ":widths: 17 14 22 18 11 18",
-        "",
-        "* - Claim\n  - The paper reports\n  - We measured\n  - Verdict\n  - Rule fixed\n  - Note",
-    ]
-    for claim in with_family(claims):
-        verdict = claim["verdict"]
-        badge = f"[{VERDICTS[verdict]}]{{.verdict .verdict-{verdict.replace(' ', '-')}}}"
-        if claim["notebook"]:
-            badge += f" [evidence](notebooks/{claim['notebook']})"
-        sentence = f"{claim['claim']} ({claim['where']})"
-        cells = [sentence, number(claim["paper"]), measured(claim), badge]
-        cells += [claim.get("rule", "not stated"), note(claim)]
-        lines.append("* - " + "\n  - ".join(" ".join(str(cell).split()) for cell in cells))
-    return "\n".join([*lines, "::::"]) if claims else lines[0]
-
-
-def with_family(claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the p-value by Holm's procedure, `holm`, to the claims that have a p-value: these are
-    the family."""
-    tested = [claim for claim in claims if claim["p"] is not None]
-    adjusted = holm([claim["p"] for claim in tested])
-    by_id = {claim["id"]: p for claim, p in zip(tested, adjusted, strict=True)}
-    return [claim | {"holm": by_id.get(claim["id"])} for claim in claims]
-
-
-def measured(claim: dict[str, Any]) -> str:
-    """What we measured, with its interval, the unit of that, and the p-value.
-
-    >>> measured({"measured": 0.61803, "interval": [0.5, 0.75], "over": "pictures × seeds",
-    ...           "interval_of": "rise", "p": 0.01, "holm": 0.04})
-    '0.618 (rise 0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
-    """
-    parts = []
-    if claim["interval"] is not None:
-        over = f" over {claim['over']}" if claim["over"] else ""
-        words = "{} {} to {}".format(claim.get("interval_of", ""), *map(number, claim["interval"]))
-        parts.append(words.strip() + over)
-    if claim["p"] is not None:
-        parts.append(f"p = {number(claim['p'])}, adjusted {number(claim['holm'])}")
-    return number(claim["measured"]) + (f" ({'; '.join(parts)})" if parts else "")
-
-
-def note(claim: dict[str, Any]) -> str:
-    """The note, with the smallest effect that the data could show, where that is known.
-
-    >>> note({"note": "Nine tasks.", "detectable": "a correlation of 0.83"})
-    'Nine tasks. The data show a correlation of 0.83 or more four times in five (power 0.8).'
-    """
-    power = f" The data show {claim['detectable']} or more four times in five (power {POWER})."
-    return claim["note"] + (power if claim["detectable"] else "")
-
-
-def number(value: str | float) -> str:
-    """A number to three digits, text as it is."""
-    return value if isinstance(value, str) else f"{value:.3g}".replace("-", "−")
 
 
 def library() -> str:
@@ -146,32 +72,57 @@ def module_section(name: str) -> str:
     return f"{heading} {name.partition('.')[2]}\n\n```{{eval-rst}}\n{automodule}\n```"
 
 
-def latest_scoreboard(folder: Path) -> str:
-    """The scoreboard of the run whose files are in a folder. Raises `ValueError` without a run."""
+def latest_run(folder: Path) -> Any:
+    """The claims and the profile of the run whose files are in a folder. Raises `ValueError`
+    without a run."""
     try:
-        claims, profile = (json.loads((folder / n).read_text("utf-8")) for n in RUN_FILES)
+        return [json.loads((folder / name).read_text("utf-8")) for name in RUN_FILES]
     except OSError:
-        raise ValueError("there is no run to make the scoreboard from: make book") from None
-    return scoreboard(claims, profile)
+        raise ValueError("there is no run to take claims from: make book") from None
+
+
+def as_is(html: str) -> str:
+    """HTML as MyST markdown."""
+    return f"```{{raw}} html\n{html}\n```"
 
 
 def glimpse(bundle: Path) -> str:
     """The front page's picture, which the explorer's script makes one to point at."""
     if not (bundle / "glimpse.js").is_file():
         raise ValueError(f"{bundle} has no glimpse.js: notebook 6 writes it")
-    picture = escape(read_shard(bundle / "glimpse.js")["picture"])
-    alt = "A picture as CLIP sees it: with JavaScript, point at a patch to see its latents"
+    shard = read_shard(bundle / "glimpse.js")
+    names = {latent["name"]: None for latent in shard["latents"]}  # in their order, once
+    found = ", ".join([name for name in names if name not in ("", NO_NAME)][:6])
+    alt = f"A picture in which CLIP's latents find: {found or 'nothing that has a name'}"
+    picture = escape(shard["picture"])
     state = escape(json.dumps({"bundle": "explorer", "views": ["glimpse"]}))
-    image = f'<img src="{picture}" alt="{alt}" width="384" height="384">'
+    image = f'<img src="{picture}" alt="{escape(alt)}" width="384" height="384">'
     place = f'<div class="patchsae-explorer" data-state="{state}">{image}</div>'
-    return f"```{{raw}} html\n{place}\n```"
+    without = "<noscript><p>With JavaScript you can point at its patches.</p></noscript>"
+    return as_is(f"{place}\n{without}")
+
+
+def preset_cards(bundle: Path) -> str:
+    """A few latents, each with four of its pictures: links into the explorer."""
+    cards = []
+    for preset in presets(bundle):
+        name, latent = escape(preset.title), f"latent={preset.latent}&amp;view=latent"
+        alt = f"Four pictures, bright where latent {preset.latent} is active: {name}"
+        image = f'<img src="{preset.picture}" alt="{alt}" width="{SIDE}" height="{SIDE}">'
+        text = f"<b>{name}</b><span>{escape(preset.note)}</span>"
+        cards.append(f'<a href="explorer.html#{latent}">{image}{text}</a>')
+    return f'<div class="presets">{"".join(cards)}</div>'
 
 
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the generated parts where a page asks for them with a comment."""
+    run = Path(app.srcdir) / "notebooks"
     parts: dict[str, Callable[[], str]] = {
-        "<!-- scoreboard -->": lambda: latest_scoreboard(Path(app.srcdir) / "notebooks"),
-        "<!-- glimpse -->": lambda: glimpse(Path(app.srcdir) / "notebooks" / "explorer"),
+        "<!-- scoreboard -->": lambda: as_is(scoreboard(*latest_run(run))),
+        "<!-- findings -->": lambda: as_is(findings(latest_run(run)[0])),
+        "<!-- verdicts -->": lambda: counted(latest_run(run)[0]),
+        "<!-- glimpse -->": lambda: glimpse(run / "explorer"),
+        "<!-- presets -->": lambda: as_is(preset_cards(run / "explorer")),
         "<!-- library -->": library,
         "<!-- house -->": lambda: house_page(read_house()),
         **{f"<!-- schematic: {name} -->": draw for name, draw in FIGURES.items()},
@@ -183,6 +134,23 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
             LOGGER.warning(str(error), location=docname)
             text = ""
         source[0] = source[0].replace(comment, text)
+
+
+def fold_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Fold the code of every cell, as the tag `hide-input` does; one switch opens all."""
+    for cell in doctree.findall(nodes.container):
+        if cell.get("nb_element") == "cell_code":
+            cell.setdefault("hide_mode", "input")
+            cell["prompt_show"], cell["prompt_hide"] = "Show code", "Fold code"
+
+
+def print_results(app: Sphinx, doctree: nodes.document) -> None:
+    """Make a paragraph of a line that a cell prints and that begins with "Result: "."""
+    for printed in list(doctree.findall(nodes.literal_block)):
+        if "stream" in printed["classes"] and printed.astext().startswith("Result: "):
+            result, _, text = printed.astext().strip().partition(": ")
+            words = nodes.strong(text=f"{result}: "), nodes.Text(number(text))
+            printed.parent.replace(printed, nodes.paragraph("", "", *words, classes=["result"]))
 
 
 def plain_docstring(
@@ -221,13 +189,16 @@ def page_assets(
 def page_buttons(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """One button downloads a notebook; other pages have nothing to download."""
+    """One button opens or folds the code of a notebook, and one downloads it; other pages have
+    neither."""
     buttons = [b for b in context.get("header_buttons", []) if b["label"] != "download-buttons"]
     if pagename.startswith("notebooks/"):
         source = context["pathto"](f"_sources/{context['sourcename']}", 1)
         download = {"type": "link", "url": source, "icon": "fas fa-download"}
         download |= {"tooltip": "Download this notebook", "label": "download-notebook-button"}
-        buttons.insert(0, download)
+        code = {"type": "javascript", "javascript": "", "label": "code-switch"}
+        code |= {"text": "Show code", "tooltip": "Show or fold all code, on every page"}
+        buttons[:0] = [code, download]
     context["header_buttons"] = buttons
 
 
@@ -288,9 +259,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the above."""
     app.add_html_math_renderer("katex", (html_visit_math, None), (html_visit_displaymath, None))
     # instead of entry points, which the library would have to declare
-    render.load_mime_renders = lambda: [PlotlyRenderer, ExplorerRenderer]
+    render.load_mime_renders = lambda: [PlotlyRenderer, ExplorerRenderer, ClaimRenderer]
     remove_thebe(app)
     app.connect("source-read", fill_page)
+    app.connect("doctree-read", fold_code)
+    app.connect("doctree-read", print_results)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("html-page-context", page_assets)
     app.connect("html-page-context", page_buttons, priority=900)

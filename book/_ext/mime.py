@@ -1,5 +1,5 @@
-"""How the book draws a plotly figure that a notebook shows with a plain `fig.show()`, and an
-`Explorer`.
+"""How the book draws a plotly figure that a notebook shows with a plain `fig.show()`, an
+`Explorer`, and a claim.
 
 Renderers for myst-nb, which `companion` gives to it. They put the figure into the page as data;
 `book/_static/book.js` draws it when it comes near the screen.
@@ -16,10 +16,16 @@ from typing import Any
 
 from docutils import nodes
 
+from claims import card, with_family
+from patchsae_lib.artefacts import CLAIM
 from patchsae_lib.explorer.widget import EXPLORER
 
 PLOTLY = "application/vnd.plotly.v1+json"
 DEFAULT_HEIGHT = 450  # plotly's own
+WITHOUT_SCRIPTS = (
+    "<noscript><p>A part of the explorer stands here when JavaScript is on: it computes in the "
+    "page, and asks no server.</p></noscript>"
+)
 
 
 class PlotlyRenderer:
@@ -60,8 +66,24 @@ class ExplorerRenderer:
         if not (bundle / "index.js").is_file():
             renderer.logger.warning(f"no explorer without {bundle}/index.js", line=data.line)
         state = html.escape(json.dumps(data.content, sort_keys=True))
-        block = f'<div class="patchsae-explorer" data-state="{state}"></div>\n'
+        block = f'<div class="patchsae-explorer" data-state="{state}"></div>\n{WITHOUT_SCRIPTS}\n'
         return [nodes.raw("", block, format="html")]
+
+
+class ClaimRenderer:
+    """myst-nb's `MimeRenderPlugin` for claims, whose records lie beside the notebooks."""
+
+    mime_priority_overrides = (("*", CLAIM, 1),)
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: Any, inline: bool) -> list[nodes.Element] | None:
+        """Turn the output of a cell into a raw HTML node, with the p-value adjusted for all claims
+        of the run; None for every other type."""
+        if inline or data.mime_type != CLAIM:
+            return None
+        records = Path(renderer.renderer.document["source"]).with_name("claims.json")
+        found = {x["id"]: x for x in with_family(json.loads(records.read_text("utf-8")))}
+        return [nodes.raw("", card(found[data.content["id"]]), format="html")]
 
 
 def accessible_label(figure: Mapping[str, Any], in_cell: str = "") -> str:

@@ -152,6 +152,43 @@
     new MutationObserver(retheme).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
   }
 
+  /* One switch opens or folds all code, on this page and the next ones. */
+  function switchCode() {
+    const button = document.querySelector(".btn-code-switch");
+    if (!button) return;
+    const kept = (...value) => { try { return localStorage[value.length ? "setItem" : "getItem"]("patchsae-code", ...value); } catch { return null; } };
+    const show = (open) => {
+      document.querySelectorAll("details.above-input").forEach((cell) => { cell.open = open; });
+      button.setAttribute("aria-pressed", open);
+      return open;
+    };
+    let open = show(kept() === "shown");
+    button.addEventListener("click", () => kept((open = show(!open)) ? "shown" : "folded"));
+  }
+
+  /* The scoreboard's claims of one verdict, or of one page. */
+  function filterClaims() {
+    const rows = [...document.querySelectorAll("table.scoreboard tbody tr")];
+    if (!rows.length) return;
+    const bar = document.createElement("p"), chosen = {};
+    bar.className = "filters";
+    for (const [key, all] of [["verdict", "every verdict"], ["page", "every page"]]) {
+      const values = [...new Set(rows.map((row) => row.dataset[key]))].filter(Boolean);
+      const select = document.createElement("select");
+      select.setAttribute("aria-label", `Claims of ${all}, or of one`);
+      select.append(new Option(all, ""), ...values.map((value) => new Option(value.replace("_", " · "), value)));
+      select.addEventListener("change", () => {
+        chosen[key] = select.value;
+        for (const row of rows) row.hidden = Object.entries(chosen).some(([name, value]) => value && row.dataset[name] !== value);
+        count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} claims`;
+      });
+      bar.append(select, " ");
+    }
+    const count = document.createElement("output");
+    bar.append(count);
+    rows[0].closest("table").before(bar);
+  }
+
   /* The theme follows the reader's place with all links of a page when it does not find its list of
      contents, and stumbles over addresses like #latent=5: it is given the list, or nothing to do. */
   function spyOnContents() {
@@ -159,6 +196,6 @@
     else delete document.body.dataset.bsSpy;
   }
 
-  const start = () => { spyOnContents(); drawMath(); watchFigures(); };
+  const start = () => { spyOnContents(); drawMath(); watchFigures(); switchCode(); filterClaims(); };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
 })();

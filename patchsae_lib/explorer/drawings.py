@@ -28,10 +28,10 @@ def before_and_after(
     sae: SAE, latent: int, before: Split, after: Split, references: Split
 ) -> tuple[list[Image.Image], list[str]]:
     """Draw a latent on pictures before and after adaptation, on one scale, and on its reference
-    images, on another: the drawings, and a word for each (paper Figs. 18, 19)."""
+    images, on another: the drawings, and words for each (paper Figs. 18, 19)."""
     drawings = highlight(sae, latent, before, after) + highlight(sae, latent, references)
-    words = {"CLIP": before, "MaPLe": after, "reference image": references}
-    return drawings, [word for word, split in words.items() for _ in range(len(split.tokens))]
+    words = {"{} in CLIP": before, "{} in MaPLe": after, "reference image, {}": references}
+    return drawings, [word.format(x) for word, split in words.items() for x in split.label_names]
 
 
 def spotlight(picture: Tensor, mask: Tensor, full: float) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL import Image
 
 IMAGE = (  # dark-light: as it is on a dark page
     '<img class="dark-light" width="82" height="82" loading="lazy" style="margin:0;padding:0;'
-    'border-radius:3px" src="{0}" alt="{1}" title="{1}">'
+    'border-radius:3px" src="{0}" alt="{1}{2}" title="{1}">'
 )
 
 
@@ -30,8 +30,10 @@ class Strips:
     def _repr_html_(self) -> str:
         strips = []
         for title, note, pictures, descriptions in self.rows:
+            found = re.search(r"latent \d+", f"{title} {note}")
+            lit = f", lit where {found[0]} is active" if found else ""
             pairs = zip(map(webp_uri, pictures), map(html.escape, descriptions), strict=True)
-            images = "".join(IMAGE.format(*pair) for pair in pairs)
+            images = "".join(IMAGE.format(*pair, lit) for pair in pairs)
             head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
             style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
             strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')

@@ -1,0 +1,178 @@
+"""The claims of a run as HTML: a card below the cell that decides one, the scoreboard, and what
+the front page says of them.
+
+All is made of the records in the run's `claims.json`; no number is typed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from patchsae_lib.artefacts import VERDICTS
+from patchsae_lib.intervals import POWER, holm
+
+Claim = Mapping[str, Any]
+
+VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
+FIXED = {"before": "Fixed before a look at the data.", "after a look": "Fixed after a look."}
+# what the front page says: a finding of the paper, in its words, and the claim that tests it
+FINDINGS = {
+    "2-patches": "Latents are concepts with a place",
+    "4-topk": "Classification rests on few of them",
+    "5-gain": "Adaptation re-uses them",
+}
+
+
+def with_family(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Add the p-value by Holm's procedure, `holm`, to the claims that have a p-value: these are
+    the family."""
+    tested = [claim for claim in claims if claim["p"] is not None]
+    adjusted = holm([claim["p"] for claim in tested])
+    by_id = {claim["id"]: p for claim, p in zip(tested, adjusted, strict=True)}
+    return [{**claim, "holm": by_id.get(claim["id"])} for claim in claims]
+
+
+def number(value: str | float) -> str:
+    """A number to three digits, or a text, with minus signs, and with % on the line of its number.
+
+    >>> number(-0.61803), number("-5% or 2-3")
+    ('−0.618', '−5\\xa0% or 2-3')
+    """
+    text = value if isinstance(value, str) else f"{value:.3g}"
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", re.sub(r"(?<=\d) ?%", "\xa0%", text))
+
+
+def measured(claim: Claim) -> str:
+    """What we measured, with its interval, the unit of that, and the p-value.
+
+    >>> measured({"measured": 0.61803, "interval": [0.5, 0.75], "over": "pictures × seeds",
+    ...           "interval_of": "rise", "p": 0.01, "holm": 0.04})
+    '0.618 (rise 0.5 to 0.75 over pictures × seeds; p = 0.01, adjusted 0.04)'
+    """
+    parts = []
+    if claim["interval"] is not None:
+        over = f" over {claim['over']}" if claim["over"] else ""
+        words = "{} {} to {}".format(claim.get("interval_of", ""), *map(number, claim["interval"]))
+        parts.append(words.strip() + over)
+    if claim["p"] is not None:
+        parts.append(f"p = {number(claim['p'])}, adjusted {number(claim['holm'])}")
+    return number(claim["measured"]) + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def sentence(text: str) -> str:
+    """A text as a sentence: a capital, but of no symbol, and a full stop.
+
+    >>> sentence("λ matters"), sentence("what CLIP sees!")
+    ('λ matters.', 'What CLIP sees!')
+    """
+    first = text[:1].upper() if text[:1].isascii() else text[:1]
+    return first + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def rule(claim: Claim) -> tuple[str, str]:
+    """The rule of the verdict with the time at which it was fixed, and what else is to be known:
+    the smallest effect that the data could show among it.
+
+    >>> rule({"note": "Nine tasks. Rule: above 0.", "rule": "before", "detectable": "a rise of 1"})
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ('Above 0. Fixed before a look at the data.',
+     'Nine tasks. The data show a rise of 1 or more four times in five (power 0.8).')
+    """
+    about, _, text = claim["note"].partition("Rule: ")
+    when = FIXED.get(claim.get("rule", ""), "")
+    if claim["detectable"]:
+        about += (
+            f" The data show {claim['detectable']} or more four times in five (power {POWER})."
+        )
+    return " ".join(filter(None, [sentence(text) if text else "", when])), " ".join(about.split())
+
+
+def badge(verdict: str) -> str:
+    """A verdict in words; the colour only repeats them."""
+    kind = verdict.replace(" ", "-")
+    return f'<span class="verdict verdict-{kind}">{VERDICT_WORDS.get(verdict, verdict)}</span>'
+
+
+def parts(claim: Claim) -> dict[str, str]:
+    """The texts of a claim by title: of its card, and of its row; none is empty."""
+    decided_by, about = rule(claim)
+    texts = {"The paper": sentence(number(claim["paper"])), "Here": sentence(measured(claim))}
+    texts |= {"Rule": number(decided_by), "Note": number(about)}
+    return {title: text for title, text in texts.items() if text}
+
+
+def card(claim: Claim) -> str:
+    """A claim where it is decided, on the page of a notebook, with a link to the scoreboard."""
+    name = escape(claim["id"])
+    rows = (f"<dt>{title}</dt><dd>{escape(text)}</dd>" for title, text in parts(claim).items())
+    title = f"{escape(sentence(claim['claim']))} <small>{escape(claim['where'])}</small>"
+    return (
+        f'<div class="claim" id="claim-{name}">'
+        f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>"
+        f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></div>\n'
+    )
+
+
+def counted(claims: Sequence[Claim]) -> str:
+    """How many claims there are, and of which verdict.
+
+    >>> counted([{"verdict": "not"}, {"verdict": "partly"}, {"verdict": "not"}])
+    '3 claims: 1 partly reproduced, 2 not reproduced'
+    """
+    count = Counter(claim["verdict"] for claim in claims)
+    texts = ", ".join(f"{count[v]} {VERDICT_WORDS.get(v, v)}" for v in VERDICTS if count[v])
+    return f"{len(claims)} claim{'s' * (len(claims) != 1)}: {texts or 'none recorded yet'}"
+
+
+def scoreboard(claims: Sequence[Claim], profile: Claim) -> str:
+    """The claims as an HTML table, which a narrow page shows as cards, and a line that sums it up.
+    With JavaScript its rows can be filtered by verdict and page."""
+    head = (
+        f"<p><b>{counted(claims)}.</b> Measured with the profile <code>{escape(profile['name'])}"
+        f"</code>: model <code>{escape(profile['model']['name'])}</code>, pictures "
+        f"<code>{escape(profile['pictures']['spec'])}</code>, {profile['seeds']} seeds.</p>"
+    )
+    if not claims:
+        return head
+    titles = "".join(f'<th scope="col">{x}</th>' for x in ("Claim", "The paper", "Here", "Rule"))
+    rows = "".join(map(row, with_family(claims)))
+    table = f'<table class="table scoreboard"><thead><tr>{titles}</tr></thead>'
+    return f"{head}\n{table}<tbody>{rows}</tbody></table>"
+
+
+def row(claim: Claim) -> str:
+    """A claim's row of the scoreboard: its cells are what its card says."""
+    name, page, texts = escape(claim["id"]), escape(claim["notebook"]), parts(claim)
+    shown = {title: f"<p>{escape(texts.get(title, ''))}</p>" for title in ("The paper", "Here")}
+    decided = "".join(f"<p>{escape(texts[x])}</p>" for x in ("Rule", "Note") if x in texts)
+    cells = "".join(f'<td data-title="{title}">{text}</td>' for title, text in shown.items())
+    link = f'<a href="notebooks/{page}.html#claim-{name}">{page.partition("_")[0]}</a>'
+    where = f"{escape(claim['where'])}{f' · page {link}' if page else ''}"
+    verdict = VERDICT_WORDS.get(claim["verdict"], claim["verdict"])
+    return (
+        f'<tr id="claim-{name}" data-verdict="{verdict}" data-page="{page}">'
+        f"<td><p><b>{escape(sentence(claim['claim']))}</b></p><p>{badge(claim['verdict'])}</p>"
+        f'<p class="where">{where}</p></td>{cells}<td data-title="Rule">{decided}</td></tr>'
+    )
+
+
+def findings(claims: Sequence[Claim]) -> str:
+    """The front page's three findings: what the paper says, what was measured, the verdict."""
+    by_id = {claim["id"]: claim for claim in with_family(claims)}
+    cards = (finding(title, by_id.get(name)) for name, title in FINDINGS.items())
+    return f'<div class="findings">{"".join(cards)}</div>'
+
+
+def finding(title: str, claim: Claim | None) -> str:
+    """One of them, as a card that leads to the place where it is decided."""
+    head = f'<div class="claim"><p><b>{title}</b></p>'
+    if claim is None:
+        return f"{head}<p>This run did not test it.</p></div>"
+    texts, place = parts(claim), f"notebooks/{claim['notebook']}.html#claim-{claim['id']}"
+    rows = (f"<dt>{x}</dt><dd>{escape(texts[x])}</dd>" for x in ("The paper", "Here"))
+    link = f'<a href="{escape(place)}">How it was measured</a>'
+    return f"{head}<dl>{''.join(rows)}</dl><p>{badge(claim['verdict'])} {link}</p></div>"
