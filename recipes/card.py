@@ -111,8 +111,9 @@ def patch_scores(clip: SplitCLIP, n: int = N_SHOWN) -> dict[str, dict[str, float
     directions = torch.randn(z.shape[-1], N_DIRECTIONS, generator=generator)
     random = {"random directions": lambda x: (x - mean) @ directions}
     scores = pd.concat([bounds(z, truth), compare_units(random, z, truth)])
-    means = scores.pivot_table("iou", "kind", "units", sort=False)
-    return means.to_dict("index")
+    means = scores.groupby(["kind", "units"], sort=False)["iou"].mean()
+    kinds, units = scores["kind"].unique(), scores["units"].unique()
+    return {kind: {name: float(means[kind, name]) for name in units} for kind in kinds}
 
 
 def class_share(clip: SplitCLIP, n: int = N_SHOWN, seed: int | None = None) -> float:

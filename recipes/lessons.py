@@ -90,8 +90,8 @@ def picture_of(pool: str, seed: int, n: int, index: int) -> tuple[np.ndarray, Fa
         rows, columns = np.nonzero(shown)
         k = rng.randrange(len(rows))
         spot = (rows[k], rows[k]), (columns[k], columns[k])
-        pixels, seen = crop(picture, around(rng, *spot, rng.randrange(40, 92)))
-        return pixels, {"style": scene.style, "things": seen}
+        pixels, facts = crop(picture, around(rng, *spot, rng.randrange(40, 92)))
+        return pixels, {"style": scene.style, "things": facts}
     return picture.pixels, {}
 
 
@@ -118,17 +118,17 @@ def crop(picture: Picture, box: tuple[int, int, int, int]) -> tuple[np.ndarray, 
     for region, share in zip(picture.regions, area, strict=False):
         if region.thing >= 0:
             new: Facts = {"cls": region.cls, "colour": "", "area": 0.0, "parts": {}}
-            it = things.setdefault(region.thing, new)
-            it["area"] += share
-            it["colour"] = it["colour"] or region.colour
+            thing = things.setdefault(region.thing, new)
+            thing["area"] += share
+            thing["colour"] = thing["colour"] or region.colour
             if region.part:
-                it["parts"][region.part] = it["parts"].get(region.part, 0) + share
-    seen = [
+                thing["parts"][region.part] = thing["parts"].get(region.part, 0) + share
+    shown = [
         {"cls": t["cls"], "colour": t["colour"],
          "parts": [p for p, share in t["parts"].items() if share >= 0.01]}
         for t in things.values() if t["area"] >= 0.04
     ]  # fmt: skip
-    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)), seen
+    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)), shown
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import PatchDropout
@@ -290,12 +291,13 @@ class Pretraining:
         write_json(directory / "training.json", self.about)
 
 
-def start_from(model: nn.Module, tokenizer: WordTokenizer, clip: SplitCLIP) -> None:
+def start_from(model: open_clip.CLIP, tokenizer: WordTokenizer, clip: SplitCLIP) -> None:
     """Take the weights of a small CLIP over another vocabulary; words it lacks stay random."""
-    weights, old = clip.model.state_dict(), clip.tokenizer.ids
+    weights, old = clip.model.state_dict(), clip.tokenizer
+    assert isinstance(old, WordTokenizer)
     words = model.token_embedding.weight.detach().clone()
-    rows = {new: old[word] for word, new in tokenizer.ids.items() if word in old}
-    rows |= {0: 0, tokenizer.start: clip.tokenizer.start, tokenizer.end: clip.tokenizer.end}
+    rows = {new: old.ids[word] for word, new in tokenizer.ids.items() if word in old.ids}
+    rows |= {0: 0, tokenizer.start: old.start, tokenizer.end: old.end}
     words[list(rows)] = weights["token_embedding.weight"][list(rows.values())]
     model.load_state_dict({**weights, "token_embedding.weight": words})
 

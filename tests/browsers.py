@@ -85,8 +85,9 @@ class Firefox(Browser):
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while (answer := json.loads(self.socket.recv())).get("id") != number:
             entry = answer.get("params", {})
-            if entry.get("level") == "error":
-                self.trouble.append(str(entry.get("text")))
+            text = str(entry.get("text"))
+            if entry.get("level") == "error" and "downloadable font" not in text:
+                self.trouble.append(text)  # a font may be on its way when the page is left
         if answer["type"] == "error":
             raise RuntimeError(f"{method}: {answer['message']}")
         return answer["result"]

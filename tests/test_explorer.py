@@ -588,6 +588,8 @@ def test_everything_is_at_hand_on_the_keyboard(build, page):
     page.get_by_role("heading", name="Latent 4", exact=True).wait_for()
     status = explorer.locator("[role=status]").element_handle()
     page.wait_for_function("e => e.innerText.startsWith('Latent 4')", arg=status)
+    view.locator(".thumbs button").first.click()  # it has followed the latent
+    view.locator(".thumbs [aria-label^='picture 1:'][aria-pressed=true]").wait_for()
     press("]")
     view.locator(".thumbs [aria-label^='picture 2:'][aria-pressed=true]").wait_for()
     press("[")
