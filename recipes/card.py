@@ -70,6 +70,8 @@ best.
 
 {curve}
 
+Accuracies are on 140 pictures each.
+
 ## Known weaknesses
 
 {weaknesses}
@@ -182,11 +184,14 @@ def write_card(directory: Path, measured: dict) -> None:
             f"| {title} | {len(task.classes)} | {shift} | {value:.3f} | {low:.3f} – {high:.3f} |"
         )
     rows = [r for r in training["curve"] if "photo" in r]
-    curve = ["| step | loss | " + " | ".join(STYLES) + " |", "|---" * (2 + len(STYLES)) + "|"]
-    curve += [
-        f"| {r['step']} | {r['loss']:.3f} | " + " | ".join(f"{r[s]:.2f}" for s in STYLES) + " |"
-        for r in rows[:: max(1, len(rows) // 12)]
-    ]
+    measured_then = [name for name in rows[0] if name not in ("step", "loss")]
+    curve = table(
+        ["step", "loss", *measured_then],
+        [
+            (row["step"], f"{row['loss']:.3f}", *(f"{row[name]:.2f}" for name in measured_then))
+            for row in rows[:: -max(1, len(rows) // 12)][::-1]
+        ],
+    )
     weak = [
         f"- {TASKS[k].title}: {v:.2f} zero-shot."
         for k, v in sorted(scores.items(), key=lambda kv: kv[1])
@@ -222,7 +227,7 @@ def write_card(directory: Path, measured: dict) -> None:
         auroc=measured["patch_auroc"],
         worst=measured["worst_class"],
         worst_auroc=measured["worst_auroc"],
-        curve="\n".join(curve),
+        curve=curve,
         weaknesses="\n".join(weak),
         notes="".join(f"\n{note}\n" for note in training.get("notes", [])),
     )
