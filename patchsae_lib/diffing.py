@@ -1,15 +1,15 @@
 """What did adaptation change? Methods that compare the same pictures in two models.
 
-Every method takes a `Change` and returns an `Answer`: what it says, what it says of a change of
-the same size that knows nothing (its null), and why, if it abstains. In the paper is `top_overlap`
-alone (section 4.2); `world.planting` has changes whose answer is known.
+Every method takes a `Change` and returns an `Answer`: what it says, and why, if it abstains. Its
+null is what it says of `Change.noise`. In the paper is `top_overlap` alone (section 4.2);
+`world.planting` has changes whose answer is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -20,15 +20,14 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from patchsae_lib.intervals import estimate_mean
-from patchsae_lib.remapping import levels_by_place, overlap, shapley, with_noise
+from patchsae_lib.latents import DEFAULTS
+from patchsae_lib.remapping import PLACES, overlap, shapley, with_noise
 from patchsae_lib.sae import SAE, explained_variance
 from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.world.planting import PARTS, Turned
 
 RIDGE = 0.01  # of the diagonal, in `scaling`
-SHIFTS = 4  # other pictures with which a latent's factor is compared
-BEYOND = 2.0  # a factor is above its null by so many standard deviations
-COMPONENTS = 10  # principal components in which classes are looked for
+BEYOND = 2.0  # standard errors by which a factor must be above 0
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,18 @@ class Change:
     heads: tuple[Tensor, Tensor]
     model: Any
 
-    @property
+    def __post_init__(self) -> None:
+        """Hold all but the models on the CPU, and tokens in float32."""
+        for name in ("before", "after", "labels"):
+            x = getattr(self, name).cpu()
+            object.__setattr__(self, name, x.float() if x.is_floating_point() else x)
+        object.__setattr__(self, "heads", tuple(head.cpu() for head in self.heads))
+
+    @cached_property
     def kept(self) -> Tensor:
         """Tokens after (n, n_tokens, d_vit), without those of prompts."""
-        return self.after[:, : self.before.shape[1]]
+        n = self.before.shape[1]
+        return self.after if self.after.shape[1] == n else self.after[:, :n]
 
     @property
     def prompts(self) -> Tensor:
@@ -73,7 +80,12 @@ class Change:
     @cached_property
     def latents(self) -> tuple[csr_array, csr_array]:
         """Latents f before and f′ after, (n · n_tokens, d_sae) each."""
-        return sparse_latents(self.sae, self.before), sparse_latents(self.sae, self.kept)
+        return remembered(self.sae, self.before), remembered(self.sae, self.kept)
+
+    def latents_of(self, pictures: Tensor) -> csr_array:
+        """Latents f′ after of some pictures (m,), (m · n_tokens, d_sae)."""
+        tokens = torch.arange(self.latents[1].shape[0]).view(len(self.before), -1)
+        return self.latents[1][tokens[pictures].flatten().numpy()]
 
     @cached_property
     def scaling(self) -> Scaling:
@@ -87,13 +99,28 @@ class Change:
         return replace(self, after=torch.cat([moved, self.prompts], 1))
 
     @cached_property
+    def aligned(self) -> Change:
+        """This change with tokens after turned back by `aligned`."""
+        return aligned(self)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether tokens change by less than a millionth of their energy."""
+        return bool(self.difference.square().sum() < 1e-6 * self.before.square().sum())
+
+    @cached_property
     def is_readable(self) -> bool:
         """Whether the autoencoder explains at least half as much variance after as before."""
+        read = zip((self.before, self.kept), self.latents, strict=True)
         fits = [
-            explained_variance(z, written(f, self.sae, z) + self.sae.b_dec)
-            for z, f in zip((self.before, self.kept), self.latents, strict=True)
+            explained_variance(z, written(f, self.sae, z) + self.sae.b_dec.cpu()) for z, f in read
         ]
         return bool(fits[1] >= fits[0] / 2)
+
+
+def readable(change: Change) -> Change | None:
+    """Return a change that the autoencoder reads: as it is, or `aligned`; None for neither."""
+    return change if change.is_readable else change.aligned if change.aligned.is_readable else None
 
 
 def sparse_latents(sae: SAE, z: Tensor) -> csr_array:
@@ -107,6 +134,9 @@ def sparse_latents(sae: SAE, z: Tensor) -> csr_array:
     return vstack(parts, format="csr")
 
 
+remembered = lru_cache(6)(sparse_latents)  # CLIP's own tokens are in every plant
+
+
 def written(f: csr_array, sae: SAE, z: Tensor) -> Tensor:
     """What latents f (n · n_tokens, d_sae) write, f W_dec, in the shape of tokens z."""
     return torch.from_numpy(f @ sae.W_dec.detach().cpu().numpy()).view(z.shape)
@@ -114,63 +144,69 @@ def written(f: csr_array, sae: SAE, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method `says`: shares of `PARTS`, `change` (0..1), `alpha`, `auroc`, as in
-    `world.planting.Plant`; nothing if it abstains, and `why`. `null`: what its null says."""
+    """What a method `says`, of the quantities of `world.planting.Plant`, and `why` not more."""
 
     says: Mapping[str, float] = field(default_factory=dict)
-    null: Mapping[str, float] = field(default_factory=dict)
     why: str = ""
 
 
 UNREADABLE = Answer(why="the autoencoder does not read the tokens after")
-UNCHANGED = dict.fromkeys((*PARTS[1:], "change"), 0.0)
-
-
-# --- the paper's overlap -------------------------------------------------------------------------
 
 
 def top_overlap(change: Change, k: int = 50) -> Answer:
     """Paper section 4.2: `new` is the share of a class's k strongest latents that are not among
     the k strongest before, mean of CLS and patches, whose overlaps are said, too. Abstains unless
     the overlap is surely larger, over classes, than noise of the same size leaves."""
-    shared, null = overlaps(change, k), overlaps(change.noise, k)
-    places, of_noise = ({key: float(x.nanmean()) for key, x in t.items()} for t in (shared, null))
-    per_class, by_chance = (torch.stack([*x.values()]).mean(0) for x in (shared, null))
+    shared, noise = overlaps(change, k), overlaps(change.noise, k)
+    per_class, by_noise = (torch.stack([*x.values()]).mean(0) for x in (shared, noise))
     mean = float(per_class.nanmean())
-    beyond = estimate_mean((per_class - by_chance).numpy(), over="classes")
+    beyond = estimate_mean((per_class - by_noise).numpy(), over="classes")
     if mean < 1 and not beyond.low > 0:
-        return Answer(null=of_noise, why="noise of the same size leaves as much overlap")
-    return Answer({"new": 1 - mean, **places}, of_noise)
+        return Answer(why="noise of the same size leaves as much overlap")
+    return Answer({"new": 1 - mean} | {place: float(x.nanmean()) for place, x in shared.items()})
 
 
 def overlaps(change: Change, k: int) -> dict[str, Tensor]:
     """The `remapping.overlap` (classes,) of the two models, for CLS and for patches."""
-    names, z = [str(c) for c in range(len(change.heads[0]))], (change.before, change.kept)
-    first, second = (levels_by_place(change.sae, x, change.labels, names) for x in z)
-    places = ("CLS", "patches")
-    return {f"overlap, {at}": overlap(first[at][2], second[at][2], k) for at in places}
+    first, second = (class_levels(change, f) for f in change.latents)
+    return {f"overlap, {at}": overlap(first[at], second[at], k) for at in first}
 
 
-# --- latent scaling ------------------------------------------------------------------------------
+def class_levels(change: Change, f: csr_array) -> dict[str, Tensor]:
+    """Class-level activations (classes, d_sae) of latents f (n · n_tokens, d_sae), for CLS and for
+    patches: the number of a class's tokens above τ (eqs. 4-5)."""
+    cuts = change.sae.cuts(DEFAULTS.tau).cpu().numpy()
+    above = csr_array(((f.data > cuts[f.indices]).astype("float32"), f.indices, f.indptr), f.shape)
+    classes, (n, t, _) = (
+        F.one_hot(change.labels, len(change.heads[0])).float(),
+        change.before.shape,
+    )
+    tokens, levels = torch.arange(n * t).view(n, t), {}
+    for at in ("CLS", "patches"):
+        rows = tokens[:, PLACES[at]]
+        of_tokens = classes.repeat_interleave(rows.shape[1], 0).numpy()
+        levels[at] = torch.from_numpy((above[rows.flatten().numpy()].T @ of_tokens).T)
+    return levels
 
 
 class Scaling(NamedTuple):
     """Factors (d_sae,) of latents: how much of what each writes into tokens after is there
-    `before` and `after`; the `spread` of the factor for tokens of other pictures; the `energy`
-    that it writes. `explained` (m,): the share of the change that factors explain in each picture
-    of the other half."""
+    `before` and `after`, with their standard `errors` (2, d_sae); the `energy` that it writes.
+    `explained` (m,): the share of the change that factors explain in each picture of the other
+    half."""
 
     before: Tensor
     after: Tensor
-    spread: Tensor
+    errors: Tensor
     energy: Tensor
     explained: Tensor
 
     @property
     def is_new(self) -> Tensor:
-        """Which latents (d_sae,) are there after, and before not beyond other pictures' tokens."""
-        cut = BEYOND * self.spread
-        return (self.after > cut) & (self.before < cut)
+        """Which latents (d_sae,) are there after, surely, and before not surely: their factor is
+        not above what the null, a latent that writes nothing into tokens before, allows."""
+        before, after = BEYOND * self.errors
+        return (self.after > after) & (self.before < before)
 
     @property
     def weight(self) -> Tensor:
@@ -190,138 +226,124 @@ def scaling(change: Change) -> Scaling:
     """Fit one factor for each latent, jointly: latent scaling (Minder et al. 2025, arXiv
     2504.02922, section 3.2) in closed form, with a ridge.
 
-    With f′ the latents of tokens after, d_j the decoder's rows, and x tokens of the same pictures
-    (before; after; or of another picture before), all centred over half of the pictures' tokens,
+    With f′ the latents of tokens after, d_j the decoder's rows, and x the tokens before, or those
+    after, all centred over the n tokens of half of the pictures,
 
         β = argmin Σ_t ‖x_t − Σ_j β_j f′_tj d_j‖² + ρ Σ_j A_jj β_j² = (A + ρ diag A)⁻¹ b
         A_jk = (Σ_t f′_tj f′_tk) (d_j · d_k),   b_j = d_j · Σ_t f′_tj x_t
+
+    and standard errors √(σ² (A + ρ diag A)⁻¹_jj), σ² = Σ_t ‖x_t − Σ_j β_j f′_tj d_j‖² / (n d_vit).
 
     β_before / β_after is 1 for a latent that did not change, α if it was α times as strong, 0 if
     it is new. The change that factors explain is Σ_j (β_after − β_before)_j f′_j d_j.
     """
     (first, second), z0, z1 = change.halves, change.before, change.kept
-    f = rows_of(change.latents[1], z1, first).astype("float64")
+    f = change.latents_of(first).astype("float64")
     is_active = torch.from_numpy(f.sum(0) > 0)
     f, D = f[:, is_active.numpy()], change.sae.W_dec.detach().cpu().double()[is_active]
     mean = torch.from_numpy(f.mean(0))
     A = torch.from_numpy((f.T @ f).toarray()) - f.shape[0] * torch.outer(mean, mean)
     A *= D @ D.T
-    energy = A.diagonal().clone()
-    A.diagonal().mul_(1 + RIDGE).add_(1e-9 * energy.mean())
-    shifts = range(1, 1 + min(SHIFTS, len(first) - 1))
-    targets = z0[first], z1[first], *(z0[first.roll(shift)] for shift in shifts)
-    b = torch.stack([(centred_sums(f, x) * D).sum(1) for x in targets], 1)
-    factors = torch.cholesky_solve(b, torch.linalg.cholesky(A))
-    table = b.new_zeros(len(is_active), 1 + len(targets))
-    table[is_active] = torch.cat([energy[:, None], factors], 1)
-    energy, before, after, *others = table.unbind(1)
-    spread = torch.stack(others).square().mean(0).sqrt()
-    explained = explained_by(after - before, change, second)
-    return Scaling(before, after, spread, energy, explained)
-
-
-def rows_of(f: csr_array, z: Tensor, pictures: Tensor) -> csr_array:
-    """Choose the tokens of some pictures (m,) from f (n · n_tokens, d_sae)."""
-    tokens = torch.arange(len(z) * z.shape[1]).view(z.shape[:2])[pictures]
-    return f[tokens.flatten().numpy()]
-
-
-def centred_sums(f: csr_array, x: Tensor) -> Tensor:
-    """Σ_t f_tj (x_t − x̄), (d_sae, d_vit), for f (tokens, d_sae) and x (…, d_vit)."""
-    flat = x.reshape(-1, x.shape[-1]).double()
-    return torch.from_numpy(f.T @ (flat - flat.mean(0)).numpy())
+    energy, M = A.diagonal().clone(), A.clone()
+    M.diagonal().mul_(1 + RIDGE).add_(1e-9 * energy.mean())
+    L = torch.linalg.cholesky(M)
+    x = [z[first].reshape(-1, z.shape[-1]).double() for z in (z0, z1)]
+    x = [tokens - tokens.mean(0) for tokens in x]
+    b = torch.stack([(torch.from_numpy(f.T @ tokens.numpy()) * D).sum(1) for tokens in x])
+    beta = torch.cholesky_solve(b.T, L).T
+    total = torch.stack([tokens.square().sum() for tokens in x])
+    residual = total - 2 * (beta * b).sum(1) + ((beta @ A) * beta).sum(1)
+    errors = (residual[:, None] / x[0].numel() * torch.cholesky_inverse(L).diagonal()).sqrt()
+    table = b.new_zeros(5, len(is_active))
+    table[:, is_active] = torch.cat([beta, errors, energy[None]])
+    explained = explained_by(table[1] - table[0], change, second)
+    return Scaling(table[0], table[1], table[2:4], table[4], explained)
 
 
 def explained_by(factor: Tensor, change: Change, pictures: Tensor) -> Tensor:
     """The share of the change that Σ_j factor_j f′_j d_j explains in each of the pictures (m,):
-    1 − ‖rest‖² / ‖change‖², both centred over all their tokens."""
-    f = rows_of(change.latents[1], change.before, pictures)
+    1 − ‖rest‖² / mean ‖change‖², both centred over all their tokens."""
+    f = change.latents_of(pictures)
     difference = change.difference[pictures]
-    part = written(f * factor.float().numpy(), change.sae, difference)
-    left, whole = (x - x.mean((0, 1)) for x in (difference - part, difference))
-    left, whole = (x.square().sum((1, 2)) for x in (left, whole))
-    return 1 - left / whole.clamp_min(1e-9)
+    residual = difference - written(f * factor.float().numpy(), change.sae, difference)
+    left, total = ((x - x.mean((0, 1))).square().sum((1, 2)) for x in (residual, difference))
+    return 1 - left / total.mean().clamp_min(1e-9)
 
 
 def scaled(change: Change) -> Answer:
-    """Latent `scaling` as an answer. Of the change, and not of the gain, `strengths` is the share
-    that factors of latents explain which were there, `new` that of latents which were not, and
-    `error` what no factors explain. All are 0 unless factors explain surely more, over pictures,
-    than of noise of the same size. `auroc`: how well new latents tell classes apart."""
-    if not change.difference.any():
-        return Answer({**UNCHANGED, "alpha": 1.0})
-    if not change.is_readable:
+    """Latent `scaling` as an answer. Of the change, and not of the gain, `old` is the share that
+    factors of latents explain which were there, `created` that of latents which were not, and
+    `unexplained` the rest. The `change` is 0 unless factors explain surely more of it, over
+    pictures, than of noise of the same size. `auroc`: how well new latents tell classes apart."""
+    read = readable(change)
+    if read is None:
         return UNREADABLE
-    found, noise = change.scaling, change.noise.scaling
-    null = {"change": float(noise.explained.mean()), "alpha": noise.alpha}
-    beyond = estimate_mean((found.explained - noise.explained).numpy(), over="pictures")
-    if not beyond.low > 0:
-        return Answer(UNCHANGED, null)
+    if read.is_nothing:
+        return Answer({"change": 0.0, "alpha": 1.0})
+    found = read.scaling
+    beyond = (found.explained - read.noise.scaling.explained).numpy()
+    if not estimate_mean(beyond, over="pictures").low > 0:
+        return Answer({"change": 0.0})
     share = float(found.explained.mean())
     new = share * float(found.weight[found.is_new].sum() / found.weight.sum())
-    says = {"strengths": share - new, "new": new, "error": 1 - share, "alpha": found.alpha}
-    return Answer(says | new_latents_find(change), null)
-
-
-def new_latents_find(change: Change) -> dict[str, float]:
-    """How well the image-level activations of new latents tell classes apart: `auroc`, if any."""
-    f = change.latents[1][:, change.scaling.is_new.numpy()].toarray()
-    levels = torch.from_numpy(f).view(*change.before.shape[:2], -1).mean(1)
-    return {"auroc": finds_classes(levels, change)} if levels.shape[1] else {}
-
-
-# --- the causal split ----------------------------------------------------------------------------
+    says = {"change": share, "old": share - new, "created": new, "unexplained": 1 - share}
+    levels = read.latents[1][:, found.is_new.numpy()].toarray()
+    if levels.shape[1]:
+        of_pictures = torch.from_numpy(levels).view(*read.before.shape[:2], -1).mean(1)
+        says["auroc"] = finds_classes(of_pictures, read)
+    return Answer({**says, "alpha": found.alpha})
 
 
 def causal_split(change: Change) -> Answer:
-    """Shares of the gain, as Shapley values of `PARTS`. A latent is new where `scaling` says so,
-    and old in all tokens else. Without a sure gain: points, where they are surely not 0. Its null
-    is noise of the same size."""
-    if not change.is_readable:
-        return UNREADABLE
-    says = shares_of(split(change, *by_scaling(change)))
-    null = shares_of(split(change.noise, *by_scaling(change.noise)))
-    return Answer(says | new_latents_find(change), null)
+    """Shares of a sure gain, as Shapley values of `PARTS`. A latent is new where `scaling` says
+    so, and old in all tokens else. Where the autoencoder cannot read the tokens after, it reads
+    `aligned` ones, or abstains."""
+    read = readable(change)
+    return UNREADABLE if read is None else shares_of(split(read, *by_scaling(read)))
 
 
 def token_split(change: Change) -> Answer:
-    """The same with a latent new in each token in which it was not active before: that of
-    `remapping.decompose`."""
+    """The same with a latent new in each token in which it was not active before, as in
+    `remapping.decompose`, and whether or not the autoencoder can read the tokens after."""
+    return shares_of(split(change, *by_token(change)))
+
+
+def by_scaling(change: Change) -> tuple[Tensor, Tensor]:
+    """What the changes of old latents write into tokens (n, n_tokens, d_vit), and what those of
+    new ones, by `scaling`."""
+    is_new, (f0, f1) = change.scaling.is_new.float().numpy(), change.latents
+    difference, at = f1 - f0, (change.sae, change.before)
+    return written(difference * (1 - is_new), *at), written(difference * is_new, *at)
+
+
+def by_token(change: Change) -> tuple[Tensor, Tensor]:
+    """The same, with latents new where they were not active."""
     f0, f1 = change.latents
     old = f1 * (f0 > 0)
-    return Answer(shares_of(split(change, (f0, old), (0 * f0, f1 - old))))
-
-
-def by_scaling(change: Change) -> tuple[Pair, Pair]:
-    """Latents before and after that are old, and those that are new, by `scaling`."""
-    is_new = change.scaling.is_new.float().numpy()
-    f0, f1 = change.latents
-    return (f0 * (1 - is_new), f1 * (1 - is_new)), (f0 * is_new, f1 * is_new)
-
-
-Pair = tuple[csr_array, csr_array]
+    parts = old - f0, f1 - old
+    return written(parts[0], change.sae, change.before), written(
+        parts[1], change.sae, change.before
+    )
 
 
 @torch.no_grad()
-def split(change: Change, old: Pair, new: Pair) -> Tensor:
+def split(change: Change, strengths: Tensor, new: Tensor) -> Tensor:
     """What each of `PARTS` adds to a picture's correctness: (5, n) Shapley values.
 
-    `old` and `new` hold latents before and after, (n · n_tokens, d_sae), that add up to all. A
-    token is b_dec + (old or old′) W_dec + (new or new′) W_dec + (e or e′), with errors e; read by
-    the second half of either model, and classified by either head.
+    A token is z₀, with or without each of what `strengths` and `new` latents add to it, both
+    (n, n_tokens, d_vit), and of the rest of the change, the error; it is read by the second half
+    of either model, and classified by either head.
     """
-    sae, models = change.sae, (change.model.unadapted(), change.model)
-    z = change.before, change.kept
-    old_parts, new_parts = ([written(f, sae, z[0]) for f in pair] for pair in (old, new))
-    errors = [x - a - b for x, a, b in zip(z, old_parts, new_parts, strict=True)]
-    correct = []
-    for i, j, k in product((0, 1), repeat=3):
-        x = old_parts[i] + new_parts[j] + errors[k]  # b_dec is in e
-        states = x, torch.cat([x, change.prompts], 1)
-        features = [features_of(*pair) for pair in zip(models, states, strict=True)]
+    models, correct = (change.model.unadapted(), change.model), []
+    parts = strengths, new, change.difference - strengths - new
+    for joined in product((0, 1), repeat=3):
+        z = sum((part for part, is_in in zip(parts, joined, strict=True) if is_in), change.before)
+        features = [features_of(models[0], z)]
+        if models[1] is not models[0]:
+            features.append(features_of(models[1], torch.cat([z, change.prompts], 1)))
         hits = [[(v @ h.T).argmax(1) == change.labels for v in features] for h in change.heads]
-        correct.append(torch.stack([torch.stack(row) for row in hits]))
-    cube = torch.stack(correct, 1).view(2, 2, 2, 2, 2, -1)  # heads, old, new, error, models
+        correct.append(torch.stack([torch.stack([row[0], row[-1]]) for row in hits]))
+    cube = torch.stack(correct, 1).view(2, 2, 2, 2, 2, -1)  # heads, three parts, models
     return shapley(cube.double())
 
 
@@ -330,40 +352,30 @@ def features_of(model: Any, z: Tensor) -> Tensor:
     return torch.cat([model.features(part).float().cpu() for part in z.split(model.at_once)])
 
 
-def shares_of(points: Tensor) -> dict[str, float]:
+def shares_of(points: Tensor) -> Answer:
     """Shares of the gain, of what `PARTS` add to pictures (5, n). If the gain is not surely above
-    0: the points (0..1) that are surely not 0, and 0 for the others."""
+    0 there are none: only the largest of the `points` (0..1) that a part surely adds or takes."""
     gain = estimate_mean(points.sum(0).numpy(), over="pictures")
     if gain.low > 0:
-        shares = (points.mean(1) / gain.mean).tolist()
-    else:
-        sure = [estimate_mean(x.numpy(), over="pictures") for x in points]
-        shares = [x.mean if x.low > 0 or x.high < 0 else 0.0 for x in sure]
-    return dict(zip(PARTS, shares, strict=True))
-
-
-# --- without an autoencoder ----------------------------------------------------------------------
+        return Answer(dict(zip(PARTS, (points.mean(1) / gain.mean).tolist(), strict=True)))
+    sure = [estimate_mean(x.numpy(), over="pictures") for x in points]
+    largest = max(abs(x.mean) if x.low > 0 or x.high < 0 else 0.0 for x in sure)
+    return Answer({"points": largest}, "no sure gain")
 
 
 def components(change: Change) -> Answer:
     """PCA of the differences. `change`: the share of their variance beyond the largest variance
-    of noise of the same size in any direction; `auroc`: how well the first ten components tell
-    classes apart. What changed it cannot say."""
-    difference = change.difference
-    if not difference.any():
+    of noise of the same size in any direction. What changed it cannot say."""
+    if change.is_nothing:
         return Answer({"change": 0.0})
-    values, axes = principal(difference)
-    largest = principal(change.noise.difference)[0].max()
-    says = {"change": float((values - largest).clamp_min(0).sum() / values.sum())}
-    along = difference @ axes[:, -COMPONENTS:].to(difference)
-    levels = torch.cat([along.mean(1), along[:, 0]], 1)
-    says["auroc"] = finds_classes(torch.cat([levels, -levels], 1), change)
-    return Answer(says, {"change": 0.0})
+    variances, noise = variances_of(change.difference), variances_of(change.noise.difference)
+    beyond = (variances - noise.max()).clamp_min(0).sum() / variances.sum()
+    return Answer({"change": float(beyond)})
 
 
-def principal(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (d,), ascending, and principal axes (d, d), of x (…, d)."""
-    return torch.linalg.eigh(x.reshape(-1, x.shape[-1]).double().T.cov(correction=0))
+def variances_of(x: Tensor) -> Tensor:
+    """Variances (d,), ascending, of the principal components of x (…, d)."""
+    return torch.linalg.eigvalsh(x.reshape(-1, x.shape[-1]).double().T.cov(correction=0))
 
 
 def aligned(change: Change) -> Change:
@@ -379,16 +391,10 @@ def aligned(change: Change) -> Change:
 
 
 def procrustes(change: Change) -> Answer:
-    """`components` of what alignment on the first half (`aligned`) leaves on the second; 0 where
-    that is less than a millionth of the tokens' energy."""
-    rows, left = change.halves[1], aligned(change)
-    part = replace(left, **{k: getattr(left, k)[rows] for k in ("before", "after", "labels")})
-    if part.difference.square().sum() < 1e-6 * part.before.square().sum():
-        return Answer({"change": 0.0})
-    return components(part)
-
-
-# --- finding classes -----------------------------------------------------------------------------
+    """`components` of what alignment on the first half (`aligned`) leaves on the second."""
+    rows, left = change.halves[1], change.aligned
+    part = {key: getattr(left, key)[rows] for key in ("before", "after", "labels")}
+    return components(replace(left, **part))
 
 
 def finds_classes(levels: Tensor, change: Change) -> float:

@@ -123,18 +123,32 @@ def test_a_turned_gain_keeps_its_truth_with_the_tolerance_of_a_mixture() -> None
 
 
 def test_pictures_of_a_mixture_have_the_one_plant_or_the_other() -> None:
-    z, part = tokens(seed=0), tokens(seed=1)
-    first, second = renamed(z, HEAD, 2), reweighted(z, HEAD, part, 0.5)
-    is_first = torch.tensor([True, False] * 3)
-    plant = mixed(first, second, is_first, 0.75)
-    assert torch.equal(plant.before[::2], z[::2])
-    assert torch.equal(plant.before[1::2], (z - 0.5 * part)[1::2])
+    z = torch.zeros(6, 5, 3)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    z[torch.arange(6), 0, labels] = 1
+    hidden = torch.zeros_like(z)
+    hidden[2, 0], hidden[5, 0] = torch.tensor([-2.0, 0, 2]), torch.tensor([0, 0, 0.5])
+    clip = toy()
+    clip.n_prompts = 0
+    clip.features = lambda z: z[:, 0]
+    first, second = renamed(z, HEAD, 2), reweighted(z, HEAD, hidden, 0.0)
+    assert first.gain(clip, labels).tolist() == [1, 1, 0, 1, 1, 0]
+    assert second.gain(clip, labels).tolist() == [0, 0, 1, 0, 0, 0]
+    is_first = labels < 2
+    plant = mixed(first, second, is_first, clip, labels)
+    assert torch.equal(plant.before[is_first], z[is_first])
+    assert torch.equal(plant.before[~is_first], (z - hidden)[~is_first])
     assert torch.equal(plant.after, z)
     assert plant.heads is first.heads
     assert plant.name == "names + strengths"
-    assert plant.required["names"] == pytest.approx((0.65, 0.85))
-    assert plant.required["strengths"] == pytest.approx((0.15, 0.35))
+    assert plant.required["names"] == pytest.approx((0.7, 0.9))  # four of five pictures
+    assert plant.required["strengths"] == pytest.approx((0.1, 0.3))
     assert plant.required["new"] == pytest.approx((-0.1, 0.1))
+    plant = mixed(created(z, HEAD, 0 * z), second, is_first, clip, labels)
+    assert {"new", "error"}.isdisjoint(plant.required)
+    assert plant.required["new or error"] == pytest.approx(
+        (1 / 2 - 0.1 + 1 / 6, 1 / 2 + 0.1 + 1 / 6)
+    )
 
 
 def test_grades_are_by_the_ranges_of_what_is_stated() -> None:

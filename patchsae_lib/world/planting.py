@@ -23,21 +23,26 @@ Range = tuple[float, float]
 #: autoencoder does not reconstruct; and tokens of prompts, or another second half
 PARTS = ("names", "strengths", "new", "error", "prompts")
 ZERO: Range = (-0.01, 0.01)
-ONE: Range = (0.99, 1.01)
-NOTHING = dict.fromkeys((*PARTS, "change"), ZERO)
+FULL: Range = (0.99, 1.01)
+MOST: Range = (0.8, math.inf)
+LITTLE: Range = (-math.inf, 0.1)
+NOTHING = dict.fromkeys((*PARTS, "points", "change"), ZERO)
 
 
 class Turned:
     """A model whose tokens are turned: its second half reads z turn, with an orthogonal `turn`
-    (d_vit, d_vit), as `model` reads z. Tokens of prompts, which come last, are not turned."""
+    (d_vit, d_vit), as `model` reads z. Tokens of prompts, which come last, are not turned. Without
+    a turn nothing is adapted."""
 
-    def __init__(self, model: Any, turn: Tensor) -> None:
+    def __init__(self, model: Any, turn: Tensor | None) -> None:
         self.model, self.turn, self.device = model, turn, model.device
         self.n_tokens, self.n_prompts = model.n_tokens, model.n_prompts
         self.at_once = model.at_once
 
     def features(self, z: Tensor) -> Tensor:
         """Compute image features (b, d_embed) from turned tokens (b, n_tokens + n_prompts, d)."""
+        if self.turn is None:
+            return self.model.features(z)
         n, z = self.n_tokens, z.to(self.device)
         back = z[:, :n] @ self.turn.to(z).T
         return self.model.features(torch.cat([back, z[:, n:]], 1))
@@ -45,6 +50,8 @@ class Turned:
     def unadapted(self) -> Any:
         """Return the model before adaptation."""
         model = self.model
+        if self.turn is None:
+            return self
         return model.unadapted() if hasattr(model, "unadapted") else model
 
 
@@ -52,11 +59,15 @@ class Turned:
 class Plant:
     """Tokens (n, n_tokens, d_vit) and heads (c, d_embed) before and after a planted adaptation.
 
-    `required`: for each quantity that a method may state, the range in which it is right: of
-    `PARTS` shares of the gain (or, without a gain, of 1); `change`, how much of the tokens changed
-    beyond what knows nothing; `alpha`, the factor of what was re-weighted; `auroc`, how well what
-    is called new finds the classes. `turn`: how tokens after are turned. `may_abstain`: saying
-    nothing is right, too.
+    `required`: for each quantity that a method may state, the range in which it is right.
+
+    - `PARTS`: shares of the gain; `points`: what a part adds to accuracy, without a gain.
+    - `change`: how much of the change is beyond noise; `old`, `created`, `unexplained`: the shares
+      of the change in what was there, in what was not, and in neither.
+    - `alpha`: the factor of what was re-weighted; `auroc`: how well what is called new tells
+      classes apart.
+
+    `turn`: how tokens after are turned. `may_abstain`: saying nothing is right, too.
     """
 
     name: str
@@ -69,14 +80,23 @@ class Plant:
 
     def model(self, clip: Any) -> Turned:
         """Return the adapted model, for the CLIP whose tokens were changed."""
-        still = torch.eye(self.before.shape[-1])
-        return Turned(clip, still if self.turn is None else self.turn)
+        return Turned(clip, self.turn)
+
+    def gain(self, clip: Any, labels: Tensor) -> Tensor:
+        """Return by how much each picture's correctness rises (n,): −1, 0 or 1."""
+        right, after = [], self.model(clip)
+        pairs = zip((after.unadapted(), after), (self.before, self.after), self.heads, strict=True)
+        for model, z, head in pairs:
+            features = torch.cat([model.features(part).cpu() for part in z.split(after.at_once)])
+            right.append(((features @ head.T).argmax(1) == labels).double())
+        return right[1] - right[0]
 
     def grade(self, says: Mapping[str, float]) -> str:
         """Say whether a method that `says` these quantities is "right" or "wrong", or "abstains":
         from all that is required here, or from everything."""
-        if {"new", "error"} & says.keys():
-            says = {**says, "new or error": says.get("new", 0.0) + says.get("error", 0.0)}
+        for sums in (("new", "error"), ("created", "unexplained")):
+            if parts := [says[part] for part in sums if part in says]:
+                says = {**says, " or ".join(sums): sum(parts)}
         stated = [
             low <= says[name] <= high
             for name, (low, high) in self.required.items()
@@ -97,7 +117,7 @@ def renamed(z: Tensor, head: Tensor, n_classes: int | None = None) -> Plant:
     before, rolled by one, and their own after. The tokens stay."""
     n = len(head) if n_classes is None else n_classes
     rolled = torch.cat([head[:n].roll(1, 0), head[n:]])
-    required = {**NOTHING, "names": ONE, "alpha": ONE}
+    required = {**NOTHING, "names": FULL, "alpha": FULL}
     return Plant("names", z, z, (rolled, head), required)
 
 
@@ -105,13 +125,13 @@ def reweighted(z: Tensor, head: Tensor, part: Tensor, alpha: float) -> Plant:
     """Plant strengths: before is z₀ = z − (1 − α) f_R W_R, where `part` f_R W_R, like z, is what
     an autoencoder's latents R write into z; after is z, where each of them is 1 / α as strong."""
     close = (alpha - 0.1, alpha + 0.1)
-    required = {"strengths": (0.8, math.inf), "new": (-math.inf, 0.1), "alpha": close}
+    required = {"strengths": MOST, "old": MOST, "new": LITTLE, "created": LITTLE, "alpha": close}
     return Plant(f"strengths × {alpha}", z - (1 - alpha) * part, z, (head, head), required)
 
 
 def created(z: Tensor, head: Tensor, erased: Tensor) -> Plant:
     """Plant a new concept: before are tokens from which it was `erased`, like z; after is z."""
-    required = {"new or error": (0.8, math.inf), "auroc": (0.8, 1.0)}
+    required = {"new or error": MOST, "created or unexplained": MOST, "auroc": (0.8, 1.0)}
     return Plant("new", erased, z, (head, head), required)
 
 
@@ -129,7 +149,7 @@ def turned(plant: Plant, seed: int = 0) -> Plant:
     turn = torch.linalg.qr(normal).Q
     name, required = "rotation", plant.required
     if plant.name:
-        gained = {part: 1.0 for part in PARTS if required.get(part) == ONE}
+        gained = {part: 1.0 for part in PARTS if required.get(part) == FULL}
         name, required = f"rotation + {plant.name}", near(gained)
     turns = dict(turn=turn, after=plant.after @ turn, may_abstain=True)
     return replace(plant, name=name, required=required, **turns)
@@ -140,18 +160,20 @@ def unchanged(z: Tensor, head: Tensor) -> Plant:
     return Plant("", z, z, (head, head))
 
 
-def mixed(first: Plant, second: Plant, is_first: Tensor, share: float) -> Plant:
-    """Plant two things in different pictures: of the first plant where `is_first` (n,) bool, else
-    of the second. `share`: how much of the gain the first has. The heads are those of the first,
-    before they may confuse only the classes of its own pictures (`renamed` with `n_classes`)."""
-    rows = is_first[:, None, None]
-    before, after = (
-        torch.where(rows, x, y)
-        for x, y in ((first.before, second.before), (first.after, second.after))
-    )
-    kinds = [p.name.split()[0] for p in (first, second)]
-    required = near(dict(zip(kinds, (share, 1 - share), strict=True)))
-    return Plant(" + ".join(kinds), before, after, first.heads, required)
+def mixed(first: Plant, second: Plant, is_first: Tensor, clip: Any, labels: Tensor) -> Plant:
+    """Plant two things in different pictures: the first plant's where `is_first` (n,) bool, else
+    the second's. The share of each is that of its pictures in the gain. The heads are those of the
+    first; before, they may confuse only classes of its own pictures (`renamed`, `n_classes`)."""
+    rows, pairs = is_first[:, None, None], zip((first, second), (is_first, ~is_first), strict=True)
+    gains = {p.name.split()[0]: float(p.gain(clip, labels)[of_it].sum()) for p, of_it in pairs}
+    required = near({kind: gain / sum(gains.values()) for kind, gain in gains.items()})
+    if "new" in gains:  # which an autoencoder may not know
+        low, high = required.pop("new")
+        required |= {"new or error": (low, high)}
+        del required["error"]
+    before = torch.where(rows, first.before, second.before)
+    after = torch.where(rows, first.after, second.after)
+    return Plant(" + ".join(gains), before, after, first.heads, required)
 
 
 @dataclass(frozen=True)
