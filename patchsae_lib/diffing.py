@@ -100,8 +100,14 @@ class Change:
 
     @cached_property
     def aligned(self) -> Change:
-        """This change with tokens after turned back by `aligned`."""
-        return aligned(self)
+        """This change with tokens after turned back by the orthogonal Q that takes those before
+        closest to them on the first half, min ‖z₀ Q − z₁‖ (Procrustes; Schönemann 1966)."""
+        rows, z = self.halves[0], (self.before, self.kept)
+        first, second = (x[rows].flatten(0, 1).double() for x in z)
+        u, _, vh = torch.linalg.svd(first.T @ second)
+        Q = (u @ vh).float()
+        after = torch.cat([self.kept @ Q.T, self.prompts], 1)
+        return replace(self, after=after, model=Turned(self.model, Q.T))
 
     @property
     def is_nothing(self) -> bool:
@@ -111,10 +117,9 @@ class Change:
     @cached_property
     def is_readable(self) -> bool:
         """Whether the autoencoder explains at least half as much variance after as before."""
-        read = zip((self.before, self.kept), self.latents, strict=True)
-        fits = [
-            explained_variance(z, written(f, self.sae, z) + self.sae.b_dec.cpu()) for z, f in read
-        ]
+        fits, b_dec = [], self.sae.b_dec.cpu()
+        for z, f in zip((self.before, self.kept), self.latents, strict=True):
+            fits.append(explained_variance(z, written(f, self.sae, z) + b_dec))
         return bool(fits[1] >= fits[0] / 2)
 
 
@@ -282,7 +287,7 @@ def scaled(change: Change) -> Answer:
         return Answer({"change": 0.0, "alpha": 1.0})
     found = read.scaling
     beyond = (found.explained - read.noise.scaling.explained).numpy()
-    if not estimate_mean(beyond, over="pictures").low > 0:
+    if not (estimate_mean(beyond, over="pictures").low > 0 and found.explained.mean() > 0):
         return Answer({"change": 0.0})
     share = float(found.explained.mean())
     new = share * float(found.weight[found.is_new].sum() / found.weight.sum())
@@ -309,21 +314,17 @@ def token_split(change: Change) -> Answer:
 
 
 def by_scaling(change: Change) -> tuple[Tensor, Tensor]:
-    """What the changes of old latents write into tokens (n, n_tokens, d_vit), and what those of
-    new ones, by `scaling`."""
+    """What old latents, by `scaling`, add to tokens (n, n_tokens, d_vit), and what new ones do."""
     is_new, (f0, f1) = change.scaling.is_new.float().numpy(), change.latents
     difference, at = f1 - f0, (change.sae, change.before)
     return written(difference * (1 - is_new), *at), written(difference * is_new, *at)
 
 
 def by_token(change: Change) -> tuple[Tensor, Tensor]:
-    """The same, with latents new where they were not active."""
-    f0, f1 = change.latents
+    """The same, where latents are new in a token in which they were not active."""
+    (f0, f1), at = change.latents, (change.sae, change.before)
     old = f1 * (f0 > 0)
-    parts = old - f0, f1 - old
-    return written(parts[0], change.sae, change.before), written(
-        parts[1], change.sae, change.before
-    )
+    return written(old - f0, *at), written(f1 - old, *at)
 
 
 @torch.no_grad()
@@ -378,20 +379,8 @@ def variances_of(x: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(x.reshape(-1, x.shape[-1]).double().T.cov(correction=0))
 
 
-def aligned(change: Change) -> Change:
-    """Turn tokens after back by the orthogonal Q that takes those before closest to them on the
-    first half of the pictures, min ‖z₀ Q − z₁‖ (Procrustes; Schönemann 1966). Any method can be
-    asked of the result."""
-    rows = change.halves[0]
-    before, after = (z[rows].flatten(0, 1).double() for z in (change.before, change.kept))
-    u, _, vh = torch.linalg.svd(before.T @ after)
-    Q = (u @ vh).to(change.before)
-    after = torch.cat([change.kept @ Q.T, change.prompts], 1)
-    return replace(change, after=after, model=Turned(change.model, Q.T))
-
-
 def procrustes(change: Change) -> Answer:
-    """`components` of what alignment on the first half (`aligned`) leaves on the second."""
+    """`components` of what alignment on the first half leaves on the second (`Change.aligned`)."""
     rows, left = change.halves[1], change.aligned
     part = {key: getattr(left, key)[rows] for key in ("before", "after", "labels")}
     return components(replace(left, **part))

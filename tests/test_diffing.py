@@ -12,7 +12,6 @@ from patchsae_lib.artefacts import DATA
 from patchsae_lib.diffing import (
     METHODS,
     Change,
-    aligned,
     auroc,
     by_scaling,
     by_token,
@@ -276,19 +275,19 @@ def test_alignment_turns_a_rotation_back_and_nothing_else() -> None:
     z = torch.randn(N, T, D, generator=torch.Generator().manual_seed(0))
     plant = turned(unchanged(z, torch.eye(C)))
     change = change_of(plant.before, plant.after, plant.model(Toy(dictionary())))
-    back = aligned(change)
+    back = change.aligned
     assert torch.allclose(back.after, z, atol=1e-4)
     assert torch.allclose(
         back.model.features(back.after), Toy(dictionary()).features(z), atol=1e-4
     )
     assert procrustes(change).says == {"change": 0.0}
-    assert torch.allclose(aligned(change_of(z, 2 * z)).after, 2 * z, atol=1e-4)
+    assert torch.allclose(change_of(z, 2 * z).aligned.after, 2 * z, atol=1e-4)
 
 
 def test_prompts_are_carried_along() -> None:
     z = torch.randn(N, T + 2, D, generator=torch.Generator().manual_seed(0))
     change = change_of(z[:, :T], z)
-    assert torch.equal(aligned(change).after[:, T:], z[:, T:])
+    assert torch.equal(change.aligned.after[:, T:], z[:, T:])
     assert torch.equal(change.noise.after[:, T:], z[:, T:])
     assert change.kept.shape[1] == T
 
