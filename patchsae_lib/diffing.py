@@ -165,8 +165,8 @@ def top_overlap(change: Change, k: int = 50) -> Answer:
     shared, noise = overlaps(change, k), overlaps(change.noise, k)
     per_class, by_noise = (torch.stack([*x.values()]).mean(0) for x in (shared, noise))
     mean = float(per_class.nanmean())
-    beyond = estimate_mean((per_class - by_noise).numpy(), over="classes")
-    if mean < 1 and not beyond.low > 0:
+    larger = estimate_mean((per_class - by_noise).numpy(), over="classes")
+    if mean < 1 and not larger.low > 0:
         return Answer(why="noise of the same size leaves as much overlap")
     return Answer({"new": 1 - mean} | {place: float(x.nanmean()) for place, x in shared.items()})
 
@@ -182,11 +182,8 @@ def class_levels(change: Change, f: csr_array) -> dict[str, Tensor]:
     patches: the number of a class's tokens above τ (eqs. 4-5)."""
     cuts = change.sae.cuts(DEFAULTS.tau).cpu().numpy()
     above = csr_array(((f.data > cuts[f.indices]).astype("float32"), f.indices, f.indptr), f.shape)
-    classes, (n, t, _) = (
-        F.one_hot(change.labels, len(change.heads[0])).float(),
-        change.before.shape,
-    )
-    tokens, levels = torch.arange(n * t).view(n, t), {}
+    classes = F.one_hot(change.labels, len(change.heads[0])).float()
+    tokens, levels = torch.arange(f.shape[0]).view(len(classes), -1), {}
     for at in ("CLS", "patches"):
         rows = tokens[:, PLACES[at]]
         of_tokens = classes.repeat_interleave(rows.shape[1], 0).numpy()
@@ -286,10 +283,10 @@ def scaled(change: Change) -> Answer:
     if read.is_nothing:
         return Answer({"change": 0.0, "alpha": 1.0})
     found = read.scaling
-    beyond = (found.explained - read.noise.scaling.explained).numpy()
-    if not (estimate_mean(beyond, over="pictures").low > 0 and found.explained.mean() > 0):
-        return Answer({"change": 0.0})
+    more = (found.explained - read.noise.scaling.explained).numpy()
     share = float(found.explained.mean())
+    if not (estimate_mean(more, over="pictures").low > 0 and share > 0):
+        return Answer({"change": 0.0})
     new = share * float(found.weight[found.is_new].sum() / found.weight.sum())
     says = {"change": share, "old": share - new, "created": new, "unexplained": 1 - share}
     levels = read.latents[1][:, found.is_new.numpy()].toarray()
@@ -365,25 +362,30 @@ def shares_of(points: Tensor) -> Answer:
 
 
 def components(change: Change) -> Answer:
-    """PCA of the differences. `change`: the share of their variance beyond the largest variance
-    of noise of the same size in any direction. What changed it cannot say."""
-    if change.is_nothing:
-        return Answer({"change": 0.0})
-    variances, noise = variances_of(change.difference), variances_of(change.noise.difference)
-    beyond = (variances - noise.max()).clamp_min(0).sum() / variances.sum()
-    return Answer({"change": float(beyond)})
+    """PCA of the differences: `change` is how much lies `beyond` noise. What changed it cannot
+    say."""
+    found = beyond(change.difference, change.noise.difference)
+    return Answer({"change": 0.0 if change.is_nothing else found})
+
+
+def procrustes(change: Change) -> Answer:
+    """The same of what `Change.aligned` leaves on the second half of the pictures, and of what it
+    leaves of noise: Q is fitted to both on the first half."""
+    rows = change.halves[1]
+    left, noise = (x.aligned.difference[rows] for x in (change, change.noise))
+    return Answer({"change": 0.0 if change.aligned.is_nothing else beyond(left, noise)})
+
+
+def beyond(difference: Tensor, noise: Tensor) -> float:
+    """The share (0..1) of the variance of differences (…, d) that is beyond the largest share that
+    a principal component has in noise (…, d)."""
+    values, null = (variances_of(x) for x in (difference, noise))
+    return float((values / values.sum() - null.max() / null.sum()).clamp_min(0).sum())
 
 
 def variances_of(x: Tensor) -> Tensor:
     """Variances (d,), ascending, of the principal components of x (…, d)."""
     return torch.linalg.eigvalsh(x.reshape(-1, x.shape[-1]).double().T.cov(correction=0))
-
-
-def procrustes(change: Change) -> Answer:
-    """`components` of what alignment on the first half leaves on the second (`Change.aligned`)."""
-    rows, left = change.halves[1], change.aligned
-    part = {key: getattr(left, key)[rows] for key in ("before", "after", "labels")}
-    return components(replace(left, **part))
 
 
 def finds_classes(levels: Tensor, change: Change) -> float:
