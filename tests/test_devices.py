@@ -31,6 +31,7 @@ import patchsae_lib.clip as clip_module
 import patchsae_lib.study as study_module
 from patchsae_lib import (
     ablation,
+    diffing,
     evaluation,
     latents,
     localization,
@@ -174,6 +175,27 @@ def compared(w: SimpleNamespace) -> pd.DataFrame:
     return truth.compare_units(sets | {"values": w.f[:, 1:]}, z, w.shown.dense().to(z.device), 4)
 
 
+COMPARED = (
+    *("Change.kept", "Change.prompts", "Change.difference", "Change.halves", "Change.latents"),
+    *("Change.latents_of", "Change.scaling", "Change.noise", "Change.is_nothing"),
+    *("Change.is_readable", "Change.aligned"),
+    *("sparse_latents", "written", "features_of", "explained_by"),
+)
+
+
+def compared_models(w: SimpleNamespace) -> Any:
+    change = diffing.Change(w.sae, w.z, w.after, w.labels, (w.head, w.text), w.adapted)
+    rows = change.halves[1]
+    return (
+        *(change.kept, change.prompts, change.difference, change.halves, change.latents),
+        *(change.latents_of(rows), change.scaling, change.noise.after, change.aligned.after),
+        *(change.is_nothing, change.is_readable),
+        diffing.written(diffing.sparse_latents(w.sae, w.z), w.sae, w.z.cpu()),
+        diffing.features_of(w.clip, w.z),
+        diffing.explained_by(change.scaling.after, change, rows),
+    )
+
+
 def prompts_learnt(w: SimpleNamespace) -> Any:
     learner = maple.PromptLearner(w.clip, SHOTS, "a photo of a {}.").to(w.clip.device)
     return learner(), maple.train_prompts(w.clip, w.pictures, NAMES, SHOTS, progress=False)
@@ -306,6 +328,7 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
         remapping.decompose(w.adapted, w.sae, w.z, w.moved, w.labels, (w.head, w.text), per)
         for per in ("token", "picture")
     ],
+    " ".join(f"diffing.{name}" for name in COMPARED): compared_models,
     "names.activity": lambda w: names.activity(w.sae, w.tokens),
     "truth.compare_units truth.concept_scores truth.thresholds truth.iou_tables truth.enough "
     "truth.halves": compared,

@@ -25,7 +25,10 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Tokens and file formats", ("tokens", "interop")),
     (
         "Measurements",
-        ("latents", "localization", "evaluation", "truth", "names", "ablation", "remapping"),
+        (
+            *("latents", "localization", "evaluation", "truth", "names", "ablation", "remapping"),
+            "diffing",
+        ),
     ),
     ("The study", ("study", "splits")),
     ("Figures and the explorer", ("figures", "explorer")),
