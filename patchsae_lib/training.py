@@ -83,7 +83,8 @@ def objective(
     latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
     reconstruction = reconstruction_loss(z, z_hat)
     if nested:
-        reconstruction = nested_loss(sae, z, latents.f, nested)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
+            reconstruction = nested_loss(sae, z, latents.f, nested)
     ghost = reconstruction.new_zeros(()) if ghosts is None else ghost_loss(z, z_hat, ghosts)
     loss = reconstruction + l1 * latents.l1 + ghost
     parts = {"loss": loss, "reconstruction": reconstruction, "l1": latents.l1, "ghost": ghost}

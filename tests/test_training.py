@@ -86,10 +86,15 @@ def test_it_learns_sparse_latents_that_explain_the_tokens(activation: str, preci
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
-@pytest.mark.parametrize("activation", ["relu", "batchtopk"])
-def test_the_first_latents_of_a_nested_dictionary_explain_tokens_alone(activation: str) -> None:
+@pytest.mark.parametrize(
+    ("activation", "precision"),
+    [("relu", "float32"), ("batchtopk", "float32"), ("batchtopk", "bfloat16")],
+)
+def test_the_first_latents_of_a_nested_dictionary_explain_tokens_alone(
+    activation: str, precision: str
+) -> None:
     plain = replace(SAE_CONFIG, activation=activation, l1=1e-4, scale_inputs=True)
-    config = replace(CONFIG, batch_tokens=256, steps=150, lr=1e-2)
+    config = replace(CONFIG, batch_tokens=256, steps=150, lr=1e-2, precision=precision)
 
     def explained(nested: tuple[int, ...]) -> float:
         sae, _ = run(replace(plain, nested=nested), config)
