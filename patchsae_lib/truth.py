@@ -119,8 +119,7 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
     directions = torch.randn(z.shape[-1], n, generator=generator)
     sample = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
     principal = torch.from_numpy(PCA().fit(sample).components_.T)
-    # on the world's tokens it converges within 121 rounds
-    ica = FastICA(min(256, *sample.shape), random_state=0, max_iter=125, tol=0.01)
+    ica = FastICA(min(256, *sample.shape), random_state=0, max_iter=500, tol=0.01)
     independent = torch.from_numpy(ica.fit(sample).components_.T.astype(np.float32))
     return {
         "raw neurons (±)": _signed,
