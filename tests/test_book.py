@@ -56,7 +56,7 @@ def test_every_page_is_whole_wide_and_narrow_light_and_dark(build, server, page,
 
 def test_other_browsers_draw_every_figure(build, server, other_browser):
     other_browser.trouble.clear()
-    for name in names(build):
+    for name in [n for n in names(build) if n != "index.html"]:  # which leads on
         other_browser.goto(f"{server}/{name}")
         other_browser.evaluate(
             """async () => { for (const canvas of document.querySelectorAll(".plotly-canvas")) {

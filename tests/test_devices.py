@@ -427,7 +427,7 @@ EXEMPT = {
     "clip.SplitCLIP.visual splits.Split.label_names splits.Split.is_world splits.Split.shown "
     "splits.Split.truth splits.Split.readable",
     "parts of `training.train`": "sae.relu sae.topk sae.batchtopk sae.reconstruction_loss "
-    "sae.l1_loss sae.ghost_loss sae.initial_b_dec sae.explained_variance sae.l0 "
+    "sae.l1_loss sae.nested_loss sae.ghost_loss sae.initial_b_dec sae.explained_variance sae.l0 "
     "sae.require_tokens",
     "arithmetic on the tensors of one device": "ablation.keep ablation.drop",
     "made of splits and lenses": "splits.Split.held_out splits.Task splits.AdaptedTask "

@@ -43,6 +43,6 @@ def spotlight(picture: Tensor, mask: Tensor, full: float) -> Image.Image:
     large = F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest-exact")[0, 0]
     share = (large / max(full, 1e-12)).clamp(0, 1)[..., None]
     rgb = picture.permute(1, 2, 0).float()
-    dark = rgb.mean(2, keepdim=True) * 0.35 + 20
+    dark = rgb.mean(2, keepdim=True) * 0.35
     shown = torch.lerp(dark, rgb, share.sqrt())
     return Image.fromarray(shown.round().to(torch.uint8).numpy())

@@ -330,7 +330,7 @@ function paint(canvas, { image: source }, bundle, { mask, outline, patch, sharp 
     for (let y = 0, i = 0; y < side; y++) {
       const row = Math.floor(y * rows / side) * columns;
       for (let x = 0; x < side; x++, i += 4) {
-        const share = mask[row + Math.floor(x * columns / side)], dark = (data[i] + data[i + 1] + data[i + 2]) / 3 * 0.35 + 20;
+        const share = mask[row + Math.floor(x * columns / side)], dark = (data[i] + data[i + 1] + data[i + 2]) / 3 * 0.35;
         for (let c = 0; c < 3; c++) data[i + c] = dark + share * (data[i + c] - dark);
       }
     }
