@@ -379,13 +379,9 @@ def procrustes(change: Change) -> Answer:
 def beyond(difference: Tensor, noise: Tensor) -> float:
     """The share (0..1) of the variance of differences (…, d) that is beyond the largest share that
     a principal component has in noise (…, d)."""
-    values, null = (variances_of(x) for x in (difference, noise))
+    rows = (x.reshape(-1, x.shape[-1]).double() for x in (difference, noise))
+    values, null = (torch.linalg.eigvalsh(x.T.cov(correction=0)) for x in rows)
     return float((values / values.sum() - null.max() / null.sum()).clamp_min(0).sum())
-
-
-def variances_of(x: Tensor) -> Tensor:
-    """Variances (d,), ascending, of the principal components of x (…, d)."""
-    return torch.linalg.eigvalsh(x.reshape(-1, x.shape[-1]).double().T.cov(correction=0))
 
 
 def finds_classes(levels: Tensor, change: Change) -> float:

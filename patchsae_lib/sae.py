@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -79,18 +80,15 @@ def reconstruction_loss(z: Tensor, z_hat: Tensor) -> Tensor:
     return ((z_hat - z).pow(2) / z.norm(dim=-1, keepdim=True)).mean()
 
 
-def nested_loss(sae: SAE, z: Tensor, f: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The mean `reconstruction_loss` of z (…, d_vit) by the first m latents of f (…, d_sae), for
-    each m of `sizes` and for all: early latents must do without later ones, and stay general.
-
-    Matryoshka autoencoders, Bussmann et al. 2025 (arXiv 2503.17547), eq. 3.
-    """
-    z_hat: Tensor = sae.b_dec
-    first, losses = 0, []
-    for size in (*sizes, sae.d_sae):
-        z_hat = z_hat + f[..., first:size] @ sae.W_dec[first:size]
-        losses.append(reconstruction_loss(z, z_hat))
-        first = size
+def nested_loss(sae: SAE, z: Tensor, f: Tensor, z_hat: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The mean `reconstruction_loss` of z (…, d_vit) by all latents f (…, d_sae), which give ẑ,
+    and by the first m for each m of `sizes`, which stay general (Matryoshka autoencoders, Bussmann
+    et al. 2025, arXiv 2503.17547, eq. 3)."""
+    nested: Tensor = sae.b_dec
+    losses = [reconstruction_loss(z, z_hat)]
+    for first, size in pairwise((0, *sizes)):
+        nested = nested + f[..., first:size] @ sae.W_dec[first:size]
+        losses.append(reconstruction_loss(z, nested))
     return torch.stack(losses).mean()
 
 

@@ -76,15 +76,14 @@ def objective(
 
     Returns `loss` and its parts `reconstruction`, `l1` (mean ‖f‖₁ without λ) and `ghost`; the
     latents; ẑ (n, d_vit). `dead` are numbers of latents (m,); `bfloat16` concerns matrix products
-    and dense latents; `sparse`, for ReLU, computes with active latents only; `nested` are the
-    sizes of `nested_loss`, which needs all latents.
-    """
+    and dense latents; `sparse`, for ReLU, computes with active latents only; `nested` are sizes of
+    `nested_loss`, which needs all latents."""
     forward = sparse_pass if sparse else dense_pass
     latents, z_hat, ghosts = forward(sae, z, dead, bfloat16)
     reconstruction = reconstruction_loss(z, z_hat)
     if nested:
         with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            reconstruction = nested_loss(sae, z, latents.f, nested)
+            reconstruction = nested_loss(sae, z, latents.f, z_hat, nested)
     ghost = reconstruction.new_zeros(()) if ghosts is None else ghost_loss(z, z_hat, ghosts)
     loss = reconstruction + l1 * latents.l1 + ghost
     parts = {"loss": loss, "reconstruction": reconstruction, "l1": latents.l1, "ghost": ghost}

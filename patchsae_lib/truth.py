@@ -115,9 +115,8 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
     directions from the mean token."""
     flat = z.reshape(-1, z.shape[-1]).cpu()
     mean = flat.mean(0)
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(z.shape[-1], n, generator=generator)
-    sample = flat[torch.randperm(len(flat), generator=generator)[:5_000]].numpy()
+    chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:5_000]
+    sample = flat[chosen].numpy()
     principal = torch.from_numpy(PCA().fit(sample).components_.T)
     ica = FastICA(min(256, *sample.shape), random_state=0, max_iter=500, tol=0.01)
     independent = torch.from_numpy(ica.fit(sample).components_.T.astype(np.float32))
@@ -125,8 +124,15 @@ def baselines(z: Tensor, n: int) -> dict[str, Units]:
         "raw neurons (±)": _signed,
         "principal components (±)": lambda z: _signed((z.cpu() - mean) @ principal),
         "independent components (±)": lambda z: _signed((z.cpu() - mean) @ independent),
-        "random directions": lambda z: (z.cpu() - mean) @ directions,
+        "random directions": random_directions(z, n),
     }
+
+
+def random_directions(z: Tensor, n: int) -> Units:
+    """Return `n` random directions from the mean of tokens z (…, d_vit), always the same."""
+    mean = z.reshape(-1, z.shape[-1]).cpu().mean(0)
+    directions = torch.randn(z.shape[-1], n, generator=torch.Generator().manual_seed(0))
+    return lambda x: (x.cpu() - mean) @ directions
 
 
 def _signed(x: Tensor) -> Tensor:

@@ -13,20 +13,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import torch
 
 from patchsae_lib import artefacts
 from patchsae_lib.artefacts import DATA, atomic_path, weights_hash
 from patchsae_lib.evaluation import evaluate_sae
 from patchsae_lib.interop import load_sae, save_sae
-from patchsae_lib.intervals import estimate_mean
 from patchsae_lib.latents import partners
 from patchsae_lib.names import activity, name_latents
 from patchsae_lib.profiles import load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.study import Study, shipped_identity
 from patchsae_lib.training import train
-from patchsae_lib.truth import baselines, compare_units
+from patchsae_lib.truth import baselines, compare_units, mean_scores
 
+N_SHOWN = 1000  # pictures of everything, for what is silent
 CARD = """# The autoencoder of the small CLIP
 
 {d_sae:,} latents on the residual stream (width {d_vit}) after block {block} of the small CLIP,
@@ -43,10 +44,14 @@ latent with its partner there, and the partner's name.
 
 {measures}
 
+`dead` above is the share of latents that are silent on these pictures, which show no scenes and
+no words. On {n_shown:,} pictures of everything **{silent:.1%}** are silent, and **{often:.1%}**
+are above τ = {tau:g} in more than half of the pictures.
+
 ## Do single units find what is in a patch?
 
 Mean intersection over union of the best unit of a concept, chosen on one half of the pictures and
-scored on the other; 95 % bootstrap intervals over concepts.
+scored on the other; 95 % intervals over concepts, which end at 0 and 1.
 
 {truth}
 """
@@ -94,10 +99,8 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
     z = test.tokens[:][:, 1:].float()
     sets = {"latents": sae.encode, **baselines(z, sae.d_sae)}
     scores = compare_units(sets, z, test.truth, minimum=profile.min_patches)
-    intervals = [
-        (*names, *estimate_mean(part["iou"], over="concepts"), len(part))
-        for names, part in scores.groupby(["kind", "units"], sort=False)
-    ]
+    intervals = mean_scores(scores, "units", "iou")[["units", "concepts", "iou", "low", "high"]]
+    silent, often = silent_and_often(study, sae)
     return CARD.format(
         d_sae=sae.d_sae,
         d_vit=sae.d_vit,
@@ -110,15 +113,30 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
         minutes=minutes,
         device="two CPU cores" if study.device.type == "cpu" else "a GPU",
         n_test=len(test),
+        n_shown=N_SHOWN,
+        silent=silent,
+        often=often,
+        tau=profile.statistics.tau,
         measures=table(["measure", "value"], [(k, f"{v:.4f}") for k, v in report.items()]),
         truth=table(
-            ["kind", "units", "mean IoU", "95 % interval", "concepts"],
+            ["units", "concepts", "mean IoU", "95 % interval"],
             [
-                (kind, units, f"{mean:.3f}", f"{low:.3f} – {high:.3f}", n)
-                for kind, units, mean, low, high, n in intervals
+                (units, concepts, f"{mean:.3f}", f"{low:.3f} – {high:.3f}")
+                for units, concepts, mean, low, high in intervals.itertuples(index=False)
             ],
         ),
     )
+
+
+def silent_and_often(study: Study, sae: SAE) -> tuple[float, float]:
+    """Return the shares (0..1) of latents that are active in no picture of everything, and that
+    are above τ in more than half of them."""
+    tokens = study.open("world:world", "test", N_SHOWN).tokens
+    cuts, counts = sae.cuts(study.profile.statistics.tau), torch.zeros(2, sae.d_sae)
+    for z in tokens.split(50):
+        f = sae.encode(z.float())
+        counts += torch.stack([(f > cut).any(1).sum(0) for cut in (0, cuts)]).cpu()
+    return float((counts[0] == 0).float().mean()), float((counts[1] > N_SHOWN / 2).float().mean())
 
 
 def table(head: list[str], rows: list[tuple]) -> str:

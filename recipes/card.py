@@ -16,7 +16,7 @@ from patchsae_lib.artefacts import DATA, atomic_path, write_json
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.interop.openclip import load_small_clip
 from patchsae_lib.tokens import collect
-from patchsae_lib.truth import bounds, compare_units, probe, rank_scores
+from patchsae_lib.truth import bounds, compare_units, probe, random_directions, rank_scores
 from patchsae_lib.world import CLASSES, TASKS, World
 from patchsae_lib.world.truth import world_truth
 from patchsae_lib.world.vocabulary import STYLES
@@ -109,9 +109,7 @@ def patch_scores(clip: SplitCLIP, n: int = N_SHOWN) -> dict[str, dict[str, float
     position alone: each chosen on one half of `n` pictures, scored on the other."""
     world = World("world", "test", n)
     z, truth = collect(clip, world)[:][:, 1:].float(), world_truth(world, range(n))
-    generator, mean = torch.Generator().manual_seed(0), z.mean((0, 1))
-    directions = torch.randn(z.shape[-1], N_DIRECTIONS, generator=generator)
-    random = {"random directions": lambda x: (x - mean) @ directions}
+    random = {"random directions": random_directions(z, N_DIRECTIONS)}
     scores = pd.concat([bounds(z, truth), compare_units(random, z, truth)])
     means = scores.groupby(["kind", "units"], sort=False)["iou"].mean()
     kinds, units = scores["kind"].unique(), scores["units"].unique()
@@ -201,6 +199,8 @@ def write_card(directory: Path, measured: dict) -> None:
     about = training["config"]
     default = asdict(PretrainConfig())
     options = [f" --{k.replace('_', '-')} {v}" for k, v in about.items() if v != default[k]]
+    if "init" in training:
+        options.append(" --init DIRECTORY")
     text = TEMPLATE.format(
         **about,
         options="".join(options),

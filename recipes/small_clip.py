@@ -188,10 +188,13 @@ class Pretraining:
         self.architecture = small_clip_config(self.words)
         self.model = create_small_clip(self.architecture).to(self.device)
         self.tokenizer = WordTokenizer(self.words)
+        if init is None and config.begin:
+            raise ValueError(f"begin = {config.begin} needs weights that have learnt so far: init")
         if init is not None:
-            start_from(self.model, self.tokenizer, load_small_clip(init))
+            clip = load_small_clip(init)
+            start_from(self.model, self.tokenizer, clip)
         named = [i for w in self.words if w not in SILENT for i in self.tokenizer([w])[0, 1:2]]
-        self.named = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
+        self.named = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool, device=self.device)
         self.named[named] = True
         self.optimizer = torch.optim.AdamW(
             groups_of(self.model, config), lr=config.lr, betas=(0.9, 0.98), fused=True
@@ -204,6 +207,8 @@ class Pretraining:
             "parameters": parameters,
             "device": device_name(self.device),
         }
+        if init is not None:
+            self.about["init"] = weights_hash(clip.model)
 
     def save(self, path: Path) -> None:
         """Write all that the training needs to go on."""

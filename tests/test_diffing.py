@@ -28,7 +28,6 @@ from patchsae_lib.diffing import (
     sparse_latents,
     split,
     top_overlap,
-    variances_of,
     written,
 )
 from patchsae_lib.interop import load_sae
@@ -258,9 +257,8 @@ def test_the_overlap_is_of_the_strongest_latents_of_cls_and_of_patches() -> None
 # --- PCA, alignment, classes --------------------------------------------------------------------
 
 
-def test_variances_are_those_of_the_axes() -> None:
-    x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
-    assert variances_of(x).tolist() == pytest.approx([0.5, 2])
+def test_what_is_beyond_noise_is_variance_of_the_axes() -> None:
+    x = torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]])  # variances 2 and .5
     even = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
     assert beyond(x, even) == pytest.approx(2 / 2.5 - 1 / 2)
     assert beyond(even, x) == 0

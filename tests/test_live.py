@@ -552,9 +552,40 @@ def test_the_picture_follows_a_latent_that_is_chosen_elsewhere(bundle, tmp_path,
     number.fill(str(second))
     number.press("Enter")
     page.wait_for_function("location.hash.endsWith('&image=2')")
-    page.locator(".picture-view .chips button.latent").last.click()
+    chips = page.locator(".picture-view .chips button.latent")
+    latents = [int(text) for text in chips.all_inner_texts()]
+    away = next(i for i, latent in enumerate(latents) if strongest[latent] not in (-1, 2))
+    chips.nth(away).click()
+    page.wait_for_function("n => location.hash.includes(`latent=${n}&`)", arg=latents[away])
     page.wait_for_timeout(300)
     assert page.url.endswith("&image=2")  # with the picture it was found in
+    assert page.trouble == []
+
+
+def test_silent_latents_are_passed_over_and_a_step_is_no_entry_of_the_history(
+    bundle, tmp_path, page
+) -> None:
+    address = put(bundle, tmp_path, [{"linked": True}])
+    data = tmp_path / "_static/explorer/data"
+    (at,) = [
+        n
+        for n, column in enumerate(read_shard(data / "index.js")["columns"])
+        if column["name"] == "frequency"
+    ]
+    kind = read_shard(data / "index.js")["columns"][at]["type"]
+    frequency = array_of(read_shard(data / f"column-{at}.js")["values"], kind).copy()
+    frequency[[4, 5, 0]] = 0
+    write_shard(data / f"column-{at}.js", {"values": base64_of(frequency, kind)})
+    ready(page, f"{address}#latent=3&task=flowers")
+    before = page.evaluate("history.length")
+    for key, latent in (("ArrowRight", 6), ("ArrowRight", 7), ("ArrowLeft", 6), ("ArrowLeft", 3)):
+        page.keyboard.press(key)
+        page.get_by_role("heading", name=f"Latent {latent}", exact=True).wait_for()
+        page.wait_for_timeout(450)  # slower than steps that share an entry anyway
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.get_by_role("heading", name="Latent 1", exact=True).wait_for()  # 0 is silent
+    assert page.evaluate("history.length") == before
     assert page.trouble == []
 
 

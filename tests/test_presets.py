@@ -1,5 +1,7 @@
 """The latents to begin with: chosen by rule, and drawn from what a bundle holds."""
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,7 @@ def test_a_preset_is_named_as_what_it_shows_and_bright_where_it_is_active(folder
     assert chosen[0].note == "latent 1, IoU 0.70"
     assert chosen[4].title == "No name, but looks like “owl”"
     assert all(x.picture.startswith("data:image/webp;base64,") for x in chosen)
-    image = Image.new("RGB", (4, 4), (100, 100, 100))
-    lit = presets.spotlight(image, np.array([[15, 0], [0, 0]], np.uint8))
-    assert lit.getpixel((1, 1)) == (100, 100, 100)
-    assert lit.getpixel((2, 1))[0] == pytest.approx(100 * presets.DARK, abs=1)
+    image = Image.open(io.BytesIO(base64.b64decode(chosen[0].picture.partition(",")[2])))
+    levels = [image.convert("RGB").getpixel(at)[0] for at in ((9, 9), (50, 9), (9, 50), (80, 9))]
+    assert levels[0] == pytest.approx(100, abs=6)  # lit in one corner of the first picture
+    assert max(levels[1:]) < 45

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from patchsae_lib.artefacts import DATA
+from patchsae_lib.artefacts import DATA, weights_hash
 from patchsae_lib.interop.openclip import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -187,12 +187,20 @@ def test_the_schedule_moves_from_start_to_end() -> None:
     assert c.at(c.steps) == pytest.approx((c.drop_end, 0), abs=1e-9)
 
 
+def test_the_second_half_alone_needs_weights_of_the_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"begin = 0.5 needs weights"):
+        pretrain(replace(TINY, begin=0.5), tmp_path / "clip", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_training_can_start_from_weights(tmp_path: Path) -> None:
     first = pretrain(TINY, tmp_path / "first", tmp_path / "work")
     config = replace(TINY, lr=0.0)  # nothing is learnt, so nothing moves
     second = pretrain(config, tmp_path / "second", tmp_path / "work2", init=first)
     a, b = (load_file(d / WEIGHTS_FILE) for d in (first, second))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    about = json.loads((second / "training.json").read_text())
+    assert about["init"] == weights_hash(load_small_clip(first).model)
 
 
 def test_pictures_with_the_same_caption_are_all_right_answers() -> None:

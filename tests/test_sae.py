@@ -249,8 +249,10 @@ def test_nested_loss_is_the_mean_over_the_nested_dictionaries() -> None:
     sae, z = make(), tokens(9)
     f = sae.encode(z)
     parts = [reconstruction_loss(z, f[:, :m] @ sae.W_dec[:m] + sae.b_dec) for m in (2, 5, D_SAE)]
-    assert nested_loss(sae, z, f, (2, 5)).item() == pytest.approx(sum(parts).item() / 3)
-    assert nested_loss(sae, z, f, ()).item() == pytest.approx(parts[-1].item())
+    assert nested_loss(sae, z, f, sae.decode(f), (2, 5)).item() == pytest.approx(
+        sum(parts).item() / 3
+    )
+    assert nested_loss(sae, z, f, sae.decode(f), ()).item() == pytest.approx(parts[-1].item())
 
 
 def test_ghost_gradients_reach_dead_latents_only() -> None:

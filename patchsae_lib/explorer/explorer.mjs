@@ -821,12 +821,11 @@ function mapView(app) {
   element.querySelector("header").after(body, make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, galleries, ...tools, ...zooms), plot.element, key, found);
   let ready = false;
 
-  /* The latents that are named by a concept of a kind, the best first. */
+  /* Shows the latents that are named by a concept of a kind, the best first, or those on the list. */
   async function ofKind(kind) {
-    if (kind === LIST) app.some = { latents: listed(app), why: "on your list" };
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
-    const latents = range(bundle.index.latents).filter((latent) => bundle.concept(latent) && bundle.of(latent, "kind") === kind);
-    if (kind !== LIST) app.some = kind ? { latents: latents.sort(byIou), why: `named by a ${kind}` } : null;
+    const named = () => range(bundle.index.latents).filter((latent) => bundle.concept(latent) && bundle.of(latent, "kind") === kind).sort(byIou);
+    app.some = kind === LIST ? { latents: listed(app), why: "on your list" } : kind ? { latents: named(), why: `named by a ${kind}` } : null;
     search.value = "";
     update();
     list();
@@ -1381,7 +1380,7 @@ function steerView(app) {
     const { all: before, patches, latents } = await computer.ask("why", { ...asked(), model: m, label });
     if (mine !== moved) return;
     effect = patches;
-    told.replaceChildren(make("p", {}, `With all latents on, ${all[label]} has ${before.toFixed(2)}. Orange: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). Single latents without which it falls most:`),
+    told.replaceChildren(make("p", {}, `With all latents on, ${all[label]} has ${before.toFixed(2)}. Lit: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). Single latents without which it falls most:`),
       make("ul", { className: "chips" }, ...latents.slice(0, 8).map(([latent, fall]) => make("li", {}, latentButton(app, latent), ` ${bundle.named(latent)} −${Math.max(0, fall).toFixed(2)}`))), button("back to the latent's mask", () => { effect = null; told.replaceChildren(); draw(); }));
     draw();
   }

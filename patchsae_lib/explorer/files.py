@@ -51,7 +51,7 @@ def base64_of(values: Tensor | pd.Series | np.ndarray | Sequence[int], dtype: st
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
-def array_of(text: str, dtype: str) -> np.ndarray:
+def array_of(text: str, dtype: str | np.dtype) -> np.ndarray:
     """Return the numbers of `base64_of`.
 
     >>> array_of("AQACAA==", "<i2").tolist()

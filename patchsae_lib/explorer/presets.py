@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from patchsae_lib.explorer.bundle import read_index
-from patchsae_lib.explorer.files import read_shard
+from patchsae_lib.explorer.drawings import spotlight
+from patchsae_lib.explorer.files import array_of, read_shard
 from patchsae_lib.explorer.strips import webp_uri
 from patchsae_lib.names import NO_NAME
 
@@ -27,7 +29,6 @@ KINDS = (
     ("word", "sign"),
 )
 SIDE = 128  # pixels of the four pictures together
-DARK = 0.3  # what is left of a picture where a latent is not active
 
 
 class Preset(NamedTuple):
@@ -67,7 +68,9 @@ def _preset(folder: Path, index: Mapping[str, Any], latent: int, row: Any) -> Pr
     numbers, masks = examples(folder, index, latent, 4)
     sheet, side = Image.new("RGB", (SIDE, SIDE)), SIDE // 2
     for i, (number, mask) in enumerate(zip(numbers, masks, strict=True)):
-        lit = spotlight(picture(folder, index, number).resize((side, side)), mask)
+        small = np.array(picture(folder, index, number).resize((side, side)))
+        levels = torch.from_numpy(mask / 15).square()  # masks hold roots
+        lit = spotlight(torch.from_numpy(small).permute(2, 0, 1), levels, 1.0)
         sheet.paste(lit, (i % 2 * side, i // 2 * side))
     title, note = str(row["name"]), f"latent {latent}, IoU {row['iou']:.2f}"
     if title == NO_NAME:
@@ -75,18 +78,12 @@ def _preset(folder: Path, index: Mapping[str, Any], latent: int, row: Any) -> Pr
     return Preset(latent, title[0].upper() + title[1:], note, webp_uri(sheet))
 
 
-def spotlight(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Return an image, dark where a mask (rows, columns), 0..15, is 0."""
-    light = Image.fromarray(np.uint8(255 * (DARK + (1 - DARK) * mask / 15))).resize(image.size, 0)
-    return Image.composite(image, Image.new("RGB", image.size), light)
-
-
 def properties(folder: Path, index: Mapping[str, Any]) -> pd.DataFrame:
     """Return the properties of all latents: a row each."""
     columns: dict[str, np.ndarray] = {}
     for n, column in enumerate(index["columns"]):
-        raw = base64.b64decode(read_shard(folder / f"column-{n}.js")["values"])
-        values = np.frombuffer(raw, np.dtype(column["type"]).newbyteorder("<"))
+        kind = np.dtype(column["type"]).newbyteorder("<")
+        values = array_of(read_shard(folder / f"column-{n}.js")["values"], kind)
         names = np.array([*column.get("names", []), ""])
         columns[column["name"]] = names[values] if "names" in column else values
     return pd.DataFrame(columns, range(index["latents"]))
@@ -100,8 +97,8 @@ def examples(
     file, row = divmod(latent, index["perShard"])
     shard, k = read_shard(folder / f"latents-{file}.js"), sum(n for _, n in index["examples"])
     n = min(n, k)
-    images = np.frombuffer(base64.b64decode(shard["images"]), "<i4").reshape(-1, k)[row, :n]
-    packed = np.frombuffer(base64.b64decode(shard["masks"]), "<u1")
+    images = array_of(shard["images"], "<i4").reshape(-1, k)[row, :n]
+    packed = array_of(shard["masks"], "<u1")
     levels = np.stack([packed & 15, packed >> 4], 1).ravel()
     rows, columns = index["grid"]
     start = row * k * rows * columns
