@@ -268,6 +268,7 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "training.train BatchTopK": lambda w: trained(w, "batchtopk"),
     "maple.PromptLearner.forward maple.train_prompts": prompts_learnt,
     "truth.latents_of truth.baselines": units,
+    "truth.random_directions": lambda w: truth.random_directions(w.z[:, 1:], 5)(w.z[:2, 1:]),
 }
 #: tables, and results for each picture or latent: on the CPU
 RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
