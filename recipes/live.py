@@ -1,7 +1,7 @@
 """The live page measured in Chromium: python -m recipes.live [runs/world] [--photographs FOLDER].
 
-Agreement with torch on pictures of every task and on photographs, and times, to `data/live.md`.
-Needs the run of a book and the development packages.
+Agreement with torch on pictures of every task and on photographs, times, and memory, to
+`data/live.md`. Needs a built book, its run, Linux, and the development packages.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import argparse
 import base64
 import os
+import re
 import shutil
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from playwright.sync_api import Page, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 from torch import Tensor
 
 from patchsae_lib import Study
@@ -100,6 +105,35 @@ def lenses_of(study: Study) -> dict[str, tuple[str, Lens, Split]]:
     return out
 
 
+def memory(chromium: Browser, page: Page, photograph: Path) -> Iterator[tuple[str, float]]:
+    """Yield what the built explorer holds in MB (Linux's proportional set size of its process): as
+    it opens, with the models, and at most while a photograph of 40 megapixels is read."""
+    Image.effect_noise((8000, 5000), 60).convert("RGB").save(photograph, quality=85)
+    page.goto((ROOT / "_build" / "html" / "explorer.html").as_uri())
+    page.locator(".patchsae-explorer[data-ready=true]").wait_for()
+    yield "the explorer", held(chromium)
+    page.locator(".view.steer .begin").click()
+    page.locator(".view.steer .sliders input").first.wait_for()
+    yield "with both models", held(chromium)
+    page.locator(".picture-view input[type=file]").set_input_files(photograph)
+    end, peak = time.monotonic() + 10, 0.0
+    while time.monotonic() < end:
+        peak = max(peak, held(chromium))
+    yield f"at most, while a JPEG of {8000 * 5000 / 1e6:.0f} megapixels is read", peak
+
+
+def held(chromium: Browser) -> float:
+    """Return the memory in MB of the largest process that shows a page."""
+    processes = chromium.new_browser_cdp_session().send("SystemInfo.getProcessInfo")
+    sizes = [0.0]
+    for process in processes["processInfo"]:
+        with suppress(OSError):  # it has ended
+            text = Path(f"/proc/{process['id']}/smaps_rollup").read_text()
+            if process["type"] == "renderer":
+                sizes.append(int(re.search(r"Pss:\s+(\d+)", text)[1]) / 1024)
+    return max(sizes)
+
+
 def line(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a row of the table of agreement."""
     latents, probability = (max(row[key] for row in rows) for key in ("latents", "probability"))
@@ -141,13 +175,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures = photographs.batch(range(min(10, len(photographs))))
             of_photographs = list(compare(page, lens, order.index(name), pictures))
             table += line(f"photographs, {len(pictures)} pictures", of_photographs)
+        with TemporaryDirectory() as folder:
+            sizes = [*memory(chromium, page, Path(folder, "photograph.jpg"))]
         version = chromium.version
         chromium.close()
     see, steer = (statistics.median(row[key] for row in rows) for key in ("see", "steer"))
     slowest = max(row["see"] for row in rows), max(row["steer"] for row in rows)
-    sizes = f"{index['live']['megabytes']} MB in {len(files)} files"
+    weigh = f"{index['live']['megabytes']} MB in {len(files)} files"
     opened = f"{statistics.median(opening):.0f} | {max(opening):.0f}"
     where = f"in Chromium {version}, {os.cpu_count()} cores"
+    held_table = "".join(f"| {what} | {size:.0f} |\n" for what, size in sizes)
     text = f"""Measured on {date.today():%d %B %Y} {where}, by
 
     python -m recipes.live
@@ -157,10 +194,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 {table}
 | time (ms) | median | longest |
 |---|---|---|
-| engine and weights, {sizes}, unpacked and laid out | {opened} |
+| engine and weights, {weigh}, unpacked and laid out | {opened} |
 | a picture through both models to latents and classes | {see:.0f} | {slowest[0]:.0f} |
 | a slider's answer in both models | {steer:.0f} | {slowest[1]:.0f} |
-"""
+
+| memory of the page's process | MB |
+|---|---|
+{held_table}"""
     (DATA / "live.md").write_text(text, "utf-8")
     print(text)
 

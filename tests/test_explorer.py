@@ -646,12 +646,12 @@ def test_the_map_is_searched_brushed_zoomed_and_saved(build, page, tmp_path):
         found.get_by_text(f"named by a {kind.inner_text()}").wait_for()
     found.get_by_role("button", name="clear").click()
     page.wait_for_function("e => !e.innerText", arg=found.element_handle())
-    box = plot.bounding_box()
     before = plot.evaluate("c => c.toDataURL()")
     view.get_by_role("button", name="zoom in").click()
     assert plot.evaluate("c => c.toDataURL()") != before
     view.get_by_role("button", name="show all").click()
     view.get_by_role("button", name="select").click()
+    box = plot.bounding_box()  # a click may have scrolled the page
     page.mouse.move(box["x"] + 70, box["y"] + 12)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 14, box["y"] + box["height"] - 45, steps=4)

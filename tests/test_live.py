@@ -477,6 +477,30 @@ def test_a_file_a_drawing_and_a_wrong_word(bundle, tmp_path, page) -> None:
     assert [t for t in page.trouble if "notes" not in t] == []
 
 
+def test_a_large_photograph_is_decoded_small_and_upright(bundle, tmp_path, page) -> None:
+    page.add_init_script("""
+        window.sizes = [];
+        const made = createImageBitmap;
+        window.createImageBitmap = async (...given) => {
+          const bitmap = await made(...given);
+          sizes.push(bitmap.width * bitmap.height);
+          return bitmap;
+        };""")
+    ready(page, f"{put(bundle, tmp_path, [{'linked': True}])}#latent=3&task=flowers")
+    photograph, turned = Image.new("RGB", (3000, 2000), "blue"), Image.Exif()
+    photograph.paste("red", (0, 0, 1500, 2000))
+    turned[0x112] = 6  # the left is the top
+    photograph.save(tmp_path / "large.jpg", exif=turned)
+    pictures = page.locator(".picture-view")
+    pictures.locator("input[type=file]").set_input_files(tmp_path / "large.jpg")
+    shown = pictures.locator(".thumbs button:nth-child(4)[aria-pressed=true] canvas")
+    shown.wait_for()
+    assert 10**6 < max(page.evaluate("sizes")) < 4 * 10**6  # of 6 million
+    ends = """c => [0.2, 0.8].map((y) => [...c.getContext("2d").getImageData(
+        c.width / 2, c.height * y, 1, 1).data].map((x) => Math.round(x / 255)))"""
+    assert shown.evaluate(ends) == [[1, 0, 0, 1], [0, 0, 1, 1]]
+
+
 def test_the_camera_is_asked_for_by_a_click_and_let_go(bundle, tmp_path, page) -> None:
     page.add_init_script(
         """window.streams = [];

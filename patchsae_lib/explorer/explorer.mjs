@@ -1580,6 +1580,20 @@ function drawView(app) {
   return { element, update: (changed) => { if (stamps && changed.has("task")) look(); } };
 }
 
+/* Decodes a picture's file. A JPEG is decoded at a smaller scale where the browser can: in full, 40
+   megapixels are 160 MB. Browsers whose frames have no rotation would leave it out. */
+async function bitmapOf(file) {
+  if (file.type === "image/jpeg" && "rotation" in (globalThis.VideoFrame?.prototype ?? {})) {
+    const decoder = new ImageDecoder({ data: file.stream(), type: file.type, desiredWidth: 2000, desiredHeight: 2000 }); /* 4 million pixels, as in the engine */
+    const { image } = await decoder.decode().catch(() => ({}));
+    const bitmap = image && await createImageBitmap(image);
+    image?.close();
+    decoder.close();
+    if (bitmap) return bitmap;
+  }
+  return createImageBitmap(file, { imageOrientation: "from-image" });
+}
+
 /* Takes a picture with the camera; it is asked for only here. */
 async function film(app) {
   const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
@@ -1926,7 +1940,7 @@ function render({ model, el }) {
         if (!app.live && bundle.index.live?.files) {
           if (file.size > LARGE * 2 ** 20) throw new Error(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${LARGE}`);
           app.say(`reading ${file.name}`);
-          const image = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => { throw new Error(`${file.name} cannot be read as a picture`); });
+          const image = await bitmapOf(file).catch(() => { throw new Error(`${file.name} cannot be read as a picture`); });
           await app.look(image, file.name);
           return;
         }
