@@ -3,6 +3,7 @@ PROFILE ?= world
 PYTHON ?=
 ARGS ?=
 FRESH ?=
+YES ?=
 JOBS ?=
 PORT ?= 8000
 VENV := .venv
@@ -14,20 +15,24 @@ BASE := $(or $(PYTHON),python3)
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve test bench campaign mutants lint clean FORCE
+.PHONY: help setup plan book serve test bench campaign mutants lint clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 	@echo "  PROFILE=smoke|world|trial|clip|paper|my.toml   what to build from (world)"
 	@echo "  ARGS='-p images folder:/my/photos'       parameters of the notebooks"
 	@echo "  FRESH=1                                  run every notebook, changed or not"
+	@echo "  YES=1                                    fetch what a book needs, also above 100 MB"
 	@echo "  JOBS=1                                   notebooks that run side by side (2)"
 	@echo "  PYTHON=python3.12                        the interpreter of a new environment"
 
 setup: $(READY) ## the environment in .venv, only
 
 book: $(READY) ## run the notebooks that changed, build _build/html/index.html
-	@$(RUN) book/build.py --profile "$(PROFILE)" $(if $(FRESH),--fresh) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+	@$(RUN) book/build.py --profile "$(PROFILE)" $(if $(FRESH),--fresh) $(if $(YES),--yes) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+plan: $(READY) ## what a profile would fetch, keep and compute: PROFILE=clip
+	@$(RUN) -m patchsae_lib plan --profile "$(PROFILE)" $(ARGS)
 
 serve: $(READY) ## read the built book at http://localhost:PORT
 	@test -f _build/html/index.html || { echo "no book yet: run make book"; exit 1; }

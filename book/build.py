@@ -32,7 +32,7 @@ from folders import (
 )
 from patchsae_lib.artefacts import ROOT, config_hash, sha256, short, write_json
 from patchsae_lib.parameters import absolute, profile_parser
-from patchsae_lib.profiles import load_profile
+from patchsae_lib.profiles import load_profile, with_pictures
 from records import Parts, changed_parts
 from schedule import JOBS, RECORDS, run_notebooks, say
 
@@ -51,15 +51,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=JOBS, help=f"notebooks that run side by side ({JOBS})"
     )
+    parser.add_argument("--yes", action="store_true", help="fetch what is not here, if need be")
     given = parser.parse_args(argv)
     try:
         how = {"fresh": given.fresh, "n_jobs": max(1, given.jobs)}
-        index = make_book(*from_here(given.profile, dict(given.parameters)), **how)
+        profile, parameters = from_here(given.profile, dict(given.parameters))
+        if not given.yes:
+            require_little_to_fetch(profile, parameters)
+        index = make_book(profile, parameters, **how)
     except (ValueError, OSError, NotebookError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"the book: {short(index)}")
     return 0
+
+
+def require_little_to_fetch(profile_name: str, parameters: Mapping[str, str]) -> None:
+    """Raise `NotebookError`, with what would be fetched, if that is more than 100 MB."""
+    profile = load_profile(profile_name)
+    if images := parameters.get("images"):
+        profile = with_pictures(profile, images)
+    if profile.model.name == "small" and profile.pictures.spec.startswith("world"):
+        return  # without a look at what torch and open_clip know, which takes seconds
+    from patchsae_lib.plan import needed, to_fetch
+
+    if missing := to_fetch(profile):
+        raise NotebookError(
+            "\n".join(
+                [
+                    f"the profile {profile.name} would fetch",
+                    *needed(missing),
+                    "make plan shows more; give YES=1 to fetch it",
+                ]
+            )
+        )
 
 
 def from_here(profile: str, parameters: Mapping[str, str]) -> tuple[str, dict[str, str]]:

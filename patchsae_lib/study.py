@@ -142,7 +142,8 @@ class Study:
     def at_block(self, block: int, n_train: int) -> Study:
         """Return the same study at another block of CLIP, with the first `n_train` of these
         training pictures, and all that are held out."""
-        study = self._with(replace(self.profile.model, block=block), n_train)
+        clip = self.clip.at_block(block)
+        study = self._with(replace(self.profile.model, block=block), n_train, clip)
         if study.clip.block == self.clip.block:
             study.train.tokens = self.train.tokens.first(n_train)
         return study
@@ -151,8 +152,10 @@ class Study:
         """Return the same study of a CLIP of random weights, with as many pictures: a control."""
         return self._with(replace(self.profile.model, pretrained="none"), n_train)
 
-    def _with(self, model: ModelConfig, n_train: int) -> Study:
+    def _with(self, model: ModelConfig, n_train: int, clip: SplitCLIP | None = None) -> Study:
         study = Study(replace(self.profile, model=model), sae="", device=self.device)
+        if clip is not None:
+            study.clip = clip
         first = self.train.select(range(n_train)), f"train, first of {len(self.train)}"
         for name, (split, source) in {"train": first, "test": (self.test, "test")}.items():
             place = study.place(split.pictures, self._spec(name), source)

@@ -664,3 +664,13 @@ def test_wrong_shapes_are_named() -> None:
         clip.features(torch.zeros(1, 4, 32))
     with pytest.raises(ValueError, match="expects uint8 pictures"):
         clip.preprocess(torch.zeros(1, 3, 32, 32))
+
+
+def test_another_block_shares_the_weights() -> None:
+    clip = load_clip(ModelConfig("small", ""))
+    other, expected = clip.at_block(0), load_clip(ModelConfig("small", "", block=0))
+    assert other.block == 0 != clip.block
+    assert other.model is clip.model
+    images = torch.rand(2, 3, *clip.visual.image_size)
+    assert torch.equal(other.tokens(images), expected.tokens(images))
+    assert clip.in_bfloat16().at_block(0).first is not None

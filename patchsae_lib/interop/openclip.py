@@ -6,7 +6,6 @@ tokenizer of whole words.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -55,9 +54,7 @@ def load_clip(
     place = data / "small_clip", config.block, config.pretrained == "none"
     clip = load_small_clip(*place) if small else _load_open_clip(config)
     if resolve_precision(config.precision, torch.device(device)) == "bfloat16":
-        # whole copies: autocast takes a path through attention that is 10 times as slow on a CPU
-        blocks = clip.visual.transformer.resblocks[: clip.block + 1]
-        clip.first = copy.deepcopy(blocks).bfloat16()
+        clip = clip.in_bfloat16()
     return clip.to(device)
 
 
@@ -186,6 +183,20 @@ def _weights_file(config: ModelConfig, tag: Facts) -> Path:
     if not Path(local).expanduser().is_file():
         raise FileNotFoundError(f"model.{'weights' if tag else 'pretrained'}: no file {local}")
     return Path(local).expanduser()
+
+
+def weights_place(config: ModelConfig) -> tuple[str, str]:
+    """Return where the weights of a profile's open_clip model come from, and their path, "" if
+    they are not on this machine. Nothing is downloaded."""
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
+    if config.pretrained == "none":
+        return "random numbers", "random weights"
+    if local := config.weights if tag else config.pretrained:
+        path = Path(local).expanduser()
+        return local, str(path) if path.is_file() else ""
+    repo = tag["hf_hub"].rstrip("/")
+    cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
+    return f"huggingface.co/{repo}", cached if isinstance(cached, str) else ""
 
 
 def _download(config: ModelConfig, repo: str) -> str:

@@ -59,6 +59,11 @@ def hf(name: str, split: str, n: int) -> Source:
     return Source(item, labels, readable(names), True, [path])
 
 
+def is_kept(name: str, split: str, n: int) -> bool:
+    """Say whether `hf` would stream nothing."""
+    return _cache_path(name, split, n).is_file()
+
+
 def _cache_path(name: str, split: str, n: int) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchsae"
     legible = re.sub(r"\W+", "-", name).strip("-")[-60:]

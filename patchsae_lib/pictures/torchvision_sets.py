@@ -43,7 +43,7 @@ def torchvision(name: str, split: str) -> Source:
     Deviation: the paper's numbers are of CoOp's own split files. Here pictures are divided as
     torchvision divides them; where it does not, a fixed fifth is the test split.
     """
-    root = os.environ.get("TORCHVISION_DATA") or "pictures"
+    root = data_root()
     if name == "UCF101":
         return _ucf101(Path(root), split)
     if name not in datasets.__all__:
@@ -59,6 +59,11 @@ def torchvision(name: str, split: str) -> Source:
     divided = "train" in arguments or "split" in arguments
     files = [path for part in parts for path in _files(part, root)]
     return Source(_reader(name, places), labels, readable(names), divided, files)
+
+
+def data_root() -> str:
+    """Return the folder that torchvision's data sets are in."""
+    return os.environ.get("TORCHVISION_DATA") or "pictures"
 
 
 def class_labels(data: Any) -> list[int]:
