@@ -83,7 +83,7 @@ class Need(NamedTuple):
     """What must be on this machine: its `size` in bytes (None: nobody says), where it `comes`
     from, the `place` where it lies, and whether a notebook `fetches` it where it is missing."""
 
-    what: str
+    name: str
     size: float | None
     comes: str
     place: str
@@ -240,10 +240,10 @@ def rates(profile: Profile, clip: SplitCLIP, seconds: float = SECONDS) -> dict[s
         "rest": timed(lambda: clip.classify(z, head), n, share),
     }
     text = timed(lambda: clip.text_features(names, [TEMPLATE]), len(names), share / 2)
-    whole = found["first"].middle + found["rest"].middle
-    one = timed(learn, 1, share / 2)
-    factor = [seconds / (2 * whole + len(names) * text.middle) for seconds in one]
-    found["pictures"] = Rate(*(x * whole for x in factor))
+    picture = found["first"].middle + found["rest"].middle
+    learning = timed(learn, 1, share / 2)
+    factor = [seconds / (2 * picture + len(names) * text.middle) for seconds in learning]
+    found["pictures"] = Rate(*(x * picture for x in factor))
     return found | {"texts": Rate(*(x * text.middle for x in factor))}
 
 
@@ -300,10 +300,10 @@ def lines(profile: Profile, seconds: float = SECONDS) -> Iterator[str]:
     folder = run_dir(profile.name)
     sizes, free = kept(profile, clip, counts), shutil.disk_usage(ROOT).free
     yield f"\nkept in {short(folder)}, where {bytes_of(free)} are free"
-    yield from (f"  {what:32} {bytes_of(size):>8}" for what, size in sizes.items())
+    yield from (f"  {kind:32} {bytes_of(size):>8}" for kind, size in sizes.items())
     need, room = memory(profile, clip, counts), free_memory()
-    there = f" of {bytes_of(room)} that are free" if math.isfinite(room) else ""
-    yield f"\nmemory of a notebook: about {bytes_of(need)}{there}; two run side by side"
+    limit = f" of {bytes_of(room)} that are free" if math.isfinite(room) else ""
+    yield f"\nmemory of a notebook: about {bytes_of(need)}{limit}; two run side by side"
     yield f"\ntime, if one notebook runs at a time, by a calibration of {seconds:.0f} s"
     measured, total = rates(profile, clip, seconds), Rate(0, 0, 0)
     for part, amounts in work(profile, clip, counts).items():
@@ -311,8 +311,8 @@ def lines(profile: Profile, seconds: float = SECONDS) -> Iterator[str]:
             sum(n * getattr(measured[k], x) for k, n in amounts.items()) for x in Rate._fields
         ]
         total = Rate(*(a + b for a, b in zip(total, spent, strict=True)))
-        much = ", ".join(f"{n:,.0f} {KINDS[kind]}" for kind, n in amounts.items())
-        yield f"  {part:36} {duration(spent[0]):>8}  {much}"
+        words = ", ".join(f"{n:,.0f} {KINDS[kind]}" for kind, n in amounts.items())
+        yield f"  {part:36} {duration(spent[0]):>8}  {words}"
     middle, low, high = map(duration, total)
     yield f"  {'in all':36} {middle:>8}  {low} to {high}, by the quickest and the slowest rounds"
 
@@ -325,7 +325,7 @@ def needed(found: Sequence[Need]) -> Iterator[str]:
         size = "size not known" if need.size is None else bytes_of(need.size) if need.size else ""
         todo = "is fetched from" if need.fetches else "MISSING, to be fetched by"
         place = f"is there: {need.place}" if need.is_there else f"{todo} {need.comes}"
-        yield f"  {need.what:36} {size:>14}  {place}"
+        yield f"  {need.name:36} {size:>14}  {place}"
 
 
 def bytes_of(n: float) -> str:

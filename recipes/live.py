@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weigh = f"{index['live']['megabytes']} MB in {len(files)} files"
     opened = f"{statistics.median(opening):.0f} | {max(opening):.0f}"
     where = f"in Chromium {version}, {os.cpu_count()} cores"
-    held_table = "".join(f"| {what} | {size:.0f} |\n" for what, size in sizes)
+    held_table = "".join(f"| {state} | {size:.0f} |\n" for state, size in sizes)
     text = f"""Measured on {date.today():%d %B %Y} {where}, by
 
     python -m recipes.live

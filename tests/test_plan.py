@@ -60,11 +60,11 @@ def test_what_is_there_and_what_is_missing(tmp_path: Path, monkeypatch) -> None:
     assert (hub.is_there, hub.fetches, hub.size) == (False, True, 7.4e9)
     assert (own.is_there, own.size) == (True, None)
     assert (dtd.is_there, dtd.fetches, dtd.size) == (False, False, 6.3e8)
-    assert plan.count(profile, own.what) == Counts(2, 2, 2)
+    assert plan.count(profile, own.name) == Counts(2, 2, 2)
     assert plan.count(profile, "torchvision:DTD") == Counts(3760, 1880, 47)
     assert plan.count(load_profile("trial"), "folder:none") == Counts(500, 70, plan.GUESSED)
     assert plan.count(replace(profile, pictures=PicturesConfig("hf:a/b")), "hf:a/b") is None
-    assert [need.what for need in plan.to_fetch(profile)] == [weights.what, hub.what]
+    assert [need.name for need in plan.to_fetch(profile)] == [weights.name, hub.name]
     file = tmp_path / WEIGHTS_FILE
     file.touch()
     model = replace(profile.model, weights=str(file))
