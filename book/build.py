@@ -40,7 +40,10 @@ NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
 BUILD = ROOT / "_build"
 STAMP = ".made-of.json"  # what pages, or copies, in a folder were made of
-FILES, KEYWORDS = {"sae", "given"}, ("", "shipped", "live")  # parameters that are paths, or not
+FILES, KEYWORDS = (
+    {"sae", "given", "authors"},
+    ("", "shipped", "live"),
+)  # parameters that are paths, or not
 NO_RECORDS = shutil.ignore_patterns(RECORDS)
 
 

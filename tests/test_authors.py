@@ -1,6 +1,8 @@
 """The authors' released files: read exactly, refused in one line, and tried end to end."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from patchsae_lib.interop import authors
+import records
+from execution import execute
+from patchsae_lib.artefacts import ROOT
+from patchsae_lib.interop import authors, load_prompts, load_sae
 from patchsae_lib.interop.authors import find_files, read_metrics, read_table, write_table
 from patchsae_lib.latents import LatentTable
+from recipes.authors_trial import MOVED, write_files
 
 PARITY = Path(__file__).parent / "parity"
 GOLDEN = {
@@ -208,7 +214,7 @@ WRONG = {
     "texts": ({"cls_sae_cnt.npy": np.full((9, 64), "a")}, "must be that of the 64"),
     "objects": ({"cls_sae_cnt.npy": np.full((9, 64), None)}, "cut short or no plain array"),
     "cut counts": ({"cls_sae_cnt.npy": b"\x93NUMPY"}, "cut short or no plain array"),
-    "few classes": ({"cls_sae_cnt.npy": np.zeros((3, 64))}, "counts of 3 classes, labels of 9, 3 names"),
+    "few classes": ({"cls_sae_cnt.npy": np.zeros((3, 64))}, "counts of 3 classes, labels of 9"),
 }  # fmt: skip
 
 
@@ -318,3 +324,69 @@ def test_masks_in_another_order_or_of_another_kind_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="is no table of masks"):
             read_metrics(path)
+
+
+# --- files of the real layout, end to end --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory) -> Path:
+    """The trial's files, shrunk: 600 latents, 200 classes."""
+    folder = tmp_path_factory.mktemp("authors")
+    write_files(folder, d=600, n_classes=200, d_vit=8)
+    return folder
+
+
+def test_the_trials_files_hold_what_they_say(trial):
+    files = find_files(trial)
+    base, maple = (read_table(path) for path in files.tables.values())
+    assert base.about["sae_mean_acts.pt"].startswith("means")
+    assert base.entropy[0].item() == pytest.approx(0)
+    assert base.entropy[1].item() == pytest.approx(math.log(10))
+    assert base.label_std[1].item() == pytest.approx(math.sqrt(8.25))
+    assert (base.top_images[2] == -1).all()
+    assert base.entropy[3].isnan()
+    assert maple.about["cls_sae_cnt.npy"].endswith("transposed")
+    for i in (0, 199):
+        tops = [set(x.class_above[i].topk(50).indices.tolist()) for x in (base, maple)]
+        assert len(tops[0] - tops[1]) == MOVED
+    (masks,) = (read_metrics(path) for path in files.metrics.values())
+    assert masks.query("mask == 'none'")["accuracy"].mean() == pytest.approx(0.7)
+    sae, prompts = load_sae(files.autoencoders[0]), load_prompts(files.prompts[0])
+    assert (sae.d_vit, sae.d_sae, tuple(prompts.visual.shape)) == (8, 600, (9, 2, 8))
+
+
+def test_the_page_finds_in_the_trials_files_what_is_planted(trial, tmp_path):
+    target = tmp_path / "8.ipynb"
+    execute(ROOT / "notebooks/8_authors.ipynb", {"authors": str(trial)}, target)
+    outputs = [
+        "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/html", ""))
+        for cell in json.loads(target.read_text("utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+    ]
+    text = " ".join(
+        re.sub(r"<style.*?</style>|<[^>]+>", " ", " ".join(outputs), flags=re.S).split()
+    )
+    for fact in (
+        "sae_base / base / imagenet 600 599 598 1",  # latents, active, with ten, of one class
+        "imagenet, maple 45.00 5.00 5.00 0.90",
+        "2 groups, at most 1 in a Gaussian",
+        "0.90 of 50 (all tokens)",
+        "70.0% untouched, 65.0% with all latents, 0.0% with none",
+        "2 prompt tokens of width 8 before each of 9 blocks",
+        "600 latents of width 8; decoder rows 1.000 to 1.000 long",
+        "the authors' files (computed here)",
+    ):
+        assert fact in text, fact
+    assert "stand-in" not in text
+    related = text[text.index(" related 1 ") :]
+    assert related.split(" shared ")[0].count("Chihuahua") == 0  # 200 classes are not ImageNet's
+    assert re.match(r" related 1 class 151, class 152, .*? class 160 \S+ \S+ 2.30 2.87", related)
+
+
+def test_a_build_notices_that_the_authors_folder_has_changed(trial):
+    before = records.named_files(str(trial))
+    (trial / "new").touch()
+    records.listing_hash.cache_clear()
+    assert before
+    assert records.named_files(str(trial)) != before

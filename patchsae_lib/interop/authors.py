@@ -1,15 +1,16 @@
 """The statistics that the paper's authors released: their unpacked folder, as tables of ours.
 
-    out/feature_data/<run>/<model>/<data set>/   a table (`read_table`), of these files, d latents:
-        max_activating_image_values.pt, …_indices.pt, …_label_indices.pt    (d, k)
-        sae_sparsity.pt     (d,): the images where a latent is active, their number or share
-        sae_mean_acts.pt    (d,): of its image-level activations the sum, or the mean over those
-        cls_sae_cnt.npy     (classes, d), or transposed: tokens above τ = 0.2
-    out/…/metrics.csv, eval_outputs/…/metrics.csv   accuracy under masks (`read_metrics`)
-    data/sae_weight/<run>/*.pt                      for `load_sae`
-    data/clip/maple/<data set>/model.pth.tar-N      for `load_prompts`
+In `out/feature_data/<run>/<model>/<data set>/`, for d latents, each a table (`read_table`):
 
-Nothing in a file is run. What is not in the files is absent in the tables: NaN, or no classes.
+- `max_activating_image_values.pt`, `…_indices.pt` and `…_label_indices.pt`, (d, k)
+- `sae_sparsity.pt`, (d,): the images where a latent is active, their number or their share
+- `sae_mean_acts.pt`, (d,): of its image-level activations the sum, or the mean over those images
+- `cls_sae_cnt.npy`, (classes, d) or transposed: tokens above τ = 0.2 in the images of a class
+
+Accuracy under masks is in `metrics.csv`, anywhere in `out/` or `eval_outputs/` (`read_metrics`).
+`load_sae` reads `data/sae_weight/<run>/*.pt`, `load_prompts`
+`data/clip/maple/<data set>/model.pth.tar-N`. Nothing in a file is run. What is not in the files is
+absent in the tables: NaN, or no classes.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def _references(
         raise ValueError(f"{folder}: reference images of different shapes: {values.shape}, …")
     is_empty = (values == 0) | (images < 0)
     about[VALUES] = f"{values.shape[1]} reference images of each of {d:,} latents"
-    about[IMAGES] = f"{int(is_empty.all(1).sum()):,} latents without any"
+    about[IMAGES] = f"latents without any: {int(is_empty.all(1).sum()):,}"
     if LABELS in kept:
         about[LABELS] = f"labels up to {int(labels.max())}"
     return values, images.masked_fill(is_empty, -1), labels.masked_fill(is_empty, -1)
