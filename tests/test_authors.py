@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import build
 import records
 from execution import execute
 from patchsae_lib.artefacts import ROOT
@@ -74,6 +76,7 @@ def test_the_values_of_their_code_are_read_exactly(tmp_path):
     entropy = GOLDEN["label_entropy"][is_whole]
     assert torch.allclose(table.entropy[is_whole].float(), entropy, atol=1e-5)
     assert table.entropy[~is_whole].isnan().all()
+    assert table.tau == 0.2
     assert table.about["sae_sparsity.pt"] == "shares of images"
     assert table.about["sae_mean_acts.pt"] == "means (100.00% of the active latents agree)"
 
@@ -157,6 +160,8 @@ def trained_like(d: int, images: int, seed: int) -> LatentTable:
 def test_a_table_of_ours_comes_back_from_their_layout(tmp_path_factory, d, images, seed, sums):
     table, folder = trained_like(d, images, seed), tmp_path_factory.mktemp("a")
     write_table(folder, table, sums)
+    for name in authors.NAMES[1:3]:  # as theirs
+        assert not torch.load(folder / name, weights_only=True)[table.top_images < 0].any()
     if (table.n_images <= 1).all() or (table.n_images % images == 0).all():
         return  # what cannot be told
     back = read_table(folder, ["a", "b", "c"])
@@ -172,14 +177,14 @@ def test_a_table_of_ours_comes_back_from_their_layout(tmp_path_factory, d, image
 
 def test_a_place_with_index_minus_one_is_empty(tmp_path):
     values, images = (GOLDEN[f"max_activating_image_{x}"].clone() for x in ("values", "indices"))
-    values[3, 9], images[3, 9] = 0, -1
+    values[3, 9], images[3, 9], images[4, 9] = 0, -1, -1
     files = {
         "max_activating_image_values.pt": values,
         "max_activating_image_indices.pt": images,
     }
     table = read_table(write(tmp_path, files=files))
     assert table.top_images[3].tolist() == [*images[3, :9].long().tolist(), -1]
-    assert table.top_labels[3, 9] == -1
+    assert table.top_labels[3, 9] == table.top_labels[4, 9] == table.top_images[4, 9] == -1
     assert table.entropy[3].isnan()
     assert (table.top_images[SILENT] == -1).all()
 
@@ -187,6 +192,8 @@ def test_a_place_with_index_minus_one_is_empty(tmp_path):
 PICKLED = b"\x80\x04cos\nsystem\n"
 WRONG = {
     "a file is missing": ({"max_activating_image_values.pt": None}, "is missing: unpack out.zip"),
+    "another is missing": ({"max_activating_image_indices.pt": None}, "is missing: unpack"),
+    "another run": ({"sae_sparsity.pt": GOLDEN["sae_sparsity"].roll(1)}, "which latents are a"),
     "cut short": ({"sae_sparsity.pt": b"PK\x03\x04 cut"}, "damaged or cut short"),
     "a bare pickle": ({"sae_sparsity.pt": PICKLED}, "bare pickle"),
     "empty": ({"sae_mean_acts.pt": b""}, "is empty"),
@@ -251,6 +258,9 @@ def test_nothing_in_a_file_is_run(tmp_path):
     write(tmp_path, files={"cls_sae_cnt.npy": np.array([[Bomb()]], dtype=object)})
     with pytest.raises(ValueError, match="cls_sae_cnt"):
         read_table(folder)
+    write(tmp_path, files={"cls_sae_cnt.npy": pickle.dumps(Bomb())})
+    with pytest.raises(ValueError, match="cls_sae_cnt"):
+        read_table(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -288,6 +298,9 @@ def test_imagenet_has_its_names_and_other_data_sets_numbers(tmp_path):
     assert read_table(named).class_names[499] == "class 499"
     with pytest.raises(ValueError, match="labels of 9, 2 names: give the names of all"):
         read_table(named, ["a", "b"])
+    (named / "max_activating_image_label_indices.pt").unlink()
+    with pytest.raises(ValueError, match="counts of 500 classes, labels of 0, 501 names"):
+        read_table(named, [str(i) for i in range(501)])
 
 
 def accuracy(ks: list[int]) -> dict[str, list[float]]:
@@ -382,6 +395,12 @@ def test_the_page_finds_in_the_trials_files_what_is_planted(trial, tmp_path):
     related = text[text.index(" related 1 ") :]
     assert related.split(" shared ")[0].count("Chihuahua") == 0  # 200 classes are not ImageNet's
     assert re.match(r" related 1 class 151, class 152, .*? class 160 \S+ \S+ 2.30 2.87", related)
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_runs(capsys):
+    assert build.main(["-p", "authors", "nowhere"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"-p authors: there is no \S+nowhere\n", error)
 
 
 def test_a_build_notices_that_the_authors_folder_has_changed(trial):

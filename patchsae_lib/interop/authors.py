@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,11 +146,9 @@ def read_table(folder: str | Path, class_names: Sequence[str] = ()) -> AuthorsTa
 
 def _read(path: Path) -> Tensor:
     """Read one tensor, of finite numbers but for NaN in the means of silent latents."""
-
-    def read(path: Path) -> Tensor:
-        return unpickle(path, OnlyTensors, "the authors' statistics")
-
-    tensor = read_by_content(path, {"torch": read, "safetensors": read}, "a tensor of torch.save")
+    read = partial(unpickle, unpickler=OnlyTensors, owner="the authors' statistics")
+    readers: Any = {"torch": read, "safetensors": read}  # the latter says that it is no zip
+    tensor = read_by_content(path, readers, "a tensor of torch.save")
     n_axes = 2 if path.name in NAMES[:3] else 1
     if not isinstance(tensor, Tensor) or tensor.ndim != n_axes or not tensor.numel():
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -222,6 +221,8 @@ def _rates(
             words = "only 0 and 1" if is_whole else "fractions above 1"
             raise ValueError(f"{folder / ACTIVE} holds {words}: neither numbers nor shares")
         number, share = (number, active) if is_share else (active.long(), share)
+        if VALUES in kept and not torch.equal(active > 0, highest > 0):
+            raise ValueError(f"{folder}: {ACTIVE} and {VALUES} differ in which latents are active")
         about[ACTIVE] = "shares of images" if is_share else "numbers of images, not of how many"
     if (strength := kept.get(STRENGTH)) is not None:
         is_active, at = highest > 0, strength / highest
