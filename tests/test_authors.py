@@ -328,6 +328,10 @@ def test_masks_in_another_order_or_of_another_kind_are_refused(tmp_path):
     rows.iloc[[0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9]].to_csv(path, index=False)
     with pytest.raises(ValueError, match="unknown order"):
         read_metrics(path)
+    rows[::-1].to_csv(path)  # with names any order will do, and any accuracy
+    assert read_metrics(path).query("mask == 'on' and k == 1")["accuracy"].iloc[0] == 0.2
+    (rows * 0).to_csv(path)
+    assert not read_metrics(path)["accuracy"].any()
     for wrong in (rows.iloc[:7], rows * 2, rows.rename(str.upper), rows * math.nan):
         wrong.to_csv(path, index=wrong.index[0] != "no_sae")
         with pytest.raises(ValueError, match="is no table of masks") as error:

@@ -27,6 +27,7 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
 from patchsae_lib.artefacts import atomic_path
@@ -251,8 +252,8 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     """
     try:
         rows = pd.read_csv(path)
-        names = ROWS.get(len(rows), [])
-        if not pd.api.types.is_numeric_dtype(rows.iloc[:, 0]):
+        names, is_named = ROWS.get(len(rows), []), not is_numeric_dtype(rows.iloc[:, 0])
+        if is_named:
             names, rows = rows.iloc[:, 0].tolist(), rows.iloc[:, 1:]
         parts = [re.fullmatch(r"(no_sae)|(?:(on|off)_(\d+))", name) for name in names]
         values = rows.to_numpy(float)
@@ -262,7 +263,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
         masks = [(x[2] or "none", int(x[3] or 0)) for x in parts if x]
         largest = max(k for _, k in masks)
         on, off = (values[masks.index((mask, largest))].mean() for mask in ("on", "off"))
-        if on <= off:
+        if not is_named and on <= off:
             raise ValueError("in an unknown order: with all latents worse than with none")
     except (ValueError, OSError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is no table of masks ({one_line(error)})") from None
