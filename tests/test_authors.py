@@ -386,7 +386,7 @@ def test_the_page_finds_in_the_trials_files_what_is_planted(trial, tmp_path):
     )
     for fact in (
         "sae_base / base / imagenet 600 599 598 1",  # latents, active, with ten, of one class
-        "imagenet, maple 45.00 5.00 5.00 0.90",
+        "sae_base / maple / imagenet 45.00 5.00 5.00 0.90",
         "2 groups, at most 1 in a Gaussian",
         "0.90 of 50 (all tokens)",
         "70.0% untouched, 65.0% with all latents, 0.0% with none",
