@@ -40,7 +40,8 @@ NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "book"
 BUILD = ROOT / "_build"
 STAMP = ".made-of.json"  # what pages, or copies, in a folder were made of
-FILES, KEYWORDS = {"sae", "given"}, ("", "shipped", "live")  # parameters that are paths, or not
+FILES = {"sae", "given", "authors"}  # parameters that are paths,
+KEYWORDS = ("", "shipped", "live")  # unless they are these
 NO_RECORDS = shutil.ignore_patterns(RECORDS)
 
 
@@ -89,7 +90,8 @@ def require_little_to_fetch(profile_name: str, parameters: Mapping[str, str]) ->
 
 def from_here(profile: str, parameters: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Return the profile, also one that is a parameter, and the other parameters, all with
-    absolute paths: a notebook runs elsewhere than where the user stands.
+    absolute paths: a notebook runs elsewhere than where the user stands. Raises `ValueError` for
+    a path where nothing is.
 
     >>> from_here("world", {"profile": "smoke", "sae": "shipped", "images": "folder:/photos"})
     ('smoke', {'sae': 'shipped', 'images': 'folder:/photos'})
@@ -98,6 +100,8 @@ def from_here(profile: str, parameters: Mapping[str, str]) -> tuple[str, dict[st
     for name in FILES & named.keys():  # whatever their ending is
         if named[name] not in KEYWORDS and "://" not in named[name]:
             named[name] = os.path.abspath(os.path.expanduser(named[name]))
+            if not os.path.exists(named[name]):  # said now, and not by a notebook in ten minutes
+                raise ValueError(f"-p {name}: there is no {named[name]}")
     return named.pop("profile"), named
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import platform
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -218,7 +219,10 @@ def strings(tree: Any) -> Iterator[str]:
 
 def named_files(name: str) -> str:
     """Return what tells the pictures or the file that a parameter names from another version: of
-    `folder:` and `wds:` a hash of the names, sizes and times of files; "" for anything else."""
+    `folder:`, `wds:` and a folder's full path a hash of the names, sizes and times of files; ""
+    for anything else."""
+    if os.path.isabs(name) and os.path.isdir(name):
+        return listing_hash(Path(name))
     kind, _, place = name.partition(":")
     if kind in ("folder", "wds"):
         folder = ROOT / Path(place).expanduser()

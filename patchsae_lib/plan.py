@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = profile_parser("python -m patchsae_lib plan", "What a profile fetches and costs.")
     given = parser.parse_args(argv)
     parameters = dict(given.parameters)
-    check_names(parameters, ("images", "sae"))
+    check_names(parameters, ("images", "sae", "authors"))
     profile = load_profile(parameters.pop("profile", given.profile))
     images = absolute(parameters.get("images", ""))
     logging.disable(logging.WARNING)  # open_clip's, that weights are random

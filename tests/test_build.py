@@ -54,7 +54,7 @@ def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path, monkeyp
     [
         (["--profile", "wrld"], "no profile 'wrld'"),
         (["-p", "profile", "5"], "no profile '5'"),
-        (["--profile", "mine.toml"], "/mine.toml': give one of clip, evening, paper"),
+        (["--profile", "mine.toml"], "/mine.toml': give one of authors, clip, "),
         (["-p", "n", "two"], "parameter n: 'two' is not of type int"),
     ],
 )

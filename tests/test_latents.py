@@ -185,6 +185,16 @@ def test_latents_of_related_classes_are_found_and_others_are_not() -> None:
     assert among.tolist() == [bool(related[59]), True]
 
 
+def test_as_many_latents_are_related_by_the_true_numbering_as_by_chance_where_none_are() -> None:
+    table = LatentTable.empty(20_000, [str(i) for i in range(400)], StatisticsConfig(k=4))
+    generator = torch.Generator().manual_seed(0)
+    table.top_labels = torch.randint(400, (20_000, 4), generator=generator)
+    table.top_values = torch.rand(20_000, 4, generator=generator)
+    table.top_images = torch.arange(4).expand(20_000, 4)
+    related, by_chance = related_classes(table, torch.arange(20_000), n=99)
+    assert float(related.double().mean() - by_chance.mean()) == pytest.approx(0, abs=0.005)
+
+
 def test_unlabelled_pictures_have_everything_but_entropy() -> None:
     z, indices, _ = pictures_(20, 0)
     table = LatentTable.empty(D, config=StatisticsConfig(k=K))

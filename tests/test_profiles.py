@@ -37,7 +37,7 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"no profile 'wrold'.*clip, evening, paper, smoke, trial, world"
+        ValueError, match=r"no profile 'wrold'.*authors, clip, evening, paper, smoke, trial, world"
     ):
         load_profile("wrold")
 
@@ -53,7 +53,7 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
         ("[train]\npasses = nan\n", r"train.passes must be 0 or more, got nan"),
         ("[train]\nsteps = '10'\n", r"mine.toml: train.steps must be int, got '10'"),
         ("[train]\nlr = true\n", r"lr must be float, got True"),
-        ("base = 'clips'\n", r"mine.toml: base 'clips' is not one of clip, evening, paper"),
+        ("base = 'clips'\n", r"mine.toml: base 'clips' is not one of .*clip, "),
         ("base = 'clip'\n[sae]\nfoo = 1\n", r"mine.toml: unknown key 'sae.foo'"),
         ("sae = 1\n", r"mine.toml: sae must be a table, got 1"),
         ("[statistics]\ntau = -0.1\n", r"statistics.tau must be 0 or more, got -0.1"),
@@ -151,7 +151,7 @@ def test_paths_in_a_file_begin_at_its_folder(
 @pytest.mark.parametrize("name", [5, None, "", ".", "world ", "World", "smoke.toml"])
 def test_what_names_no_profile(name: object, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"no profile '{name}': give one of clip, evening, paper"):
+    with pytest.raises(ValueError, match=f"no profile '{name}': give one of .*clip, "):
         load_profile(name)  # type: ignore[arg-type]
 
 

@@ -22,12 +22,12 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("profiles", "parameters", "artefacts", "intervals", "distributed", "world"),
     ),
     ("Pictures and models", ("pictures", "clip", "maple", "sae", "sparse", "training")),
-    ("Tokens and file formats", ("tokens", "interop")),
+    ("Tokens", ("tokens",)),
     (
-        "Measurements",
+        "Measurements and file formats",
         (
             *("latents", "localization", "evaluation", "truth", "names", "ablation", "remapping"),
-            "diffing",
+            *("diffing", "interop"),
         ),
     ),
     ("The study", ("study", "splits")),
