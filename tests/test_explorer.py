@@ -85,6 +85,10 @@ def latents_of(images, masks, **more) -> Latents:
         "cosine": torch.full((d, 1), 0.5),
         "levels": torch.zeros(3, d),
         "absent": torch.full((d, 3), -1),
+        "counts": torch.zeros(d, 16, dtype=torch.long),
+        "most": torch.zeros(d),
+        "counted": 0,
+        "directions": torch.eye(d, 4),
     }
     return Latents({"highest": images}, masks, **(usual | more))
 
@@ -106,7 +110,8 @@ def bundle(tmp_path: Path) -> Path:
     masks[0, 0] = torch.tensor([[0.0, 0.25], [1.0, 4.0]])
     masks[1, 0, 0, 0] = 8.0
     levels = torch.tensor([[0.0, 1, 0], [2.0, 0, 0], [1.0, 0, 0]])
-    shown = latents_of(images, masks, levels=levels)
+    directions = torch.tensor([[0.6, 0.8], [0.0, -2.0], [1.0, 0.0]])
+    shown = latents_of(images, masks, levels=levels, directions=directions)
     folder = write_bundle(tmp_path / "b", Plain(200), shown, table(3))
     f = torch.zeros(5, 3)  # CLS and four patches
     f[0, 2], f[1, 0], f[4, 1] = 1.0, 4.0, 2.0
@@ -120,7 +125,7 @@ def bundle(tmp_path: Path) -> Path:
     before_after = torch.tensor([[[3.0, 0, 0], [0, 1, 0]], [[1.0, 2, 0], [0, 1, 0]]])
     curves = [torch.full((2, 2, 2, 2), 0.25), torch.full((2, 2, 2, 2), 0.75)]
     seen_by = Plain(9), [3, 4], looks, before_after
-    task = Task("t", NAMES[1], NAMES[:2], ("CLIP", "MaPLe"), *seen_by, (1, 2), curves)
+    task = Task("t", NAMES[1], NAMES[:2], ("CLIP", "MaPLe"), *seen_by, (1, 2), curves, (3, 30))
     alone = [{"models": [f_code], "said": [[0.5, 0.5, 0.0]]}]
     first = Task("own", "Own", NAMES, ("CLIP",), Plain(9), [5], alone, [levels])
     write_tasks(folder, [first, task])
@@ -129,7 +134,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     index, shard = (read_shard(bundle / f"{name}.js") for name in ("index", "latents-0"))
-    assert (index["version"], index["grid"], index["side"]) == (2, [2, 2], 16)
+    assert (index["version"], index["grid"], index["side"]) == (3, [2, 2], 16)
     assert index["examples"] == [["highest", 2]]
     assert decoded(index["labels"], "<i2") == [3 % 3, 7 % 3]  # pictures 3 and 7, now 0 and 1
     names = [column["name"] for column in index["columns"]]
@@ -148,6 +153,8 @@ def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     assert levels[2].sum() == 0
     assert decoded(shard["classes"], "<i2") == [1, 2, -1, 0, -1, -1, -1, -1, -1]
     assert decoded(shard["levels"], "<f4")[:4] == [2, 1, 0, 1]
+    rows = decoded(read_shard(bundle / "directions-0.js")["decoder"], "<i1")
+    assert rows == [95, 127, 0, -127, 127, 0]  # of the largest entry, 127
 
 
 def test_tasks_hold_pictures_latents_and_classes(bundle: Path) -> None:
@@ -176,8 +183,8 @@ def test_a_bundle_takes_the_place_of_the_last_one(bundle: Path) -> None:
     (bundle / "latents-9.js").write_text("stale")
     shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
     write_bundle(bundle, Plain(9), shown, table(1)[["frequency"]], False)
-    files = ["column-0.js", "first.js", "index.js", "latents-0.js", "pictures-0.js"]
-    assert sorted(f.name for f in bundle.iterdir()) == files
+    kinds = "column-0", "directions-0", "first", "index", "latents-0", "pictures-0"
+    assert sorted(f.name for f in bundle.iterdir()) == [f"{kind}.js" for kind in kinds]
     assert decoded(read_shard(bundle / "index.js")["labels"], "<i2") == [-1]
 
 
@@ -194,7 +201,7 @@ def test_only_files_of_a_bundle_are_deleted(bundle: Path, tmp_path: Path) -> Non
         (photos / name).write_text("dear diary")
         (bundle / f"my-{name}").write_text("dear diary")
     before = contents(photos)
-    with pytest.raises(ValueError, match=r"photos holds a bundle of version 1, not 2\. Give"):
+    with pytest.raises(ValueError, match=r"photos holds a bundle of version 1, not 3\. Give"):
         write_bundle(photos, Plain(9), shown, table(1))
     (photos / "index.js").unlink()
     with pytest.raises(ValueError, match=r"photos holds no bundle: index\.js is not there\. Give"):
@@ -441,7 +448,7 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
     assert data[EXPLORER] == {
         "bundle": "b", "latent": 2, "task": "", "image": 0, "patch": -1, "model": "", "label": 0,
         "masks": True, "compare": True, "views": ["latent"], "switches": "", "names": "",
-        "marked": "",
+        "marked": "", "pinned": -1,
     }  # fmt: skip
     assert "application/vnd.jupyter.widget-view+json" in data
     with pytest.raises(FileNotFoundError, match=r"has no index.js"):
@@ -872,6 +879,57 @@ def test_a_picture_shows_what_its_codes_say(host, page):
     assert "75 %" in answers.inner_text()
 
 
+def test_a_pinned_latent_stands_beside_the_next_one(host, page):
+    data = host.parent / "_static" / "explorer" / "data"
+    f = torch.zeros(5, 3)
+    f[0], f[1, 0], f[2, :2], f[4, 1] = 1.0, 4.0, 2.0, 2.0  # CLS is no patch
+    content = json.dumps({"models": [codes_of(f)]})
+    (data / "codes-0-0.js").write_text(f"patchsaeShard({content});")
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
+    view = explorer.locator(".view.latent")
+    relation, sides = view.locator(".relation"), view.locator(".side")
+    assert sides.count() == 1
+    assert not relation.is_visible()
+    pin = view.get_by_role("button", name="pin", exact=True)
+    pin.focus()
+    page.keyboard.press("Enter")
+    view.get_by_text("This latent is pinned: choose another").wait_for()
+    assert pin.get_attribute("aria-pressed") == "true"
+    assert pin.evaluate("e => e === document.activeElement")
+    page.keyboard.press("ArrowRight")
+    sides.nth(1).wait_for()
+    assert "latent=1" in page.url
+    assert "pin=0" in page.url
+    assert pin.get_attribute("aria-pressed") == "false"
+    assert "cannot be shown" not in view.inner_text()
+    view.get_by_text("by chance 1.").wait_for()  # 2 of 4 patches each
+    said = relation.inner_text()
+    assert "rows of 1 and 0: -0.80. Of 4 patches in 1 picture (Own)" in said
+    assert "active in 2 and 2, both at once in 1" in said
+    for side, latent in zip(sides.all(), (1, 0), strict=True):
+        assert f"latent {latent}" in side.locator(".side-title").inner_text()
+        assert side.locator("figure").count() == (1, 2)[latent == 0]
+        numbers = side.locator(".stats").inner_text()
+        assert f"{(50, 75)[latent]} %" in numbers
+        assert "mean activation" in numbers
+        assert f"class {NAMES[latent]}" in side.locator(".about").inner_text()
+    left, right = (side.bounding_box() for side in sides.all())
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.reload()
+    sides.nth(1).wait_for()
+    page.set_viewport_size({"width": 375, "height": 700})
+    upper, lower = (side.bounding_box() for side in sides.all())
+    assert lower["y"] >= upper["y"] + upper["height"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    sides.nth(1).get_by_role("button", name="unpin").click()
+    sides.nth(1).wait_for(state="detached")
+    assert "pin=" not in page.url
+    assert not relation.is_visible()
+    assert page.trouble == []
+
+
 def test_two_explorers_do_not_disturb_each_other(bundle, build, page):
     states = [{"latent": 0, "task": "t"}, {"latent": 1, "task": "own"}]
     page.goto(put(bundle, build, states).as_uri())
@@ -909,7 +967,7 @@ def test_a_file_that_is_missing_cut_short_or_of_another_version_is_reported(host
         file.write_text(text)
     (data / "index.js").write_text('patchsaeShard({"version": 1});')
     page.goto(host.as_uri())
-    page.get_by_text("its version is 1, 2 can be read").wait_for()
+    page.get_by_text("its version is 1, 3 can be read").wait_for()
 
 
 def test_a_bundle_of_the_papers_size_opens(tmp_path, build, page):

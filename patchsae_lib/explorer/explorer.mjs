@@ -4,15 +4,16 @@
    Views are functions of the app that return { element, update }. What is chosen is the model's
    state; a view changes it with `app.set` and is told of changes through `update`. */
 
-const VERSION = 2;
+const VERSION = 3;
 const SCALE = ["#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00"]; /* patchsae_lib.figures.SCALE */
 const GROUPS = [
   ["neither's top", "--x-grey", "circle"], ["top in both", "--x-teal", "circle"],
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
 const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
-const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "", marked: "" };
+const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "", marked: "", pinned: -1 };
 const STATE = Object.keys(START);
+const SPELLED = { label: "class", pinned: "pin" }; /* in an address */
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
 const LARGE = 60; /* MB of a picture that is read in the page */
 const HUGE = 9; /* MB of a picture that is given to the kernel: Jupyter's messages end at 10 */
@@ -41,10 +42,10 @@ function bytes(text) {
   for (let i = 0; i < out.length; i++) out[i] = plain.charCodeAt(i);
   return out;
 }
-const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
+const TYPES = { int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
 const array = (text, type) => new TYPES[type](bytes(text).buffer);
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+const plural = (n, word, words = `${word}s`) => `${n.toLocaleString("en")} ${n === 1 ? word : words}`;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 
 /* Two digits, and no more zeros than can be read. */
@@ -250,8 +251,32 @@ class Bundle {
     for (const [kind, n] of examples) {
       for (let j = 0; j < n; j++, i++) if (images[i] >= 0) out.shown.push({ kind, picture: images[i], mask: mask(i) });
     }
-    for (const [name, type] of [["near", "int32"], ["nearFirst", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"]]) {
+    for (const [name, type] of [["near", "int32"], ["nearFirst", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"], ["counts", "uint16"], ["most", "float32"]]) {
       out[name] = [...part(name, type)];
+    }
+    return out;
+  }
+
+  /* A part of a file with as much for each of its latents: the part of one. */
+  async part(kind, latent, fields) {
+    const { perShard, latents } = this.index, at = Math.floor(latent / perShard), shard = await this.load(`${kind}-${at}`), rows = Math.min(perShard, latents - at * perShard);
+    return fields.map(([name, type]) => { const all = array(shard[name], type), n = all.length / rows; return all.slice((latent % perShard) * n, (latent % perShard + 1) * n); });
+  }
+
+  /* The cosine of two latents' decoder rows. */
+  async cosine(...pair) {
+    const [[a], [b]] = await Promise.all(pair.map((latent) => this.part("directions", latent, [["decoder", "int8"]])));
+    const dot = (x, y) => x.reduce((sum, v, i) => sum + v * y[i], 0);
+    return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  }
+
+  /* In how many patches of the first task's pictures, seen by CLIP, two latents are active: each,
+     and both at once. */
+  async together(...pair) {
+    const pictures = await Promise.all(range(this.index.tasks[0].pictures).map((i) => this.codes(`0-${i}`))), out = { each: [0, 0], both: 0, n: pictures.length * this.size, pictures: pictures.length };
+    for (const [model] of pictures) {
+      const [a, b] = pair.map((latent) => model.mask(latent));
+      for (let i = 0; i < a.length; i++) { out.each[0] += a[i] > 0; out.each[1] += b[i] > 0; out.both += a[i] > 0 && b[i] > 0; }
     }
     return out;
   }
@@ -413,7 +438,7 @@ function drawing(element, words) {
     }
     const style = getComputedStyle(node), fill = style.backgroundColor;
     if (node.matches(".scale, .colours")) {
-      const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#7a7a7a", "#c2733c", "#ff5c00"] : SCALE;
+      const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#333", "#fff"] : SCALE;
       out.append(svg("linearGradient", { id }, ...colours.map((colour, i) => svg("stop", { offset: i / (colours.length - 1), "stop-color": colour }))),
         svg("rect", { ...at(place), width: place.width, height: place.height, fill: `url(#${id})` }));
     } else if (node.matches(".bar, .swatch i")) {
@@ -957,18 +982,19 @@ function latentView(app) {
     const all = listed(app), latent = app.get("latent");
     app.set({ marked: (all.includes(latent) ? all.filter((one) => one !== latent) : [...all, latent]).join(",") });
   }, { title: "put this latent on your list, or take it off; the address holds the list" });
+  const pin = button("pin", () => app.set({ pinned: app.get("pinned") === app.get("latent") ? -1 : app.get("latent") }), { title: "keep this latent beside the next one, to compare them" });
   const starred = () => {
     const on = listed(app).includes(app.get("latent"));
     star.textContent = on ? "★ list" : "☆ list";
     star.setAttribute("aria-pressed", String(on));
+    pin.setAttribute("aria-pressed", String(app.get("pinned") === app.get("latent")));
   };
   const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
-    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star);
-  const about = make("p", { className: "about" }), stats = make("dl", { className: "stats" });
-  const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
+    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star, pin);
+  const sides = make("div", { className: "sides" }), relation = make("p", { className: "relation", hidden: true });
   const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
-  const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(stats.classList.toggle("with-formulas"))), { aria: { pressed: false } });
-  const inside = [tools, about, strips, scale, stats, make("div", { className: "tools line" }, formulas), make("div", { className: "pair" }, classes, near)];
+  const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(sides.classList.toggle("with-formulas"))), { aria: { pressed: false } });
+  const inside = [tools, make("div", {}, relation), sides, make("div", { className: "tools line" }, formulas), make("div", { className: "pair" }, classes, near)];
   element.querySelector("header").after(body, ...inside);
   const TITLES = { highest: "Most active", quantiles: "A quarter, half and three quarters down the list of pictures where it is active", random: "Three of those pictures at random" };
 
@@ -981,7 +1007,7 @@ function latentView(app) {
     row("label spread", of("label_std") !== undefined ? of("label_std").toFixed(1) : undefined);
     row("IoU", of("iou") !== undefined ? `${of("iou").toFixed(2)}${of("z") !== undefined ? `, ${of("z").toFixed(1)} σ from chance` : ""}` : undefined);
     row("partner", of("partner") !== undefined ? `${of("partner").toFixed(2)}, ${of("partner") >= 0.9 ? "found again" : of("partner") >= 0.7 ? "perhaps found again" : "not found again"} with another seed` : undefined);
-    stats.replaceChildren(...rows.map(([name, value]) => {
+    return make("dl", { className: "stats" }, ...rows.map(([name, value]) => {
       const formula = make("span", { className: "formula", title: MEANT[name] });
       formula.innerHTML = `<math displaystyle="true">${FORMULAS[name]}</math>`; /* constants of this file */
       return make("div", {}, make("dt", { textContent: name, title: MEANT[name] }), make("dd", {}, make("b", { textContent: value }), formula));
@@ -1028,27 +1054,47 @@ function latentView(app) {
     if (source.options.length !== bundle.index.tasks.length + 1) {
       source.append(...bundle.index.tasks.map((task, i) => make("option", { value: i, textContent: task.title })));
     }
-    const concept = bundle.concept(latent);
     element.querySelector(".truth").hidden = !bundle.index.concepts.length;
-    let rows, full;
-    if (source.value) ({ rows, full } = await ofTask(Number(source.value), latent));
-    else {
-      full = data.full;
-      rows = bundle.index.examples.map(([kind]) => [TITLES[kind] ?? kind, data.shown.filter((one) => one.kind === kind).map(({ picture, mask }) => ({ place: () => bundle.reference(picture), mask, said: bundle.className(picture) }))]).filter(([, some]) => some.length);
-    }
-    const drawn = await pictured(rows.filter(([, some]) => some.length), full, concept);
+    const pinned = app.get("pinned"), two = pinned >= 0 && pinned !== latent;
+    const shown = await Promise.all((two ? [latent, pinned] : [latent]).map((each) => side(each, two)));
     const around = await neighbours(data);
     if (!current()) return;
     body.replaceChildren();
-    const called = bundle.named(latent), on = bundle.of(latent, "lies_on"), top = bundle.of(latent, "top_class");
-    const name = called === "no name" ? "It has no name" : called && `Its name: ${called}`;
-    about.textContent = name ? `${[name, on].filter(Boolean).join("; ")}.` : top ? `Most active on: ${top}.` : "";
-    statistics(latent);
-    strips.replaceChildren(...(drawn.length ? drawn : [make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." })]));
-    scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
+    sides.replaceChildren(...shown);
+    sides.classList.toggle("two", two);
+    relation.hidden = pinned < 0;
+    relation.textContent = two ? "Comparing …" : "This latent is pinned: choose another one to compare.";
     histogram(data);
     near.replaceChildren(...around);
-    app.say(`Latent ${latent}. ${about.textContent}`);
+    app.say(`Latent ${latent}. ${shown[0].querySelector(".about").textContent}`);
+    if (two) relate(latent, pinned);
+  });
+
+  /* What is known of one latent: its name, its pictures and its numbers. */
+  async function side(latent, two) {
+    const data = await bundle.latent(latent), concept = bundle.concept(latent), masked = app.get("masks");
+    let rows, { full } = data;
+    if (source.value) ({ rows, full } = await ofTask(Number(source.value), latent));
+    else rows = bundle.index.examples.map(([kind]) => [TITLES[kind] ?? kind, data.shown.filter((one) => one.kind === kind).map(({ picture, mask }) => ({ place: () => bundle.reference(picture), mask, said: bundle.className(picture) }))]);
+    const drawn = await pictured(rows.filter(([, some]) => some.length), full, concept), there = drawn.length > 0;
+    const called = bundle.named(latent), on = bundle.of(latent, "lies_on"), top = bundle.of(latent, "top_class");
+    const name = called === "no name" ? "It has no name" : called && `Its name: ${called}`;
+    const textContent = name ? `${[name, on].filter(Boolean).join("; ")}.` : top ? `Most active on: ${top}.` : "";
+    const none = make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." });
+    return make("div", { className: "side" },
+      two && make("p", { className: "side-title" }, latentButton(app, latent, `latent ${latent}`), ...latent === app.get("pinned") ? [" pinned ", button("unpin", () => app.set({ pinned: -1 }))] : []),
+      make("p", { className: "about", textContent }), make("div", { className: "strips" }, ...there ? drawn : [none]),
+      make("p", { className: "legend" }, ...masked && there ? legend(full) : [], ...outlines.checked && concept && there ? [`; dashed: where ${concept} truly is`] : []), statistics(latent));
+  }
+
+  /* How two latents are related: their directions, and where both are active. */
+  const relate = careful(relation, async (current, latent, pinned) => {
+    const cosine = await bundle.cosine(latent, pinned), said = `Cosine of the decoder rows of ${latent} and ${pinned}: ${cosine.toFixed(2)}. `;
+    const asked = () => current() && app.get("latent") === latent && app.get("pinned") === pinned;
+    if (asked()) relation.textContent = said;
+    if (!asked() || !bundle.index.tasks.length) return;
+    const { each: [a, b], both, n, pictures } = await bundle.together(latent, pinned);
+    if (asked()) relation.textContent = `${said}Of ${plural(n, "patch", "patches")} in ${plural(pictures, "picture")} (${bundle.index.tasks[0].title}) they are active in ${a.toLocaleString("en")} and ${b.toLocaleString("en")}, both at once in ${both.toLocaleString("en")}; by chance ${short(a * b / n)}.`;
   });
 
   function histogram(data) {
@@ -1067,7 +1113,10 @@ function latentView(app) {
     return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
   }
 
-  return { element, update: (changed) => changed.has("marked") && starred() || ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
+  return { element, update: (changed) => {
+    starred();
+    return ["latent", "masks", "pinned"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !sides.children.length ? update() : undefined;
+  } };
 }
 
 /* --- a picture --------------------------------------------------------------------------------- */
@@ -1842,14 +1891,14 @@ const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the pictu
 
 /* The part of an address that names a state, and back. */
 function spell(state) {
-  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names", "marked", "masks", "compare"].filter((name) => name === "latent" || state[name] !== START[name]);
-  return `#${parts.map((name) => `${name === "label" ? "class" : name}=${encodeURIComponent(state[name])}`).join("&")}`;
+  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names", "marked", "pinned", "masks", "compare"].filter((name) => name === "latent" || state[name] !== START[name]);
+  return `#${parts.map((name) => `${SPELLED[name] ?? name}=${encodeURIComponent(state[name])}`).join("&")}`;
 }
 function parse(hash) {
   const given = new URLSearchParams(hash.replace(/^#/, "")), out = {};
   if (!["latent", "image", "task", "view"].some((name) => given.has(name))) return null;
   for (const [name, usual] of Object.entries(START)) {
-    const text = given.get(name === "label" ? "class" : name);
+    const text = given.get(SPELLED[name] ?? name);
     if (text === null) { if (name !== "task") out[name] = usual; }
     else if (typeof usual === "string") out[name] = text;
     else if (typeof usual === "boolean") out[name] = text !== "false";
@@ -1871,6 +1920,7 @@ function render({ model, el }) {
     set(values) {
       const last = bundle.index.latents - 1, tasks = bundle.index.tasks;
       if ("latent" in values) values.latent = clamp(values.latent, 0, last);
+      if ("pinned" in values) values.pinned = clamp(values.pinned, -1, last);
       if ("image" in values) values.image = Math.max(0, values.image); /* views know where it ends */
       if ("label" in values) values.label = Math.max(0, values.label);
       if ("patch" in values) values.patch = clamp(values.patch, -1, bundle.size - 1);
