@@ -25,7 +25,7 @@ from PIL import Image
 from test_localization import identity
 from test_study import LAND
 
-from patchsae_lib.ablation import mask_latents
+from patchsae_lib.ablation import mask_latents, removal_effects
 from patchsae_lib.explorer import (
     Explorer,
     Latents,
@@ -37,7 +37,8 @@ from patchsae_lib.explorer import (
     write_tasks,
 )
 from patchsae_lib.explorer.bundle import PER_FILE, PER_SHARD, UNFINISHED
-from patchsae_lib.explorer.examples import nearest
+from patchsae_lib.explorer.effects import class_effects, write_effects
+from patchsae_lib.explorer.examples import histogram, nearest
 from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
 from patchsae_lib.explorer.studies import write_latents
 from patchsae_lib.explorer.widget import EXPLORER
@@ -111,7 +112,10 @@ def bundle(tmp_path: Path) -> Path:
     masks[1, 0, 0, 0] = 8.0
     levels = torch.tensor([[0.0, 1, 0], [2.0, 0, 0], [1.0, 0, 0]])
     directions = torch.tensor([[0.6, 0.8], [0.0, -2.0], [1.0, 0.0]])
-    shown = latents_of(images, masks, levels=levels, directions=directions)
+    counts = torch.zeros(3, 16, dtype=torch.long)
+    counts[0, 0], counts[0, 15] = 100, 1
+    strong = {"counts": counts, "most": torch.tensor([0.5, 0, 0]), "counted": 200}
+    shown = latents_of(images, masks, levels=levels, directions=directions, **strong)
     folder = write_bundle(tmp_path / "b", Plain(200), shown, table(3))
     f = torch.zeros(5, 3)  # CLS and four patches
     f[0, 2], f[1, 0], f[4, 1] = 1.0, 4.0, 2.0
@@ -129,6 +133,8 @@ def bundle(tmp_path: Path) -> Path:
     alone = [{"models": [f_code], "said": [[0.5, 0.5, 0.0]]}]
     first = Task("own", "Own", NAMES, ("CLIP",), Plain(9), [5], alone, [levels])
     write_tasks(folder, [first, task])
+    effect = torch.tensor([[0.5, -0.1, -0.4], [0.01, 0.02, -0.03], [0, 0, 0]])
+    write_effects(folder, effect, torch.tensor([0.45, 0.1, 0]))
     return folder
 
 
@@ -310,6 +316,14 @@ def test_two_numbers_in_a_byte() -> None:
     assert np.stack([packed & 15, packed >> 4], 1).ravel().tolist() == list(range(16))
 
 
+def test_a_histogram_counts_active_pictures_by_strength() -> None:
+    levels = torch.tensor([[0.0, 1.6], [0.0, 0.05], [0.0, 0.0], [0.0, 0.85]])
+    counts, most = histogram(levels)
+    assert most.tolist() == pytest.approx([0, 1.6])
+    assert counts[0].sum() == 0
+    assert counts[1].nonzero()[:, 0].tolist() == [0, 8, 15]  # .05, .85 and 1.6 of 1.6
+
+
 def test_numbers_of_latents_take_the_room_they_need() -> None:
     assert number_type(65_536) == ("uint16", "<u2")
     assert number_type(65_537) == ("uint32", "<u4")
@@ -366,6 +380,49 @@ def test_latents_that_are_off_are_masked_as_everywhere(lens: Lens) -> None:
         assert np.allclose(shares, expected[label, 1, 0])
     with pytest.raises(ValueError, match="none of the pictures is of this class"):
         lens.without(9, [])
+
+
+def test_effects_on_classes_are_those_of_removal_and_random_ones_are_noise(lens: Lens) -> None:
+    clip, head = lens.models["CLIP"]
+    (z,) = lens.tokens(lens.pictures)
+    sae = SAE(clip.d_vit, 64)
+    sae.load_state_dict(lens.sae.state_dict())
+    tokens, references = Tokens.hold(z), torch.arange(128).view(64, 2) % len(z)
+    z_hat = sae.decode(sae.encode(z)).detach().requires_grad_()
+    logits = clip.classify(z_hat, head)
+    (slope,) = torch.autograd.grad((logits[:, 2] - logits.mean(1)).sum(), z_hat)
+    planted = slope.sum((0, 1))
+    sae.W_dec.data[5] = planted / planted.norm() * sae.W_dec[5].norm()
+    references[7] = -1
+    effect, null = class_effects(clip, sae, tokens, references, head)
+    assert effect.sum(1).abs().max() < 1e-4  # above the mean over classes
+    assert effect[5].argmax() == 2
+    assert effect[5, 2] > 2 * null[5]
+    assert effect[7].abs().sum() == null[7] == 0
+    beyond = effect.abs().amax(1) > null
+    assert beyond.sum() - 1 <= 12  # of 62 random rows about three
+    alone = references[:, :1].clone()
+    one, _ = class_effects(clip, sae, tokens, alone, head)
+    for c in range(4):
+        labels, latents = torch.full((8,), c), torch.arange(8)
+        latents[7] = 15
+        removed = removal_effects(clip, sae, z[alone[latents, 0]], labels, head, latents)
+        assert torch.allclose(one[latents, c], removed, atol=1e-4)
+
+
+def test_effects_name_the_classes_that_change_most(tmp_path: Path) -> None:
+    shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
+    folder = write_bundle(tmp_path / "b", Plain(9), shown, table(1))
+    assert not read_shard(folder / "index.js")["effects"]
+    effect = torch.arange(-6.0, 7)[None]
+    write_effects(folder, effect, torch.tensor([0.5]))
+    shard = read_shard(folder / "effects-0.js")
+    assert decoded(shard["classes"], "<i2") == [12, 11, 10, 9, 8, 0, 1, 2, 3, 4]
+    assert decoded(shard["logits"], "<f4") == [6, 5, 4, 3, 2, -6, -5, -4, -3, -2]
+    assert read_shard(folder / "index.js")["effects"]
+    write_tasks(folder, [])  # what rests on them goes with them
+    assert not read_shard(folder / "index.js")["effects"]
+    assert not (folder / "effects-0.js").exists()
 
 
 def picture_with(name: bytes, content: bytes) -> bytes:
@@ -874,9 +931,6 @@ def test_a_picture_shows_what_its_codes_say(host, page):
     assert "in both models' 20 strongest: 1" in chips
     assert "only in CLIP's: 2" in chips
     assert "only in MaPLe's: 0" in chips
-    answers = explorer.locator(".answers")
-    assert "25 %" in answers.inner_text()
-    assert "75 %" in answers.inner_text()
 
 
 def test_a_pinned_latent_stands_beside_the_next_one(host, page):
@@ -927,6 +981,51 @@ def test_a_pinned_latent_stands_beside_the_next_one(host, page):
     sides.nth(1).wait_for(state="detached")
     assert "pin=" not in page.url
     assert not relation.is_visible()
+    assert page.trouble == []
+
+
+def test_a_latent_shows_how_strong_it_is_and_what_it_does_to_classes(host, page):
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
+    view = explorer.locator(".view.latent")
+    strengths, effects = view.locator(".strengths"), view.locator(".effects")
+    assert "Active in 101 of 200 pictures; log counts" in strengths.inner_text()
+    low, high = (bar.bounding_box() for bar in strengths.locator("rect").all())
+    assert low["x"] < high["x"]
+    assert 5 < low["height"] / high["height"] < 12  # 100 and 1, by their logarithms
+    text = strengths.locator("svg").get_attribute("aria-label")
+    assert text.startswith("Pictures by activation, from 0 to 0.5 in 16 equal bins: 100, 0,")
+    assert text.endswith("0, 1")
+    crop = strengths.locator("canvas").first
+    pixel = "c => [...c.getContext('2d').getImageData(70, 10, 1, 1).data].slice(0, 3)"
+    assert max(crop.evaluate(pixel)) < 12  # of picture 7, which is grey 7; its patch is framed
+    assert "Grey: up to 0.45" in effects.inner_text()
+    assert effects.locator(".name").all_inner_texts() == [NAMES[0], NAMES[2]]
+    assert effects.locator(".value").all_inner_texts() == ["+0.50", "−0.40"]
+    up, down = effects.locator("li").all()
+    assert (up.get_attribute("class"), down.get_attribute("class")) == ("", "noise")
+    assert "all is grey" not in effects.inner_text()
+    page.keyboard.press("ArrowRight")
+    effects.get_by_text("here all is grey").wait_for()
+    assert not strengths.inner_text()
+    explorer.get_by_label("latent", exact=True).fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_function("e => !e.innerText", arg=effects.element_handle())
+    assert page.trouble == []
+
+
+def test_a_share_of_few_pictures_is_shown_as_dots(host, page):
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
+    answers = explorer.locator(".answers")
+    assert f"of the pictures of {NAMES[0]} (3)" in answers.inner_text()
+    assert answers.locator(".track").count() == 0
+    cells = answers.locator(".cell")
+    assert cells.locator(".value").all_inner_texts() == ["1 of 3", "2 of 3"] * 2
+    assert [cell.locator("i").count() for cell in cells.all()] == [3] * 4
+    assert [cell.locator("i.hollow").count() for cell in cells.all()] == [2, 1] * 2
+    explorer.get_by_label("class", exact=True).select_option("1")
+    answers.get_by_text(f"of the pictures of {NAMES[1]} (30)").wait_for()
+    assert answers.locator(".dots").count() == 0
+    assert answers.locator(".cell .value").all_inner_texts() == ["25 %", "75 %"] * 2
     assert page.trouble == []
 
 

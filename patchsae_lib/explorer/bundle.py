@@ -37,7 +37,8 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   pictures of the class they count, and `shares`: for each model (on and off, ks, classes) uint8,
   255 times the share of pictures predicted as a class.
 
-`effects-N.js` is described in `effects`, `glimpse.js` and the files with which a page computes are described in `glimpse` and `live`.
+`effects-N.js`, `glimpse.js` and the files with which a page computes are described in `effects`,
+`glimpse` and `live`.
 Reference pictures are renumbered, ordered by class; pictures that no latent shows are left out.
 """
 

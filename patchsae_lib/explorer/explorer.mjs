@@ -546,6 +546,13 @@ const listed = (app) => app.get("marked").split(",").filter((one) => /^\d+$/.tes
 
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
 
+/* A share of n pictures: a bar, or of fewer than ten a dot for each; and in words. */
+function share(value, n, colour) {
+  if (!(n < 10)) return [bar(value, colour), `${Math.round(100 * value)} %`];
+  const k = Math.round(value * n), dots = range(n).map((i) => Object.assign(make("i", { className: i < k ? "" : "hollow" }), { style: `color:var(${colour})` }));
+  return [make("span", { className: "dots", aria: { hidden: true } }, ...dots), `${k} of ${n}`];
+}
+
 const swatch = (said, colour, shape) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`);
 
 /* Marks the button of the latent that is chosen. */
@@ -991,10 +998,10 @@ function latentView(app) {
   };
   const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
     make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star, pin);
-  const sides = make("div", { className: "sides" }), relation = make("p", { className: "relation", hidden: true });
-  const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
+  const sides = make("div", { className: "sides" }), relation = make("p", { className: "relation", hidden: app.get("pinned") < 0 });
+  const classes = make("div", { className: "classes" }), near = make("div", { className: "near" }), strengths = make("div", { className: "strengths" }), effects = make("div", { className: "effects" });
   const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(sides.classList.toggle("with-formulas"))), { aria: { pressed: false } });
-  const inside = [tools, make("div", {}, relation), sides, make("div", { className: "tools line" }, formulas), make("div", { className: "pair" }, classes, near)];
+  const inside = [tools, make("div", {}, relation), sides, make("div", { className: "tools line" }, formulas), strengths, make("div", { className: "pair" }, classes, effects), near];
   element.querySelector("header").after(body, ...inside);
   const TITLES = { highest: "Most active", quantiles: "A quarter, half and three quarters down the list of pictures where it is active", random: "Three of those pictures at random" };
 
@@ -1057,14 +1064,16 @@ function latentView(app) {
     element.querySelector(".truth").hidden = !bundle.index.concepts.length;
     const pinned = app.get("pinned"), two = pinned >= 0 && pinned !== latent;
     const shown = await Promise.all((two ? [latent, pinned] : [latent]).map((each) => side(each, two)));
-    const around = await neighbours(data);
+    const [around, counted, changes] = await Promise.all([neighbours(data), histogram(data), affected(latent)]);
     if (!current()) return;
     body.replaceChildren();
     sides.replaceChildren(...shown);
     sides.classList.toggle("two", two);
     relation.hidden = pinned < 0;
     relation.textContent = two ? "Comparing …" : "This latent is pinned: choose another one to compare.";
-    histogram(data);
+    strengths.replaceChildren(...counted);
+    effects.replaceChildren(...changes);
+    ofClasses(data);
     near.replaceChildren(...around);
     app.say(`Latent ${latent}. ${shown[0].querySelector(".about").textContent}`);
     if (two) relate(latent, pinned);
@@ -1097,7 +1106,44 @@ function latentView(app) {
     if (asked()) relation.textContent = `${said}Of ${plural(n, "patch", "patches")} in ${plural(pictures, "picture")} (${bundle.index.tasks[0].title}) they are active in ${a.toLocaleString("en")} and ${b.toLocaleString("en")}, both at once in ${both.toLocaleString("en")}; by chance ${short(a * b / n)}.`;
   });
 
-  function histogram(data) {
+  /* How strong it is in how many pictures, and the strongest patches at quantiles of the list. */
+  async function histogram({ counts, most: [most], shown }) {
+    const n = counts.reduce((a, b) => a + b, 0), top = Math.max(...counts), all = bundle.index.counted;
+    if (!n) return [];
+    const W = 260, H = 150, L = 34, wide = (W - L - 10) / counts.length, y = (v) => H - 30 - (Math.log10(v) + 0.3) / (Math.log10(top) + 0.3) * (H - 50), x = (i) => L + i * wide;
+    const text = (textContent, attributes) => Object.assign(svg("text", attributes), { textContent });
+    const chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Pictures by activation, from 0 to ${short(most)} in ${counts.length} equal bins: ${counts.join(", ")}` });
+    for (let v = 1; v <= top; v *= 10) chart.append(svg("path", { d: `M${L} ${y(v)}H${W - 10}`, class: "grid" }), text(v, { x: L - 6, y: y(v) + 4, "text-anchor": "end" }));
+    counts.forEach((count, i) => count && chart.append(svg("rect", { x: x(i) + 1, y: y(count), width: wide - 2, height: H - 30 - y(count), class: "column" })));
+    for (const [v, i, anchor] of [[0, 0, "start"], [most / 2, counts.length / 2, "middle"], [most, counts.length, "end"]]) chart.append(text(short(v), { x: x(i), y: H - 14, "text-anchor": anchor }));
+    chart.append(text("activation, mean over a picture's tokens", { x: W - 10, y: H - 1, "text-anchor": "end" }));
+    const samples = [["first", shown.find(({ kind }) => kind === "highest")], ...shown.filter(({ kind }) => kind === "quantiles").map((one, i) => [["¼ down", "½ down", "¾ down"][i], one])];
+    const crops = await Promise.all(samples.filter(([, one]) => one && Math.max(...one.mask) > 0).map(async ([said, one]) => {
+      const canvas = make("canvas", { width: 96, height: 96, role: "img", aria: { label: `${said}: its strongest patch, of ${bundle.className(one.picture) || "a picture"}` } });
+      const { image } = await bundle.reference(one.picture), [rows, columns] = bundle.index.grid, at = one.mask.indexOf(Math.max(...one.mask));
+      const place = [at % columns, Math.floor(at / columns)], from = place.map((v, i) => clamp(v - 1, 0, Math.max(0, [columns, rows][i] - 3))), cell = [image.width / columns, image.height / rows], context = canvas.getContext("2d");
+      context.drawImage(image, from[0] * cell[0], from[1] * cell[1], 3 * cell[0], 3 * cell[1], 0, 0, 96, 96);
+      for (const [strokeStyle, lineWidth] of [["#000", 4], ["#fff", 2]]) { Object.assign(context, { strokeStyle, lineWidth }); context.strokeRect(32 * (place[0] - from[0]) + 1, 32 * (place[1] - from[1]) + 1, 30, 30); }
+      return make("figure", {}, canvas, make("figcaption", { textContent: said }));
+    }));
+    return [make("div", {}, make("p", { className: "strip-title", textContent: `Active in ${n.toLocaleString("en")} of ${plural(all, "picture")}; log counts` }), chart),
+      make("div", {}, make("p", { className: "strip-title", textContent: "The strongest patch of the first reference image, and of pictures down this list" }), make("div", { className: "strip" }, ...crops))];
+  }
+
+  /* The classes that it raises and lowers, beside what a random direction does. */
+  async function affected(latent) {
+    if (!bundle.index.effects) return [];
+    const [classes, logits, [usual]] = await bundle.part("effects", latent, [["classes", "int16"], ["logits", "float32"], ["null", "float32"]]);
+    if (!logits.some((v) => v)) return [];
+    const most = Math.max(...logits.map(Math.abs)), signed = (v) => `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(2)}`;
+    const list = [...logits].map((v, i) => { const noise = Math.abs(v) <= usual, name = bundle.index.classes[classes[i]];
+      return make("li", { className: noise ? "noise" : "" }, make("span", { className: "name", textContent: name, title: name }), bar(Math.abs(v) / most, noise ? "--x-grey" : MODELS[v < 0 ? 1 : 0][0]), make("span", { className: "value", textContent: signed(v) })); });
+    const lists = [["Raised", list.filter((_, i) => logits[i] > 0)], ["Lowered", list.filter((_, i) => logits[i] < 0)]], clear = logits.filter((v) => Math.abs(v) > usual).length;
+    return [make("p", { className: "strip-title", textContent: `What it adds to classes in its strongest pictures: logits above the mean class. Grey: up to ${usual.toFixed(2)}, which one in 20 random directions of its length exceeds${clear ? "" : "; here all is grey"}` }),
+      ...lists.flatMap(([title, items]) => items.length ? [make("p", { className: "strip-title", textContent: title }), make("ul", { className: "bars" }, ...items)] : [])];
+  }
+
+  function ofClasses(data) {
     const rows = data.classes.map((c, i) => [bundle.index.classes[c], data.levels[i]]).filter(([name, level]) => name !== undefined && level > 0);
     if (!rows.length) { classes.replaceChildren(); return; }
     classes.replaceChildren(make("p", { className: "strip-title", textContent: `Classes, by active tokens a picture${rows.length >= 8 ? " (the first 8)" : ""}` }),
@@ -1679,7 +1725,7 @@ function classView(app) {
       chart.append(svg("path", { d: `M${heights.map((v, i) => `${x(i)} ${v}`).join("L")}`, fill: "none", style: `stroke:var(${colour});stroke-width:2.5${model ? ";stroke-dasharray:6 3" : ""}` }));
       heights.forEach((v, i) => chart.append(svg("rect", { x: x(i) - 3, y: v - 3, width: 6, height: 6, rx: model ? 0 : 3, style: `fill:var(${colour})` })));
     });
-    title.textContent = `Given their class, of the pictures of ${task.classes[label]}`;
+    title.textContent = `Given their class, of the pictures of ${task.classes[label]} (${data.n})`;
     lines.replaceChildren(...MODELS.map((look, model) => swatch(task.models[model], ...look)));
     drawn.replaceChildren(chart);
     k.setAttribute("aria-valuetext", plural(ks[at], "latent")); /* and not the place on the scale */
@@ -1691,7 +1737,7 @@ function classView(app) {
     const { task, label } = data, most = (c) => Math.max(...shares.map((of) => of[c]));
     const order = range(task.classes.length).filter((c) => most(c) > 0.001).sort((a, b) => most(b) - most(a)).slice(0, 5);
     return make("ul", { className: "bars two" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === label ? " ✓" : ""}`, title: task.classes[c] }),
-      ...shares.map((of, m) => make("span", { className: "cell" }, bar(of[c], MODELS[m][0]), make("span", { className: "value", textContent: `${Math.round(100 * of[c])} %` }))))));
+      ...shares.map((of, m) => { const [drawing, textContent] = share(of[c], data.n, MODELS[m][0]); return make("span", { className: "cell" }, drawing, make("span", { className: "value", textContent })); }))));
   }
 
   /* With a kernel: switch latents off one by one. */
@@ -1729,7 +1775,7 @@ function classView(app) {
     if (!current()) return;
     body.replaceChildren();
     select.replaceChildren(...task.classes.map((textContent, value) => make("option", { value, textContent, selected: value === label })));
-    data = { task, label, ks: file.ks, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
+    data = { task, label, ks: file.ks, n: file.n, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
     const counts = GROUPS.map((_, g) => data.groups.reduce((n, each) => n + (each === g), 0));
     plot.set([...data.latents].map((latent, i) => ({ latent, x: data.levels[0][i], y: data.levels[1][i], colour: GROUPS[data.groups[i]][1], shape: GROUPS[data.groups[i]][2], size: data.groups[i] > 1 ? 5 : 2.6, front: data.groups[i] > 1 })));
     heading.textContent = `${task.title}: ${task.classes[label]}. A latent on the dotted line is in as many tokens of a picture after adaptation as before.`;
