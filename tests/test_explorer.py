@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -41,6 +42,7 @@ from patchsae_lib.explorer.effects import class_effects, write_effects
 from patchsae_lib.explorer.examples import histogram, nearest
 from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
 from patchsae_lib.explorer.studies import write_latents
+from patchsae_lib.explorer.synonyms import WRITTEN, synonyms
 from patchsae_lib.explorer.widget import EXPLORER
 from patchsae_lib.interop import load_clip
 from patchsae_lib.latents import scan_tokens
@@ -50,6 +52,8 @@ from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.splits import Split
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
+from patchsae_lib.world.objects import GROUPS
+from patchsae_lib.world.truth import CONCEPTS, spoken
 
 NAMES = ("<script>alert(1)</script>", '"quoted" & <b>bold</b>', "🦉" * 200)
 
@@ -324,6 +328,17 @@ def test_a_histogram_counts_active_pictures_by_strength() -> None:
     assert counts[1].nonzero()[:, 0].tolist() == [0, 8, 15]  # .05, .85 and 1.6 of 1.6
 
 
+def test_synonyms_lead_to_names_of_the_world() -> None:
+    table, names = synonyms(CONCEPTS), {name for _, name in CONCEPTS}
+    assert {name for meant in table.values() for name in meant} <= names
+    assert "owl" in table["bird"]
+    assert [set(table[group]) for group in GROUPS] == [set(x) for x in GROUPS.values()]
+    assert all(set(WRITTEN[word]) <= names for word in WRITTEN)  # none is misspelt
+    assert not set(WRITTEN) & {name for kind, name in CONCEPTS if kind != "group"}
+    assert synonyms([("class", "owl")]).keys() == {"bird", "animal"}
+    assert synonyms([]) == {}
+
+
 def test_numbers_of_latents_take_the_room_they_need() -> None:
     assert number_type(65_536) == ("uint16", "<u2")
     assert number_type(65_537) == ("uint32", "<u4")
@@ -513,6 +528,18 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
 
 
 # --- in a browser
+
+
+def accessible(page) -> None:
+    """Check that axe finds nothing serious, in the light and in the dark."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    only = {"runOnly": {"type": "tag", "values": tags}}
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        result = Axe().run(page, context=".patchsae-explorer", options=only).response
+        serious = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
+        assert [(theme, v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
+
 
 SPOT = """number => {
     const plot = document.querySelectorAll('.js-plotly-plot')[number];
@@ -757,7 +784,7 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     assert chosen(page) == "Latent 5"
     view.get_by_label("on or off").select_option("1")
     answers.get_by_text("With 1 latent off they are taken for").wait_for()
-    assert re.search(r"\d+ %", answers.inner_text())
+    assert re.search(r"\d of 9", answers.inner_text())
     points = view.locator(".plot canvas").get_attribute("aria-label")
     assert re.match(r"Latents of the class before and after adaptation: \d+ points? by", points)
     names = view.get_by_label("class", exact=True).locator("option").all_inner_texts()
@@ -793,7 +820,109 @@ def test_a_guess_is_judged_and_counted(build, page):
     assert page.trouble == []
 
 
-@pytest.mark.parametrize("where", ["explorer.html#latent=5&task=land&patch=30", "tour"])
+MEANINGS = (
+    ("class", "owl"), ("class", "fish"), ("colour", "red"), ("sign", "sign"), ("group", "bird"),
+    ("class part", "stem of a mushroom"), ("background", "sea"), ("", ""),
+)  # fmt: skip
+
+
+@pytest.fixture
+def named(tmp_path: Path, build: Path) -> Path:
+    """A page about latents that are named by `MEANINGS`, the last one by nothing."""
+    d = len(MEANINGS)
+    images, absent = torch.arange(5).repeat(d, 1), torch.tensor([5, 6, 7]).repeat(d, 1)
+    masks = torch.ones(d, 5, 2, 2)
+    shown = latents_of(images, masks, absent=absent)
+    shown.examples.update(highest=images[:, :3], random=images[:, 3:])
+    kinds, names = zip(*MEANINGS, strict=True)
+    columns = pd.DataFrame({"frequency": 0.5, "mean": 1.0, "kind": kinds, "concept": names})
+    columns["name"] = [spoken(c) if c[0] else "no name" for c in MEANINGS]
+    columns["iou"], columns["top_class"] = np.linspace(0.8, 0.1, d), "redstart"
+    folder = write_bundle(tmp_path / "b", Plain(9), shown, columns)
+    index = read_shard(folder / "index.js")
+    index |= {"concepts": CONCEPTS, "synonyms": synonyms(CONCEPTS)}
+    (folder / "index.js").write_text(f"patchsaeShard({json.dumps(index)});")
+    return put(folder, build, [{"linked": True, "views": ["map", "latent", "guess"]}])
+
+
+def test_a_search_knows_synonyms_and_says_why_it_found_a_latent(named, page):
+    view = opened(page, named.as_uri()).locator(".view.map")
+    search, found = view.get_by_role("searchbox"), view.locator(".found")
+
+    def hits(text: str) -> list[list[str]]:
+        search.fill(text)
+        found.get_by_text(f"for “{text}”").wait_for()
+        return [x.split("\n") for x in found.locator("figcaption").all_inner_texts()]
+
+    assert [(x[0], x[-1]) for x in hits("bird")] == [
+        ("4: group bird", "name"), ("0: owl", "group: bird → owl"),
+    ]  # fmt: skip
+    assert hits("birds")[0][-1] == "group: bird → owl"
+    assert [x[-1] for x in hits("crimson")] == ["synonym: crimson → red"]
+    assert [x[-1] for x in hits("writing")] == ["synonym: writing → sign"]
+    by_red = hits("red")  # first the name, then what it is strongest on
+    assert by_red[0][0] == "2: colour red"
+    assert [x[-1] for x in by_red] == ["name"] + ["strongest on redstart"] * 7
+    assert [x[-1] for x in hits("crimson redstart")] == [
+        "synonym: crimson → red, strongest on redstart"
+    ]
+    assert hits("<b>crimson") == []
+    caption = found.locator("figcaption").first
+    hits("bird")
+    assert caption.evaluate("e => e.scrollWidth <= e.clientWidth")  # nothing is cut
+    assert page.trouble == []
+    accessible(page)
+
+
+def test_a_game_with_levels_offers_names_of_the_right_kinds(named, page):
+    view = opened(page, named.as_uri()).locator(".view.guess")
+    level = view.get_by_label("guess", exact=True)
+    times = Counter(spoken(c) for c in CONCEPTS)  # "lamp" is a class and a part
+    kind_of = {spoken(c): c[0] for c in CONCEPTS if times[spoken(c)] == 1}
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+
+    def words(text: str) -> set[str]:
+        return set(text.split()) - {"of", "in", "a", "an", "colour", "group", "background"}
+
+    for name, rounds in (("easy", 8), ("medium", 8), ("hard", 6)):
+        level.select_option(name)
+        assert "is right one time in four" in view.locator("p").first.inner_text()
+        right = 0
+        for n in range(1, rounds + 1):
+            view.locator(".tools.line button").click()
+            view.get_by_text("Which one?").wait_for()
+            options = view.locator(".guesses button")
+            texts = options.all_inner_texts()
+            assert len(set(texts)) == 4
+            options.nth(1).focus()
+            page.keyboard.press("Enter")
+            verdict = view.locator(".about").inner_text()
+            answer = verdict.split(" ", 5)[-1].partition(", IoU")[0]
+            assert spoken(MEANINGS[int(verdict.split()[4])]) == answer
+            assert answer in texts
+            assert verdict.startswith("Right") == (answer == texts[1])
+            right += answer == texts[1]
+            assert f"{right} of {n} right; guessing blindly" in view.inner_text()
+            kinds = [kind_of[text] for text in texts if text in kind_of]
+            assert len(set(kinds)) == (len(kinds) if name == "easy" else 1)
+            assert sum(len(words(x)) for x in texts) == len(set.union(*map(words, texts)))
+            groups = [{group_of[w] for w in words(x) if w in group_of} for x in texts]
+            if name == "hard":
+                assert len(set.union(*groups)) == 1
+            elif "group bird" in texts:
+                assert {"bird"} not in groups
+    level.select_option("picture")  # a score of its own
+    assert "right; guessing" not in view.inner_text()
+    assert view.locator(".guesses button").count() == 0
+    level.select_option("hard")
+    assert "of 6 right; guessing blindly gives 1.5" in view.inner_text()
+    view.get_by_role("button", name="start").click()
+    view.get_by_text("Which one?").wait_for()
+    assert page.trouble == []
+    accessible(page)
+
+
+@pytest.mark.parametrize("where", ["explorer.html#latent=5&pin=9&task=land&patch=30", "tour"])
 def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
     if where == "tour":
         page.goto(f"file://{build}/html/notebooks/6_explorer.html")
@@ -804,13 +933,7 @@ def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
         explorer = opened(page, f"file://{build}/html/{where}")
         explorer.get_by_role("button", name="start").click()
         explorer.get_by_text("Which one?").wait_for()
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-    only = {"runOnly": {"type": "tag", "values": tags}}
-    for theme in ("light", "dark"):
-        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-        result = Axe().run(page, context=".patchsae-explorer", options=only).response
-        serious = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
-        assert [(theme, v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
+    accessible(page)
 
 
 def test_a_finger_is_enough_on_a_narrow_screen(build, browser):

@@ -842,7 +842,7 @@ function mapView(app) {
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
   const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
   const [galleries, gallery] = choice("gallery", [["", "of a kind"], [LIST, "your list"]], app.careful(() => ofKind(gallery.value)));
-  const search = make("input", { type: "search", placeholder: "a number or a name: 12, wheel, colour red, no name", aria: { label: "search latents by number or name" } });
+  const search = make("input", { type: "search", placeholder: "a number or a word: 12, wheel, bird, writing, no name", aria: { label: "search latents by number or name" } });
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
     if (event.key !== "Enter") return;
@@ -876,6 +876,16 @@ function mapView(app) {
 
   const byIou = (a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1);
 
+  /* Why a word finds a latent, and how good a reason that is: [0 to 2, in words]; or undefined. */
+  function match(latent, word) {
+    const { synonyms } = bundle.index, said = `${bundle.named(latent)} ${bundle.concept(latent)}`.toLowerCase();
+    if (said.includes(word)) return [0, "name"];
+    const key = synonyms[word] ? word : word.replace(/s$/, ""), meant = synonyms[key]?.find((name) => said.split(/\W+/).includes(name));
+    if (meant) return [1, `${bundle.concepts.has(`group ${key}`) ? "group" : "synonym"}: ${key} → ${meant}`];
+    const top = bundle.of(latent, "top_class") ?? "";
+    return top.toLowerCase().includes(word) ? [2, `strongest on ${top}`] : undefined;
+  }
+
   async function look(text) {
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
@@ -883,10 +893,10 @@ function mapView(app) {
     if (!words.length) app.some = null;
     else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
     else {
-      const fits = (latent) => { const said = `${bundle.named(latent)} ${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
-      const latents = range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0 && fits(latent));
-      latents.sort(byIou);
-      app.some = { latents, why: `for “${text}”` };
+      const fits = new Map(range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0).map((latent) => [latent, words.map((word) => match(latent, word))]).filter(([, found]) => found.every(Boolean)));
+      const rank = (latent) => Math.max(...fits.get(latent).map(([order]) => order));
+      const latents = [...fits.keys()].sort((a, b) => rank(a) - rank(b) || byIou(a, b));
+      app.some = { latents, why: `for “${text}”`, because: (latent) => [...new Set(fits.get(latent).map(([, said]) => said))].join(", ") };
     }
     update();
     list();
@@ -894,16 +904,16 @@ function mapView(app) {
 
   const list = careful(body, async (current) => {
     if (!app.some) { found.replaceChildren(); return; }
-    const { latents, why } = app.some, first = latents.slice(0, TILES);
+    const { latents, why, because } = app.some, first = latents.slice(0, TILES);
     const pictures = await Promise.all(first.map((latent) => bundle.first(latent)));
     const items = await Promise.all(first.map((latent, i) => {
       const name = bundle.named(latent), top = bundle.of(latent, "top_class"), iou = bundle.of(latent, "iou");
-      const below = [`${latent}: ${name && name !== "no name" ? name : top ? `no name, strongest on ${top}` : "no name"}`, iou !== undefined && `IoU ${iou.toFixed(2)}`].filter(Boolean);
+      const below = [`${latent}: ${name && name !== "no name" ? name : top ? `no name, strongest on ${top}` : "no name"}`, iou !== undefined && `IoU ${iou.toFixed(2)}`, because?.(latent)].filter(Boolean);
       return tile(app, latent, pictures[i], `latent ${below.join(", ")}`, below);
     }));
     if (!current()) return;
     const clear = button("clear", () => { app.some = null; search.value = gallery.value = ""; update(); list(); search.focus(); });
-    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : " by IoU"}` : "";
+    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : because ? ", names before synonyms, by IoU" : " by IoU"}` : "";
     found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("div", { className: "strip" }, ...items));
     app.say(`${plural(latents.length, "latent")} ${why}.`);
   });
@@ -1110,13 +1120,13 @@ function latentView(app) {
   async function histogram({ counts, most: [most], shown }) {
     const n = counts.reduce((a, b) => a + b, 0), top = Math.max(...counts), all = bundle.index.counted;
     if (!n) return [];
-    const W = 260, H = 150, L = 34, wide = (W - L - 10) / counts.length, y = (v) => H - 30 - (Math.log10(v) + 0.3) / (Math.log10(top) + 0.3) * (H - 50), x = (i) => L + i * wide;
+    const W = 260, H = 154, L = 34, wide = (W - L - 10) / counts.length, y = (v) => H - 34 - (Math.log10(v) + 0.3) / (Math.log10(top) + 0.3) * (H - 54), x = (i) => L + i * wide;
     const text = (textContent, attributes) => Object.assign(svg("text", attributes), { textContent });
     const chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Pictures by activation, from 0 to ${short(most)} in ${counts.length} equal bins: ${counts.join(", ")}` });
     for (let v = 1; v <= top; v *= 10) chart.append(svg("path", { d: `M${L} ${y(v)}H${W - 10}`, class: "grid" }), text(v, { x: L - 6, y: y(v) + 4, "text-anchor": "end" }));
-    counts.forEach((count, i) => count && chart.append(svg("rect", { x: x(i) + 1, y: y(count), width: wide - 2, height: H - 30 - y(count), class: "column" })));
-    for (const [v, i, anchor] of [[0, 0, "start"], [most / 2, counts.length / 2, "middle"], [most, counts.length, "end"]]) chart.append(text(short(v), { x: x(i), y: H - 14, "text-anchor": anchor }));
-    chart.append(text("activation, mean over a picture's tokens", { x: W - 10, y: H - 1, "text-anchor": "end" }));
+    counts.forEach((count, i) => count && chart.append(svg("rect", { x: x(i) + 1, y: y(count), width: wide - 2, height: H - 34 - y(count), class: "column" })));
+    for (const [v, i, anchor] of [[0, 0, "start"], [most / 2, counts.length / 2, "middle"], [most, counts.length, "end"]]) chart.append(text(short(v), { x: x(i), y: H - 19, "text-anchor": anchor }));
+    chart.append(text("activation, mean over a picture's tokens", { x: W - 10, y: H - 3, "text-anchor": "end" }));
     const samples = [["first", shown.find(({ kind }) => kind === "highest")], ...shown.filter(({ kind }) => kind === "quantiles").map((one, i) => [["¼ down", "½ down", "¾ down"][i], one])];
     const crops = await Promise.all(samples.filter(([, one]) => one && Math.max(...one.mask) > 0).map(async ([said, one]) => {
       const canvas = make("canvas", { width: 96, height: 96, role: "img", aria: { label: `${said}: its strongest patch, of ${bundle.className(one.picture) || "a picture"}` } });
@@ -1790,67 +1800,105 @@ function classView(app) {
 
 /* --- a guess ----------------------------------------------------------------------------------- */
 
+/* What is guessed, and among what: another picture, or the name among others. */
+const LEVELS = [["picture", "another picture"], ["easy", "its name, easy: of different kinds"], ["medium", "its name, medium: of one kind"], ["hard", "its name, hard: of one group of classes"]];
+const ASKED = ["Of the four below them exactly one activates it too; one of the others is of the same class, if there is one.", "One of the four names below them is its own."];
+
+const shuffled = (some) => some.map((one) => [Math.random(), one]).sort((a, b) => a[0] - b[0]).map(([, one]) => one);
+
+const spoken = ([kind, name]) => ["class", "part", "sign"].includes(kind) || kind.includes(" ") ? name : `${kind} ${name}`;
+
+/* Three concepts, [kind, name], to take for that of a latent; fewer if there are not enough. No two
+   of the four share a word or are a group and one of its classes: nothing but the pictures tells. */
+function distractors(bundle, latent, level) {
+  const { concepts, synonyms } = bundle.index, own = [bundle.of(latent, "kind"), bundle.of(latent, "concept")];
+  const groups = concepts.filter(([kind]) => kind === "group").map(([, group]) => [group, ...synonyms[group] ?? []]);
+  const words = ([, name]) => name.split(" ").filter((word) => !["of", "in", "a", "an"].includes(word));
+  const groupOf = (concept) => groups.find((group) => words(concept).some((word) => group.includes(word)))?.[0];
+  const far = (a, b) => !words(a).some((word) => words(b).includes(word)) && !(groupOf(a) && groupOf(a) === groupOf(b) && [a, b].some(([kind]) => kind === "group"));
+  const chosen = [own], fits = {
+    easy: ([kind]) => !kind.includes(" ") && chosen.every(([other]) => other !== kind),
+    medium: ([kind]) => kind === own[0],
+    hard: (concept) => concept[0] === own[0] && groupOf(concept) && groupOf(concept) === groupOf(own),
+  };
+  for (const concept of shuffled(concepts)) if (chosen.length < 4 && fits[level](concept) && chosen.every((other) => far(concept, other))) chosen.push(concept);
+  return chosen.slice(1);
+}
+
 function guessView(app) {
   const { bundle } = app;
+  const [levels, level] = choice("guess", bundle.index.concepts.length ? LEVELS : LEVELS.slice(0, 1), () => { clear(); count(); });
   const { element, body } = section(app, "guess", "Guess: does a latent mean what you think?");
-  const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
+  const intro = make("p");
   const known = make("div", { className: "strip" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about" });
-  const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
+  const scores = Object.fromEntries(LEVELS.map(([name]) => [name, { right: 0, of: 0 }])), tally = make("p", { className: "legend" });
   const again = button("start", () => next());
-  element.querySelector("header").after(body, intro, known, row, said, make("div", { className: "tools line" }, again, tally));
+  element.querySelector("header").after(body, intro, make("div", { className: "tools line" }, levels, again, tally), known, row, said);
 
+  function clear() {
+    for (const part of [body, known, row, said]) part.replaceChildren();
+    again.textContent = "start";
+  }
   function count() {
-    tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(score.of / 4)}.` : "";
+    const { right, of } = scores[level.value];
+    intro.textContent = `Three pictures that activate a latent, with where. ${ASKED[level.value === "picture" ? 0 : 1]} Whoever guesses blindly is right one time in four.`;
+    tally.textContent = of ? `${right} of ${of} right; guessing blindly gives ${short(of / 4)}.` : "";
+  }
+  count();
+
+  const drawn = async (label, { picture, mask }) => {
+    const canvas = make("canvas", label ? { role: "img", aria: { label } } : { aria: { hidden: "true" } });
+    paint(canvas, await bundle.reference(picture), bundle, { mask });
+    return canvas;
+  };
+
+  /* What can be chosen, the right one first, and what is shown of it after the guess. */
+  async function choices(latent, data) {
+    if (level.value !== "picture") return [[bundle.of(latent, "kind"), bundle.of(latent, "concept")], ...distractors(bundle, latent, level.value)].map(spoken).map((textContent) => ({ element: button(textContent, null), after: () => undefined }));
+    const top = data.shown.filter((one) => one.kind === "highest").slice(0, 3).map((one) => one.picture), rest = data.shown.filter((one) => one.kind === "random" && !top.includes(one.picture));
+    const [answer] = shuffled(rest), others = data.absent.filter((picture) => picture >= 0).map((picture) => ({ picture }));
+    return Promise.all((answer ? [answer, ...others] : []).map(async (one) => {
+      const element = make("button", { type: "button", className: "shown picture" }, await drawn("", { picture: one.picture }));
+      return { element, after: async () => { if (one === answer) element.replaceChildren(await drawn("", answer)); } };
+    }));
   }
 
   const next = careful(body, async (current) => {
-    const active = await bundle.column("frequency");
-    let latent, data;
-    for (let tries = 0; tries < 100; tries++) {
-      latent = Math.floor(Math.random() * active.length);
-      if (!(active[latent] > 0)) continue;
-      data = await bundle.latent(latent);
-      const highest = data.shown.filter((one) => one.kind === "highest"), rest = data.shown.filter((one) => one.kind === "random" && !highest.slice(0, 3).some((h) => h.picture === one.picture));
-      if (highest.length >= 3 && rest.length && data.absent.every((picture) => picture >= 0)) {
-        const answer = rest[Math.floor(Math.random() * rest.length)];
-        const options = [answer.picture, ...data.absent].map((picture) => [Math.random(), picture]).sort((a, b) => a[0] - b[0]).map(([, picture]) => picture);
-        const shown = await Promise.all(highest.slice(0, 3).map(async ({ picture, mask }) => {
-          const canvas = make("canvas", { role: "img", aria: { label: `activates it: ${bundle.className(picture)}` } });
-          paint(canvas, await bundle.reference(picture), bundle, { mask });
-          return make("figure", {}, canvas);
-        }));
-        const choices = await Promise.all(options.map(async (picture, i) => {
-          const canvas = make("canvas", { aria: { hidden: "true" } }), place = await bundle.reference(picture);
-          paint(canvas, place, bundle);
-          const one = make("button", { type: "button", className: "shown picture", aria: { label: `picture ${i + 1}` } }, canvas), note = make("figcaption");
-          one.onclick = () => {
-            if (row.classList.contains("done")) return;
-            row.classList.add("done");
-            const right = picture === answer.picture;
-            score.of++;
-            score.right += right;
-            paint(choices[options.indexOf(answer.picture)].querySelector("canvas"), answer.place, bundle, { mask: answer.mask });
-            choices.forEach((figure, j) => { figure.querySelector("figcaption").textContent = options[j] === answer.picture ? "✓ active here" : j === i ? "✗ not active" : ""; });
-            said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.named(latent)}.`);
-            count();
-            app.say(said.textContent);
-          };
-          if (picture === answer.picture) answer.place = place;
-          return make("figure", {}, one, note);
-        }));
-        if (!current()) return;
-        await Promise.all(["concept", "kind"].map((name) => bundle.column(name)));
-        body.replaceChildren();
-        row.classList.remove("done");
-        known.replaceChildren(...shown);
-        row.replaceChildren(...choices);
-        said.textContent = "Which one?";
-        again.textContent = "another latent";
-        count();
-        return;
-      }
+    const [active] = await Promise.all(["frequency", "concept", "kind", "iou"].map((name) => bundle.column(name))), kind = level.value;
+    let tries = 0;
+    for (const latent of shuffled(range(bundle.index.latents).filter((each) => active[each] > 0))) {
+      if (kind !== "picture" && !(bundle.concept(latent) && distractors(bundle, latent, kind).length === 3)) continue;
+      if (tries++ > 100) break;
+      const data = await bundle.latent(latent), top = data.shown.filter((one) => one.kind === "highest").slice(0, 3), options = top.length < 3 ? [] : await choices(latent, data);
+      if (options.length < 4) continue;
+      const shown = await Promise.all(top.map(async (one) => make("figure", {}, await drawn(`activates it: ${bundle.className(one.picture)}`, one))));
+      if (!current()) return;
+      const [answer] = options, name = [bundle.named(latent), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ");
+      known.replaceChildren(...shown);
+      row.classList.remove("done");
+      row.classList.toggle("names", kind !== "picture");
+      row.replaceChildren(...shuffled(options).map((option, i) => {
+        const { element: one } = option, note = make("figcaption");
+        if (kind === "picture") one.setAttribute("aria-label", `picture ${i + 1}`);
+        option.tell = (chosen) => { note.textContent = option === answer ? (kind === "picture" ? "✓ active here" : "✓ its name") : option === chosen ? "✗ not" : ""; option.after(); };
+        one.onclick = () => {
+          if (row.classList.contains("done")) return;
+          row.classList.add("done");
+          scores[kind].of++;
+          scores[kind].right += option === answer;
+          options.forEach((each) => each.tell(option));
+          said.replaceChildren(`${option === answer ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${name}.`);
+          count();
+          app.say(said.textContent);
+        };
+        return make("figure", {}, one, note);
+      }));
+      body.replaceChildren();
+      said.textContent = "Which one?";
+      again.textContent = "another latent";
+      return;
     }
-    throw new Error("there are too few pictures for a guess");
+    throw new Error(kind === "picture" ? "there are too few pictures for a guess" : "no latent has such a name");
   });
   return { element, update: () => undefined }; /* it loads nothing before somebody plays */
 }
