@@ -1103,6 +1103,10 @@ def test_a_pinned_latent_stands_beside_the_next_one(host, page):
     sides.nth(1).get_by_role("button", name="unpin").click()
     sides.nth(1).wait_for(state="detached")
     assert "pin=" not in page.url
+    page.keyboard.press("p")
+    page.wait_for_function("location.hash.includes('pin=1')")
+    page.keyboard.press("p")
+    page.wait_for_function("!location.hash.includes('pin=')")
     assert not relation.is_visible()
     assert page.trouble == []
 

@@ -55,8 +55,8 @@ def class_effects(
     total -= total.mean(2, keepdim=True)
     effect, *null = total / (references >= 0).sum(1).clamp_min(1)[:, None]
     size, most = null[0].square().mean(1).sqrt(), null[1].abs().amax(1)
-    there = size > 0
-    factor = (most[there] / size[there]).quantile(LEVEL) if there.any() else 0.0
+    active = size > 0
+    factor = (most[active] / size[active]).quantile(LEVEL) if active.any() else 0.0
     return effect, factor * size
 
 

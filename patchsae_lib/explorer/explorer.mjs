@@ -419,7 +419,7 @@ function drawing(element, words) {
     if (node.nodeType !== Node.ELEMENT_NODE || node.matches(skipped)) return;
     const place = node.getBoundingClientRect();
     if (!place.width || !place.height) return;
-    if (node.matches("canvas, svg, .bar, .scale, .swatch i")) bottom = Math.max(bottom, place.bottom - box.top);
+    if (node.matches("canvas, svg, .bar, .scale, .swatch i, .dots i")) bottom = Math.max(bottom, place.bottom - box.top);
     if (node instanceof HTMLCanvasElement) {
       out.append(svg("image", { ...at(place), width: place.width, height: place.height, href: node.toDataURL("image/png") }));
       return;
@@ -441,9 +441,9 @@ function drawing(element, words) {
       const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#333", "#fff"] : SCALE;
       out.append(svg("linearGradient", { id }, ...colours.map((colour, i) => svg("stop", { offset: i / (colours.length - 1), "stop-color": colour }))),
         svg("rect", { ...at(place), width: place.width, height: place.height, fill: `url(#${id})` }));
-    } else if (node.matches(".bar, .swatch i")) {
-      const round = node.matches(".circle") ? place.width / 2 : 0, { x, y } = at(place);
-      out.append(svg("rect", { x, y, width: place.width, height: place.height, rx: round, fill, ...(node.matches(".diamond") && { transform: `rotate(45 ${x + place.width / 2} ${y + place.height / 2}) scale(1)` }) }));
+    } else if (node.matches(".bar, .swatch i, .dots i")) {
+      const round = node.matches(".circle, .dots i") ? place.width / 2 : 0, { x, y } = at(place);
+      out.append(svg("rect", { x, y, width: place.width, height: place.height, rx: round, fill, ...(node.matches(".dots i") && { stroke: style.color }), ...(node.matches(".diamond") && { transform: `rotate(45 ${x + place.width / 2} ${y + place.height / 2}) scale(1)` }) }));
     }
     node.childNodes.forEach(visit);
   };
@@ -999,7 +999,7 @@ function latentView(app) {
     const all = listed(app), latent = app.get("latent");
     app.set({ marked: (all.includes(latent) ? all.filter((one) => one !== latent) : [...all, latent]).join(",") });
   }, { title: "put this latent on your list, or take it off; the address holds the list" });
-  const pin = button("pin", () => app.set({ pinned: app.get("pinned") === app.get("latent") ? -1 : app.get("latent") }), { title: "keep this latent beside the next one, to compare them" });
+  const pin = button("pin", () => app.pin(), { title: "keep this latent beside the next one, to compare them" });
   const starred = () => {
     const on = listed(app).includes(app.get("latent"));
     star.textContent = on ? "★ list" : "☆ list";
@@ -1880,7 +1880,7 @@ function guessView(app) {
       row.replaceChildren(...shuffled(options).map((option, i) => {
         const { element: one } = option, note = make("figcaption");
         if (kind === "picture") one.setAttribute("aria-label", `picture ${i + 1}`);
-        option.tell = (chosen) => { note.textContent = option === answer ? (kind === "picture" ? "✓ active here" : "✓ its name") : option === chosen ? "✗ not" : ""; option.after(); };
+        option.tell = (chosen) => { note.textContent = option === answer ? (kind === "picture" ? "✓ active here" : "✓ its name") : option === chosen ? (kind === "picture" ? "✗ not active" : "✗ not its name") : ""; option.after(); };
         one.onclick = () => {
           if (row.classList.contains("done")) return;
           row.classList.add("done");
@@ -1981,7 +1981,7 @@ function follow(el, pointed, clicked) {
 
 /* --- the whole --------------------------------------------------------------------------------- */
 
-const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the picture before, the next one"], ["shift + arrows", "on a picture: from patch to patch"], ["m", "masks on or off"], ["c", "models side by side or one at a time"], ["/", "search"], ["?", "this list"]];
+const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the picture before, the next one"], ["shift + arrows", "on a picture: from patch to patch"], ["m", "masks on or off"], ["c", "models side by side or one at a time"], ["p", "pin the latent, to compare it with another, or unpin it"], ["/", "search"], ["?", "this list"]];
 
 /* The part of an address that names a state, and back. */
 function spell(state) {
@@ -2032,6 +2032,7 @@ function render({ model, el }) {
       stepped = performance.now();
       app.set({ latent });
     })),
+    pin: () => app.set({ pinned: app.get("pinned") === app.get("latent") ? -1 : app.get("latent") }),
     taskNumber: () => bundle.taskNumber(app.get("task")),
     task: () => bundle.index.tasks[app.taskNumber()],
     say: (text) => { line.textContent = text; },
@@ -2154,6 +2155,7 @@ function render({ model, el }) {
       app.set({ image: clamp(Math.min(app.get("image"), count - 1) + turn, 0, count - 1), patch: -1 });
     } else if (key === "m") app.set({ masks: !app.get("masks") });
     else if (key === "c") app.set({ compare: !app.get("compare") });
+    else if (key === "p") app.pin();
     else if (key === "/" && app.search) app.search();
     else if (key === "?") help.showModal();
     else return;

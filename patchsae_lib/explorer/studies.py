@@ -71,13 +71,18 @@ def write_study(
         tasks.append(task)
         lenses[task.name] = lens
     write_tasks(study.folder / "explorer", tasks)
-    references = study.table.top_images[:, :N_REMOVED]
-    split = study.train
-    found = class_effects(split.clip, study.sae, split.tokens, references, split.head)
-    write_effects(study.folder / "explorer", *found)
     write_glimpse(study.folder / "explorer", tasks[0], lenses[tasks[0].name])
     write_live(study.folder / "explorer", study.sae, tasks, lenses)
     return tasks, lenses
+
+
+def write_class_effects(study: Study) -> tuple[Tensor, Tensor]:
+    """Put into the bundle of a study what `class_effects` measures on the latents' reference
+    images, and return it; `write_tasks` removes it."""
+    split, references = study.train, study.table.top_images[:, :N_REMOVED]
+    found = class_effects(split.clip, study.sae, split.tokens, references, split.head)
+    write_effects(study.folder / "explorer", *found)
+    return found
 
 
 def _trained_on(study: Study) -> tuple[Task, Lens]:
