@@ -507,6 +507,7 @@ def test_the_kernel_looks_at_pictures(bundle: Path, lens: Lens, tmp_path: Path) 
     assert len(sent[1]["pictures"]) == 1
     explorer._answer(explorer, {"task": "own", "label": 1, "without": [3], "number": 2}, [])
     assert sum(sent[2]["shares"][0]) == pytest.approx(1)
+    assert sent[2]["n"] == 2
     message = {"task": "no", "picture": "a", "number": 3}
     explorer._answer(explorer, message, [memoryview(b"x")])
     assert sent[3]["error"] == "no model for the task 'no': own"
@@ -1340,7 +1341,7 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     switch = explorer.locator(".without")
     switch.get_by_role("checkbox").first.uncheck()
     switch.get_by_text("With 1 latent off they are taken for").wait_for()
-    assert "%" in switch.inner_text()
+    assert "1 of 1" in switch.inner_text()  # of the kernel's pictures, not the bundle's
     assert [t for t in page.trouble if "explorer" in t] == []
 
 

@@ -547,7 +547,7 @@ const listed = (app) => app.get("marked").split(",").filter((one) => /^\d+$/.tes
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
 
 /* A share of n pictures: a bar, or of fewer than ten a dot for each; and in words. */
-function share(value, n, colour) {
+function portion(value, n, colour) {
   if (!(n < 10)) return [bar(value, colour), `${Math.round(100 * value)} %`];
   const k = Math.round(value * n), dots = range(n).map((i) => Object.assign(make("i", { className: i < k ? "" : "hollow" }), { style: `color:var(${colour})` }));
   return [make("span", { className: "dots", aria: { hidden: true } }, ...dots), `${k} of ${n}`];
@@ -1739,15 +1739,15 @@ function classView(app) {
     lines.replaceChildren(...MODELS.map((look, model) => swatch(task.models[model], ...look)));
     drawn.replaceChildren(chart);
     k.setAttribute("aria-valuetext", plural(ks[at], "latent")); /* and not the place on the scale */
-    given.replaceChildren(make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }), taken(MODELS.map((_, model) => range(n).map((c) => share(model, at, c)))));
+    given.replaceChildren(make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }), taken(MODELS.map((_, model) => range(n).map((c) => share(model, at, c))), data.n));
   }
 
   /* What pictures are taken for: the answers given most by either model. */
-  function taken(shares) {
+  function taken(shares, n) {
     const { task, label } = data, most = (c) => Math.max(...shares.map((of) => of[c]));
     const order = range(task.classes.length).filter((c) => most(c) > 0.001).sort((a, b) => most(b) - most(a)).slice(0, 5);
     return make("ul", { className: "bars two" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === label ? " ✓" : ""}`, title: task.classes[c] }),
-      ...shares.map((of, m) => { const [drawing, textContent] = share(of[c], data.n, MODELS[m][0]); return make("span", { className: "cell" }, drawing, make("span", { className: "value", textContent })); }))));
+      ...shares.map((of, m) => { const [drawing, textContent] = portion(of[c], n, MODELS[m][0]); return make("span", { className: "cell" }, drawing, make("span", { className: "value", textContent })); }))));
   }
 
   /* With a kernel: switch latents off one by one. */
@@ -1759,14 +1759,14 @@ function classView(app) {
       make("input", { type: "checkbox", value: latent, checked: !off.has(latent), onchange: (event) => ask(latent, !event.target.checked) }), ` ${latent} ${bundle.named(latent)}`)));
     without.replaceChildren(make("p", { className: "strip-title", textContent: "Switch latents off, and ask the kernel" }), make("ul", { className: "switches" }, ...boxes),
       ...(wrong ? [make("p", { className: "trouble", role: "alert", textContent: `${wrong}.` })] : []),
-      ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer)] : []));
+      ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer.shares, answer.n)] : []));
   }
   async function ask(latent, isOff) {
     isOff ? off.add(latent) : off.delete(latent);
     const mine = ++question;
     let found, failed = "";
     try {
-      found = (await app.ask({ without: [...off], task: data.task.name, label: data.label })).shares;
+      found = (await app.ask({ without: [...off], task: data.task.name, label: data.label }));
     } catch (error) { failed = error.message; }
     if (mine !== question) return;
     [answer, wrong] = [found, failed];
