@@ -935,6 +935,25 @@ def test_no_name_that_is_offered_is_a_group_of_another(named, page):
     assert page.trouble == []
 
 
+def test_other_browsers_compare_latents_and_play(named, other_browser):
+    other_browser.trouble.clear()
+    other_browser.goto(f"{named.as_uri()}#latent=0&pin=2")
+    other_browser.wait("() => document.querySelector('.patchsae-explorer').dataset.ready")
+    other_browser.wait("() => document.querySelectorAll('.side').length === 2")
+    tops = "() => [...document.querySelectorAll('.side')].map(e => e.getBoundingClientRect().top)"
+    assert len(set(other_browser.evaluate(tops))) == 1
+    rows = "() => [...document.querySelectorAll('.stats')].map(e => e.getBoundingClientRect().top)"
+    assert len(set(other_browser.evaluate(rows))) == 1  # rows of both are at one height
+    other_browser.evaluate("""() => { const view = document.querySelector('.view.guess');
+        const level = view.querySelector('select'); level.value = 'hard'; level.onchange();
+        view.querySelector('.tools.line button').click(); }""")
+    other_browser.wait("() => document.querySelectorAll('.guesses button').length === 4")
+    other_browser.evaluate("() => document.querySelector('.guesses button').click()")
+    said = other_browser.evaluate("() => document.querySelector('.guess .about').textContent")
+    assert said.startswith(("Right: this is latent", "Wrong: this is latent"))
+    assert other_browser.trouble == []
+
+
 @pytest.mark.parametrize("where", ["explorer.html#latent=5&pin=9&task=land&patch=30", "tour"])
 def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
     if where == "tour":
@@ -1140,7 +1159,7 @@ def test_a_latent_shows_how_strong_it_is_and_what_it_does_to_classes(host, page)
     assert max(crop.evaluate(pixel)) < 12  # of picture 7, which is grey 7; its patch is framed
     assert "Grey: up to 0.45" in effects.inner_text()
     assert effects.locator(".name").all_inner_texts() == [NAMES[0], NAMES[2]]
-    assert effects.locator(".value").all_inner_texts() == ["+0.50", "−0.40"]
+    assert effects.locator(".value").all_inner_texts() == ["+0.5", "−0.4"]
     up, down = effects.locator("li").all()
     assert (up.get_attribute("class"), down.get_attribute("class")) == ("", "noise")
     assert "all is grey" not in effects.inner_text()

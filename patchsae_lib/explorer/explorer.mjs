@@ -1103,7 +1103,7 @@ function latentView(app) {
     return make("div", { className: "side" },
       two && make("p", { className: "side-title" }, latentButton(app, latent, `latent ${latent}`), ...latent === app.get("pinned") ? [" pinned ", button("unpin", () => app.set({ pinned: -1 }))] : []),
       make("p", { className: "about", textContent }), make("div", { className: "strips" }, ...there ? drawn : [none]),
-      make("p", { className: "legend" }, ...masked && there ? legend(full) : [], ...outlines.checked && concept && there ? [`; dashed: where ${concept} truly is`] : []), statistics(latent));
+      make("p", { className: "legend" }, ...masked && there ? legend(full) : [], ...outlines.checked && concept && there ? [`; dashed: where ${called} truly is`] : []), statistics(latent));
   }
 
   /* How two latents are related: their directions, and where both are active. */
@@ -1145,11 +1145,11 @@ function latentView(app) {
     if (!bundle.index.effects) return [];
     const [classes, logits, [usual]] = await bundle.part("effects", latent, [["classes", "int16"], ["logits", "float32"], ["null", "float32"]]);
     if (!logits.some((v) => v)) return [];
-    const most = Math.max(...logits.map(Math.abs)), signed = (v) => `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(2)}`;
+    const most = Math.max(...logits.map(Math.abs)), signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
     const list = [...logits].map((v, i) => { const noise = Math.abs(v) <= usual, name = bundle.index.classes[classes[i]];
       return make("li", { className: noise ? "noise" : "" }, make("span", { className: "name", textContent: name, title: name }), bar(Math.abs(v) / most, noise ? "--x-grey" : MODELS[v < 0 ? 1 : 0][0]), make("span", { className: "value", textContent: signed(v) })); });
     const lists = [["Raised", list.filter((_, i) => logits[i] > 0)], ["Lowered", list.filter((_, i) => logits[i] < 0)]], clear = logits.filter((v) => Math.abs(v) > usual).length;
-    return [make("p", { className: "strip-title", textContent: `What it adds to classes in its strongest pictures: logits above the mean class. Grey: up to ${usual.toFixed(2)}, which one in 20 random directions of its length exceeds${clear ? "" : "; here all is grey"}` }),
+    return [make("p", { className: "strip-title", textContent: `What it adds to classes in its strongest pictures: logits above the mean class. Grey: up to ${short(usual)}, which one in 20 random directions of its length exceeds${clear ? "" : "; here all is grey"}` }),
       ...lists.flatMap(([title, items]) => items.length ? [make("p", { className: "strip-title", textContent: title }), make("ul", { className: "bars" }, ...items)] : [])];
   }
 
@@ -1246,7 +1246,7 @@ function pictureView(app) {
     repaint();
     if (focused >= 0) large.querySelectorAll("canvas")[focused]?.focus({ preventScroll: true });
     const level = codes.map((model, m) => `${names[m]} ${short(model.total.get(latent) ?? 0)}`).join(", ");
-    scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.concept(latent)}` : "");
+    scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.named(latent)}` : "");
   }
 
   const words = (latent) => bundle.named(latent) || bundle.of(latent, "top_class") || "";
