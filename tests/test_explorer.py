@@ -968,6 +968,17 @@ def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
     accessible(page)
 
 
+def test_nothing_jumps_while_it_opens(build, page):
+    page.add_init_script("""window.shift = 0; new PerformanceObserver((list) => {
+        for (const e of list.getEntries()) if (!e.hadRecentInput) window.shift += e.value;
+    }).observe({ type: 'layout-shift', buffered: true });""")
+    for state in ("latent=5&task=land", "latent=5&pin=9&task=land"):
+        opened(page, f"file://{build}/html/explorer.html#{state}")
+        page.get_by_text("Nearest latents").wait_for()
+        page.wait_for_timeout(500)
+        assert page.evaluate("shift") < 0.05, state
+
+
 def test_a_finger_is_enough_on_a_narrow_screen(build, browser):
     context = browser.new_context(
         viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True
