@@ -57,7 +57,9 @@ def large(folder, d=49_152, k=9):
     masks = torch.rand(64, k, 14, 14, generator=generator).half().repeat(d // 64, 1, 1, 1)
     images, near = (torch.randint(n, (d, k), generator=generator) for n in (400, d))
     levels, absent = torch.rand(10, d, generator=generator), torch.full((d, 3), -1)
-    shown = Latents({"highest": images}, masks, near, torch.rand(d, k), levels, absent)
+    counts, most = torch.randint(99, (d, 16), generator=generator), torch.ones(d)
+    seen = absent, counts, most, 600, torch.randn(d, 768, generator=generator)
+    shown = Latents({"highest": images}, masks, near, torch.rand(d, k), levels, *seen)
     numbers = np.random.default_rng(0).random((d, 4))
     names = ["frequency", "mean", "entropy", "iou"]
     return write_bundle(folder, Grey(), shown, pd.DataFrame(numbers, columns=names))

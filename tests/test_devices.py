@@ -43,6 +43,7 @@ from patchsae_lib import (
     truth,
 )
 from patchsae_lib.explorer import drawings
+from patchsae_lib.explorer.effects import class_effects
 from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.studies import write_latents, write_study
@@ -354,6 +355,9 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
         lambda w: drawings.before_and_after(w.sae, 3, w.split, w.adapted_split, w.split)
     ),
     "explorer.examples.nearest": lambda w: nearest(w.W),
+    "explorer.effects.class_effects": lambda w: class_effects(
+        w.clip, w.sae, w.tokens, torch.arange(2 * w.sae.d_sae).view(-1, 2) % N, w.head
+    ),
 }  # fmt: skip
 CASES = STAY | RETURN
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -25,7 +26,7 @@ from PIL import Image
 from test_localization import identity
 from test_study import LAND
 
-from patchsae_lib.ablation import mask_latents
+from patchsae_lib.ablation import mask_latents, removal_effects
 from patchsae_lib.explorer import (
     Explorer,
     Latents,
@@ -37,9 +38,11 @@ from patchsae_lib.explorer import (
     write_tasks,
 )
 from patchsae_lib.explorer.bundle import PER_FILE, PER_SHARD, UNFINISHED
-from patchsae_lib.explorer.examples import nearest
-from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small
+from patchsae_lib.explorer.effects import class_effects, write_effects
+from patchsae_lib.explorer.examples import histogram, nearest
+from patchsae_lib.explorer.files import codes, nibbles, number_type, read_shard, small, write_shard
 from patchsae_lib.explorer.studies import write_latents
+from patchsae_lib.explorer.synonyms import WRITTEN, synonyms
 from patchsae_lib.explorer.widget import EXPLORER
 from patchsae_lib.interop import load_clip
 from patchsae_lib.latents import scan_tokens
@@ -49,6 +52,8 @@ from patchsae_lib.sparse import SparseLatents
 from patchsae_lib.splits import Split
 from patchsae_lib.tokens import Tokens
 from patchsae_lib.world import World
+from patchsae_lib.world.objects import GROUPS
+from patchsae_lib.world.truth import CONCEPTS, spoken
 
 NAMES = ("<script>alert(1)</script>", '"quoted" & <b>bold</b>', "🦉" * 200)
 
@@ -85,6 +90,10 @@ def latents_of(images, masks, **more) -> Latents:
         "cosine": torch.full((d, 1), 0.5),
         "levels": torch.zeros(3, d),
         "absent": torch.full((d, 3), -1),
+        "counts": torch.zeros(d, 16, dtype=torch.long),
+        "most": torch.zeros(d),
+        "counted": 0,
+        "directions": torch.eye(d, 4),
     }
     return Latents({"highest": images}, masks, **(usual | more))
 
@@ -106,7 +115,11 @@ def bundle(tmp_path: Path) -> Path:
     masks[0, 0] = torch.tensor([[0.0, 0.25], [1.0, 4.0]])
     masks[1, 0, 0, 0] = 8.0
     levels = torch.tensor([[0.0, 1, 0], [2.0, 0, 0], [1.0, 0, 0]])
-    shown = latents_of(images, masks, levels=levels)
+    directions = torch.tensor([[0.6, 0.8], [0.0, -2.0], [1.0, 0.0]])
+    counts = torch.zeros(3, 16, dtype=torch.long)
+    counts[0, 0], counts[0, 15] = 100, 1
+    strong = {"counts": counts, "most": torch.tensor([0.5, 0, 0]), "counted": 200}
+    shown = latents_of(images, masks, levels=levels, directions=directions, **strong)
     folder = write_bundle(tmp_path / "b", Plain(200), shown, table(3))
     f = torch.zeros(5, 3)  # CLS and four patches
     f[0, 2], f[1, 0], f[4, 1] = 1.0, 4.0, 2.0
@@ -120,16 +133,18 @@ def bundle(tmp_path: Path) -> Path:
     before_after = torch.tensor([[[3.0, 0, 0], [0, 1, 0]], [[1.0, 2, 0], [0, 1, 0]]])
     curves = [torch.full((2, 2, 2, 2), 0.25), torch.full((2, 2, 2, 2), 0.75)]
     seen_by = Plain(9), [3, 4], looks, before_after
-    task = Task("t", NAMES[1], NAMES[:2], ("CLIP", "MaPLe"), *seen_by, (1, 2), curves)
+    task = Task("t", NAMES[1], NAMES[:2], ("CLIP", "MaPLe"), *seen_by, (1, 2), curves, (3, 30))
     alone = [{"models": [f_code], "said": [[0.5, 0.5, 0.0]]}]
     first = Task("own", "Own", NAMES, ("CLIP",), Plain(9), [5], alone, [levels])
     write_tasks(folder, [first, task])
+    effect = torch.tensor([[0.5, -0.1, -0.4], [0.01, 0.02, -0.03], [0, 0, 0]])
+    write_effects(folder, effect, torch.tensor([0.45, 0.1, 0]))
     return folder
 
 
 def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     index, shard = (read_shard(bundle / f"{name}.js") for name in ("index", "latents-0"))
-    assert (index["version"], index["grid"], index["side"]) == (2, [2, 2], 16)
+    assert (index["version"], index["grid"], index["side"]) == (3, [2, 2], 16)
     assert index["examples"] == [["highest", 2]]
     assert decoded(index["labels"], "<i2") == [3 % 3, 7 % 3]  # pictures 3 and 7, now 0 and 1
     names = [column["name"] for column in index["columns"]]
@@ -148,6 +163,8 @@ def test_a_bundle_holds_what_was_put_in(bundle: Path) -> None:
     assert levels[2].sum() == 0
     assert decoded(shard["classes"], "<i2") == [1, 2, -1, 0, -1, -1, -1, -1, -1]
     assert decoded(shard["levels"], "<f4")[:4] == [2, 1, 0, 1]
+    rows = decoded(read_shard(bundle / "directions-0.js")["decoder"], "<i1")
+    assert rows == [95, 127, 0, -127, 127, 0]  # of the largest entry, 127
 
 
 def test_tasks_hold_pictures_latents_and_classes(bundle: Path) -> None:
@@ -176,8 +193,8 @@ def test_a_bundle_takes_the_place_of_the_last_one(bundle: Path) -> None:
     (bundle / "latents-9.js").write_text("stale")
     shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
     write_bundle(bundle, Plain(9), shown, table(1)[["frequency"]], False)
-    files = ["column-0.js", "first.js", "index.js", "latents-0.js", "pictures-0.js"]
-    assert sorted(f.name for f in bundle.iterdir()) == files
+    kinds = "column-0", "directions-0", "first", "index", "latents-0", "pictures-0"
+    assert sorted(f.name for f in bundle.iterdir()) == [f"{kind}.js" for kind in kinds]
     assert decoded(read_shard(bundle / "index.js")["labels"], "<i2") == [-1]
 
 
@@ -194,7 +211,7 @@ def test_only_files_of_a_bundle_are_deleted(bundle: Path, tmp_path: Path) -> Non
         (photos / name).write_text("dear diary")
         (bundle / f"my-{name}").write_text("dear diary")
     before = contents(photos)
-    with pytest.raises(ValueError, match=r"photos holds a bundle of version 1, not 2\. Give"):
+    with pytest.raises(ValueError, match=r"photos holds a bundle of version 1, not 3\. Give"):
         write_bundle(photos, Plain(9), shown, table(1))
     (photos / "index.js").unlink()
     with pytest.raises(ValueError, match=r"photos holds no bundle: index\.js is not there\. Give"):
@@ -303,6 +320,25 @@ def test_two_numbers_in_a_byte() -> None:
     assert np.stack([packed & 15, packed >> 4], 1).ravel().tolist() == list(range(16))
 
 
+def test_a_histogram_counts_active_pictures_by_strength() -> None:
+    levels = torch.tensor([[0.0, 1.6], [0.0, 0.05], [0.0, 0.0], [0.0, 0.85]])
+    counts, most = histogram(levels)
+    assert most.tolist() == pytest.approx([0, 1.6])
+    assert counts[0].sum() == 0
+    assert counts[1].nonzero()[:, 0].tolist() == [0, 8, 15]  # .05, .85 and 1.6 of 1.6
+
+
+def test_synonyms_lead_to_names_of_the_world() -> None:
+    table, names = synonyms(CONCEPTS), {name for _, name in CONCEPTS}
+    assert {name for meant in table.values() for name in meant} <= names
+    assert "owl" in table["bird"]
+    assert [set(table[group]) for group in GROUPS] == [set(x) for x in GROUPS.values()]
+    assert all(set(WRITTEN[word]) <= names for word in WRITTEN)  # none is misspelt
+    assert not set(WRITTEN) & {name for kind, name in CONCEPTS if kind != "group"}
+    assert synonyms([("class", "owl")]).keys() == {"bird", "animal"}
+    assert synonyms([]) == {}
+
+
 def test_numbers_of_latents_take_the_room_they_need() -> None:
     assert number_type(65_536) == ("uint16", "<u2")
     assert number_type(65_537) == ("uint32", "<u4")
@@ -359,6 +395,49 @@ def test_latents_that_are_off_are_masked_as_everywhere(lens: Lens) -> None:
         assert np.allclose(shares, expected[label, 1, 0])
     with pytest.raises(ValueError, match="none of the pictures is of this class"):
         lens.without(9, [])
+
+
+def test_effects_on_classes_are_those_of_removal_and_random_ones_are_noise(lens: Lens) -> None:
+    clip, head = lens.models["CLIP"]
+    (z,) = lens.tokens(lens.pictures)
+    sae = SAE(clip.d_vit, 64)
+    sae.load_state_dict(lens.sae.state_dict())
+    tokens, references = Tokens.hold(z), torch.arange(128).view(64, 2) % len(z)
+    z_hat = sae.decode(sae.encode(z)).detach().requires_grad_()
+    logits = clip.classify(z_hat, head)
+    (slope,) = torch.autograd.grad((logits[:, 2] - logits.mean(1)).sum(), z_hat)
+    planted = slope.sum((0, 1))
+    sae.W_dec.data[5] = planted / planted.norm() * sae.W_dec[5].norm()
+    references[7] = -1
+    effect, null = class_effects(clip, sae, tokens, references, head)
+    assert effect.sum(1).abs().max() < 1e-4  # above the mean over classes
+    assert effect[5].argmax() == 2
+    assert effect[5, 2] > 2 * null[5]
+    assert effect[7].abs().sum() == null[7] == 0
+    beyond = effect.abs().amax(1) > null
+    assert beyond.sum() - 1 <= 12  # of 62 random rows about three
+    alone = references[:, :1].clone()
+    one, _ = class_effects(clip, sae, tokens, alone, head)
+    for c in range(4):
+        labels, latents = torch.full((8,), c), torch.arange(8)
+        latents[7] = 15
+        removed = removal_effects(clip, sae, z[alone[latents, 0]], labels, head, latents)
+        assert torch.allclose(one[latents, c], removed, atol=1e-4)
+
+
+def test_effects_name_the_classes_that_change_most(tmp_path: Path) -> None:
+    shown = latents_of(torch.tensor([[1]]), torch.ones(1, 1, 2, 2))
+    folder = write_bundle(tmp_path / "b", Plain(9), shown, table(1))
+    assert not read_shard(folder / "index.js")["effects"]
+    effect = torch.arange(-6.0, 7)[None]
+    write_effects(folder, effect, torch.tensor([0.5]))
+    shard = read_shard(folder / "effects-0.js")
+    assert decoded(shard["classes"], "<i2") == [12, 11, 10, 9, 8, 0, 1, 2, 3, 4]
+    assert decoded(shard["logits"], "<f4") == [6, 5, 4, 3, 2, -6, -5, -4, -3, -2]
+    assert read_shard(folder / "index.js")["effects"]
+    write_tasks(folder, [])  # what rests on them goes with them
+    assert not read_shard(folder / "index.js")["effects"]
+    assert not (folder / "effects-0.js").exists()
 
 
 def picture_with(name: bytes, content: bytes) -> bytes:
@@ -428,6 +507,7 @@ def test_the_kernel_looks_at_pictures(bundle: Path, lens: Lens, tmp_path: Path) 
     assert len(sent[1]["pictures"]) == 1
     explorer._answer(explorer, {"task": "own", "label": 1, "without": [3], "number": 2}, [])
     assert sum(sent[2]["shares"][0]) == pytest.approx(1)
+    assert sent[2]["n"] == 2
     message = {"task": "no", "picture": "a", "number": 3}
     explorer._answer(explorer, message, [memoryview(b"x")])
     assert sent[3]["error"] == "no model for the task 'no': own"
@@ -441,7 +521,7 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
     assert data[EXPLORER] == {
         "bundle": "b", "latent": 2, "task": "", "image": 0, "patch": -1, "model": "", "label": 0,
         "masks": True, "compare": True, "views": ["latent"], "switches": "", "names": "",
-        "marked": "",
+        "marked": "", "pinned": -1,
     }  # fmt: skip
     assert "application/vnd.jupyter.widget-view+json" in data
     with pytest.raises(FileNotFoundError, match=r"has no index.js"):
@@ -449,6 +529,18 @@ def test_a_notebook_keeps_what_the_book_needs(bundle: Path) -> None:
 
 
 # --- in a browser
+
+
+def accessible(page) -> None:
+    """Check that axe finds nothing serious, in the light and in the dark."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    only = {"runOnly": {"type": "tag", "values": tags}}
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        result = Axe().run(page, context=".patchsae-explorer", options=only).response
+        serious = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
+        assert [(theme, v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
+
 
 SPOT = """number => {
     const plot = document.querySelectorAll('.js-plotly-plot')[number];
@@ -693,7 +785,7 @@ def test_a_class_before_and_after_with_latents_on_and_off(build, page):
     assert chosen(page) == "Latent 5"
     view.get_by_label("on or off").select_option("1")
     answers.get_by_text("With 1 latent off they are taken for").wait_for()
-    assert re.search(r"\d+ %", answers.inner_text())
+    assert re.search(r"\d of 9", answers.inner_text())
     points = view.locator(".plot canvas").get_attribute("aria-label")
     assert re.match(r"Latents of the class before and after adaptation: \d+ points? by", points)
     names = view.get_by_label("class", exact=True).locator("option").all_inner_texts()
@@ -729,7 +821,140 @@ def test_a_guess_is_judged_and_counted(build, page):
     assert page.trouble == []
 
 
-@pytest.mark.parametrize("where", ["explorer.html#latent=5&task=land&patch=30", "tour"])
+MEANINGS = (
+    ("class", "owl"), ("class", "fish"), ("colour", "red"), ("sign", "sign"), ("group", "bird"),
+    ("class part", "stem of a mushroom"), ("background", "sea"), ("", ""),
+)  # fmt: skip
+
+
+@pytest.fixture
+def named(tmp_path: Path, build: Path) -> Path:
+    """A page about latents that are named by `MEANINGS`, the last one by nothing."""
+    d = len(MEANINGS)
+    images, absent = torch.arange(5).repeat(d, 1), torch.tensor([5, 6, 7]).repeat(d, 1)
+    masks = torch.ones(d, 5, 2, 2)
+    shown = latents_of(images, masks, absent=absent)
+    shown.examples.update(highest=images[:, :3], random=images[:, 3:])
+    kinds, names = zip(*MEANINGS, strict=True)
+    columns = pd.DataFrame({"frequency": 0.5, "mean": 1.0, "kind": kinds, "concept": names})
+    columns["name"] = [spoken(c) if c[0] else "no name" for c in MEANINGS]
+    columns["iou"], columns["top_class"] = np.linspace(0.8, 0.1, d), "redstart"
+    folder = write_bundle(tmp_path / "b", Plain(9), shown, columns)
+    known = {"concepts": CONCEPTS, "synonyms": synonyms(CONCEPTS)}
+    write_shard(folder / "index.js", read_shard(folder / "index.js") | known)
+    return put(folder, build, [{"linked": True, "views": ["map", "latent", "guess"]}])
+
+
+def test_a_search_knows_synonyms_and_says_why_it_found_a_latent(named, page):
+    view = opened(page, named.as_uri()).locator(".view.map")
+    search, found = view.get_by_role("searchbox"), view.locator(".found")
+
+    def hits(text: str) -> list[list[str]]:
+        search.fill(text)
+        found.get_by_text(f"for “{text}”").wait_for()
+        return [x.split("\n") for x in found.locator("figcaption").all_inner_texts()]
+
+    assert [(x[0], x[-1]) for x in hits("bird")] == [
+        ("4: group bird", "name"), ("0: owl", "group: bird → owl"),
+    ]  # fmt: skip
+    assert hits("birds")[0][-1] == "group: bird → owl"
+    assert [x[-1] for x in hits("crimson")] == ["synonym: crimson → red"]
+    assert [x[-1] for x in hits("writing")] == ["synonym: writing → sign"]
+    by_red = hits("red")  # first the name, then what it is strongest on
+    assert by_red[0][0] == "2: colour red"
+    assert [x[-1] for x in by_red] == ["name"] + ["strongest on redstart"] * 7
+    assert [x[-1] for x in hits("crimson redstart")] == [
+        "synonym: crimson → red, strongest on redstart"
+    ]
+    assert hits("<b>crimson") == []
+    caption = found.locator("figcaption").first
+    hits("bird")
+    assert caption.evaluate("e => e.scrollWidth <= e.clientWidth")  # nothing is cut
+    assert page.trouble == []
+    accessible(page)
+
+
+def test_a_game_with_levels_offers_names_of_the_right_kinds(named, page):
+    view = opened(page, named.as_uri()).locator(".view.guess")
+    level = view.get_by_label("guess", exact=True)
+    times = Counter(spoken(c) for c in CONCEPTS)  # "lamp" is a class and a part
+    kind_of = {spoken(c): c[0] for c in CONCEPTS if times[spoken(c)] == 1}
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+
+    def words(text: str) -> set[str]:
+        return set(text.split()) - {"of", "in", "a", "an", "colour", "group", "background"}
+
+    for name, rounds in (("easy", 8), ("medium", 8), ("hard", 6)):
+        level.select_option(name)
+        assert "is right one time in four" in view.locator("p").first.inner_text()
+        right = 0
+        for n in range(1, rounds + 1):
+            view.locator(".tools.line button").click()
+            view.get_by_text("Which one?").wait_for()
+            options = view.locator(".guesses button")
+            texts = options.all_inner_texts()
+            assert len(set(texts)) == 4
+            options.nth(1).focus()
+            page.keyboard.press("Enter")
+            verdict = view.locator(".about").inner_text()
+            answer = verdict.split(" ", 5)[-1].partition(", IoU")[0]
+            assert spoken(MEANINGS[int(verdict.split()[4])]) == answer
+            assert answer in texts
+            assert verdict.startswith("Right") == (answer == texts[1])
+            right += answer == texts[1]
+            assert f"{right} of {n} right; guessing blindly" in view.inner_text()
+            kinds = [kind_of[text] for text in texts if text in kind_of]
+            assert len(set(kinds)) == (len(kinds) if name == "easy" else 1)
+            assert sum(len(words(x)) for x in texts) == len(set.union(*map(words, texts)))
+            groups = [{group_of[w] for w in words(x) if w in group_of} for x in texts]
+            if name == "hard":
+                assert len(set.union(*groups)) == 1
+    level.select_option("picture")  # a score of its own
+    assert "right; guessing" not in view.inner_text()
+    assert view.locator(".guesses button").count() == 0
+    level.select_option("hard")
+    assert "of 6 right; guessing blindly gives 1.5" in view.inner_text()
+    view.get_by_role("button", name="start").click()
+    view.get_by_text("Which one?").wait_for()
+    assert page.trouble == []
+    accessible(page)
+
+
+def test_no_name_that_is_offered_is_a_group_of_another(named, page):
+    kinds, birds = ("colour", "background", "sign"), {"bird", "fish", *GROUPS["bird"]}
+    few = [c for c in CONCEPTS if c[0] in kinds or (c[0] in ("group", "class") and c[1] in birds)]
+    file = named.parent / "_static" / "explorer" / "data" / "index.js"
+    write_shard(file, read_shard(file) | {"concepts": few})
+    view = opened(page, named.as_uri()).locator(".view.guess")
+    view.get_by_label("guess", exact=True).select_option("easy")
+    for _ in range(24):
+        view.locator(".tools.line button").click()
+        view.get_by_text("Which one?").wait_for()
+        texts = view.locator(".guesses button").all_inner_texts()
+        assert not ("group bird" in texts and set(GROUPS["bird"]) & set(texts)), texts
+    assert page.trouble == []
+
+
+def test_other_browsers_compare_latents_and_play(named, other_browser):
+    other_browser.trouble.clear()
+    other_browser.goto(f"{named.as_uri()}#latent=0&pin=2")
+    other_browser.wait("() => document.querySelector('.patchsae-explorer').dataset.ready")
+    other_browser.wait("() => document.querySelectorAll('.side').length === 2")
+    tops = "() => [...document.querySelectorAll('.side')].map(e => e.getBoundingClientRect().top)"
+    assert len(set(other_browser.evaluate(tops))) == 1
+    rows = "() => [...document.querySelectorAll('.stats')].map(e => e.getBoundingClientRect().top)"
+    assert len(set(other_browser.evaluate(rows))) == 1  # rows of both are at one height
+    other_browser.evaluate("""() => { const view = document.querySelector('.view.guess');
+        const level = view.querySelector('select'); level.value = 'hard'; level.onchange();
+        view.querySelector('.tools.line button').click(); }""")
+    other_browser.wait("() => document.querySelectorAll('.guesses button').length === 4")
+    other_browser.evaluate("() => document.querySelector('.guesses button').click()")
+    said = other_browser.evaluate("() => document.querySelector('.guess .about').textContent")
+    assert said.startswith(("Right: this is latent", "Wrong: this is latent"))
+    assert other_browser.trouble == []
+
+
+@pytest.mark.parametrize("where", ["explorer.html#latent=5&pin=9&task=land&patch=30", "tour"])
 def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
     if where == "tour":
         page.goto(f"file://{build}/html/notebooks/6_explorer.html")
@@ -740,13 +965,18 @@ def test_nothing_serious_stands_in_the_way_of_anyone(build, page, where):
         explorer = opened(page, f"file://{build}/html/{where}")
         explorer.get_by_role("button", name="start").click()
         explorer.get_by_text("Which one?").wait_for()
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-    only = {"runOnly": {"type": "tag", "values": tags}}
-    for theme in ("light", "dark"):
-        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-        result = Axe().run(page, context=".patchsae-explorer", options=only).response
-        serious = [v for v in result["violations"] if v["impact"] in ("serious", "critical")]
-        assert [(theme, v["id"], v["nodes"][0]["html"][:200]) for v in serious] == []
+    accessible(page)
+
+
+def test_nothing_jumps_while_it_opens(build, page):
+    page.add_init_script("""window.shift = 0; new PerformanceObserver((list) => {
+        for (const e of list.getEntries()) if (!e.hadRecentInput) window.shift += e.value;
+    }).observe({ type: 'layout-shift', buffered: true });""")
+    for state in ("latent=5&task=land", "latent=5&pin=9&task=land"):
+        opened(page, f"file://{build}/html/explorer.html#{state}")
+        page.get_by_text("Nearest latents").wait_for()
+        page.wait_for_timeout(500)
+        assert page.evaluate("shift") < 0.05, state
 
 
 def test_a_finger_is_enough_on_a_narrow_screen(build, browser):
@@ -867,9 +1097,106 @@ def test_a_picture_shows_what_its_codes_say(host, page):
     assert "in both models' 20 strongest: 1" in chips
     assert "only in CLIP's: 2" in chips
     assert "only in MaPLe's: 0" in chips
+
+
+def test_a_pinned_latent_stands_beside_the_next_one(host, page):
+    data = host.parent / "_static" / "explorer" / "data"
+    f = torch.zeros(5, 3)
+    f[0], f[1, 0], f[2, :2], f[4, 1] = 1.0, 4.0, 2.0, 2.0  # CLS is no patch
+    content = json.dumps({"models": [codes_of(f)]})
+    (data / "codes-0-0.js").write_text(f"patchsaeShard({content});")
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
+    view = explorer.locator(".view.latent")
+    relation, sides = view.locator(".relation"), view.locator(".side")
+    assert sides.count() == 1
+    assert not relation.is_visible()
+    pin = view.get_by_role("button", name="pin", exact=True)
+    pin.focus()
+    page.keyboard.press("Enter")
+    view.get_by_text("This latent is pinned: choose another").wait_for()
+    assert pin.get_attribute("aria-pressed") == "true"
+    assert pin.evaluate("e => e === document.activeElement")
+    page.keyboard.press("ArrowRight")
+    sides.nth(1).wait_for()
+    assert "latent=1" in page.url
+    assert "pin=0" in page.url
+    assert pin.get_attribute("aria-pressed") == "false"
+    assert "cannot be shown" not in view.inner_text()
+    view.get_by_text("by chance 1.").wait_for()  # 2 of 4 patches each
+    said = relation.inner_text()
+    assert "rows of 1 and 0: -0.80. Of 4 patches in 1 picture (Own)" in said
+    assert "active in 2 and 2, both at once in 1" in said
+    for side, latent in zip(sides.all(), (1, 0), strict=True):
+        assert f"latent {latent}" in side.locator(".side-title").inner_text()
+        assert side.locator("figure").count() == (1, 2)[latent == 0]
+        numbers = side.locator(".stats").inner_text()
+        assert f"{(50, 75)[latent]} %" in numbers
+        assert "mean activation" in numbers
+        assert f"class {NAMES[latent]}" in side.locator(".about").inner_text()
+    left, right = (side.bounding_box() for side in sides.all())
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.reload()
+    sides.nth(1).wait_for()
+    page.set_viewport_size({"width": 375, "height": 700})
+    upper, lower = (side.bounding_box() for side in sides.all())
+    assert lower["y"] >= upper["y"] + upper["height"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    sides.nth(1).get_by_role("button", name="unpin").click()
+    sides.nth(1).wait_for(state="detached")
+    assert "pin=" not in page.url
+    page.keyboard.press("p")
+    page.wait_for_function("location.hash.includes('pin=1')")
+    page.keyboard.press("p")
+    page.wait_for_function("!location.hash.includes('pin=')")
+    assert not relation.is_visible()
+    assert page.trouble == []
+
+
+def test_a_latent_shows_how_strong_it_is_and_what_it_does_to_classes(host, page):
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
+    view = explorer.locator(".view.latent")
+    strengths, effects = view.locator(".strengths"), view.locator(".effects")
+    assert "Active in 101 of 200 pictures; log counts" in strengths.inner_text()
+    low, high = (bar.bounding_box() for bar in strengths.locator("rect").all())
+    assert low["x"] < high["x"]
+    assert 5 < low["height"] / high["height"] < 12  # 100 and 1, by their logarithms
+    text = strengths.locator("svg").get_attribute("aria-label")
+    assert text.startswith("Pictures by activation, from 0 to 0.5 in 16 equal bins: 100, 0,")
+    assert text.endswith("0, 1")
+    crop = strengths.locator("canvas").first
+    pixel = "c => [...c.getContext('2d').getImageData(70, 10, 1, 1).data].slice(0, 3)"
+    assert max(crop.evaluate(pixel)) < 12  # of picture 7, which is grey 7; its patch is framed
+    assert "Grey: up to 0.45" in effects.inner_text()
+    assert effects.locator(".name").all_inner_texts() == [NAMES[0], NAMES[2]]
+    assert effects.locator(".value").all_inner_texts() == ["+0.5", "−0.4"]
+    up, down = effects.locator("li").all()
+    assert (up.get_attribute("class"), down.get_attribute("class")) == ("", "noise")
+    assert "all is grey" not in effects.inner_text()
+    page.keyboard.press("ArrowRight")
+    effects.get_by_text("here all is grey").wait_for()
+    assert not strengths.inner_text()
+    explorer.get_by_label("latent", exact=True).fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_function("e => !e.innerText", arg=effects.element_handle())
+    assert page.trouble == []
+
+
+def test_a_share_of_few_pictures_is_shown_as_dots(host, page):
+    explorer = opened(page, f"{host.as_uri()}#latent=0&task=t")
     answers = explorer.locator(".answers")
-    assert "25 %" in answers.inner_text()
-    assert "75 %" in answers.inner_text()
+    assert f"of the pictures of {NAMES[0]} (3)" in answers.inner_text()
+    assert answers.locator(".track").count() == 0
+    cells = answers.locator(".cell")
+    assert cells.locator(".value").all_inner_texts() == ["1 of 3", "2 of 3"] * 2
+    assert [cell.locator("i").count() for cell in cells.all()] == [3] * 4
+    assert [cell.locator("i.hollow").count() for cell in cells.all()] == [2, 1] * 2
+    explorer.get_by_label("class", exact=True).select_option("1")
+    answers.get_by_text(f"of the pictures of {NAMES[1]} (30)").wait_for()
+    assert answers.locator(".dots").count() == 0
+    assert answers.locator(".cell .value").all_inner_texts() == ["25 %", "75 %"] * 2
+    assert page.trouble == []
 
 
 def test_two_explorers_do_not_disturb_each_other(bundle, build, page):
@@ -909,7 +1236,7 @@ def test_a_file_that_is_missing_cut_short_or_of_another_version_is_reported(host
         file.write_text(text)
     (data / "index.js").write_text('patchsaeShard({"version": 1});')
     page.goto(host.as_uri())
-    page.get_by_text("its version is 1, 2 can be read").wait_for()
+    page.get_by_text("its version is 1, 3 can be read").wait_for()
 
 
 def test_a_bundle_of_the_papers_size_opens(tmp_path, build, page):
@@ -1056,7 +1383,7 @@ def test_it_is_linked_to_a_scatter_to_python_and_to_the_users_own_pictures(lab, 
     switch = explorer.locator(".without")
     switch.get_by_role("checkbox").first.uncheck()
     switch.get_by_text("With 1 latent off they are taken for").wait_for()
-    assert "%" in switch.inner_text()
+    assert "1 of 1" in switch.inner_text()  # of the kernel's pictures, not the bundle's
     assert [t for t in page.trouble if "explorer" in t] == []
 
 

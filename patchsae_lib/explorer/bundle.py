@@ -1,7 +1,7 @@
 """The data of the explorer, as files that a page loads one by one when it needs them.
 
 Each file is one line of JavaScript, `patchsaeShard(JSON)`, because pages opened from a disk may
-run scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 2 has
+run scripts but not read data. Arrays of numbers are base64 of little-endian values. Version 3 has
 
 - `index.js`: `version`; `grid` (rows, columns); `side` of a picture in pixels; `perShard` latents
   and `perFile` pictures in a file; `latents`, the number of latents; `examples`, pairs of a name
@@ -9,7 +9,9 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   and `classes`, the names; `concepts`, pairs of kind and name for which there is a truth;
   `columns`, the properties of latents: `name`, `type`, and for words `names`; `number`, the type
   of a latent's number in codes; `tasks`: `name`, `title`, `classes`, `pictures` (how many), and
-  `models`, the one or two whose latents are included.
+  `models`, the one or two whose latents are included; `counted`, the number of pictures behind
+  histograms; `synonyms`, what `patchsae_lib.explorer.synonyms` returns; `effects`: whether there
+  are files of them.
 - `first.js`: `values` (latents,) int32, the first example picture of each.
 - `column-C.js`: `values` (latents,) of column C, in its `type`; for words, indices into `names`.
 - `latents-N.js`: `images` (perShard, k) int32, the example pictures (−1: none); `full` (perShard,)
@@ -18,7 +20,9 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   (perShard, n) int32, the nearest latents, `cosine` of their decoder directions, float32, and
   `nearFirst`, their first example pictures, int32; `classes` (perShard, m) int16, those in which a
   latent is most active (−1: none), and `levels`, its active tokens per picture of each, float32;
-  `absent` (perShard, 3) int32, pictures without it.
+  `absent` (perShard, 3) int32, pictures without it; `counts` (perShard, 16) uint16, pictures by
+  image-level activation in equal bins from 0 to `most` (perShard,) float32.
+- `directions-N.js`: `decoder` (perShard, d_vit) int8, decoder rows divided by their largest entry.
 - `pictures-N.js`: `pictures`, perFile of them as data URIs; `truth`, one object per picture:
   number of a concept → the bits of its patches, the lowest first.
 - `task-T.js`: `pictures`, `truth` and `labels` int16 of its pictures; `said`: for each model the
@@ -29,10 +33,12 @@ run scripts but not read data. Arrays of numbers are base64 of little-endian val
   (tokens + 1,) uint32, and for all tokens in order their active `latents` (`number`) and `levels`
   uint8: max(1, round(255·√(activation/full))). The first token is CLS.
 - `class-T-C.js`: class C of task T: its strongest `latents` int32; `levels`, for each model their
-  active tokens per picture float32; `groups` uint8; if there are curves, `ks` and `shares`: for
-  each model (on and off, ks, classes) uint8, 255 times the share of pictures predicted as a class.
+  active tokens per picture float32; `groups` uint8; if there are curves, `ks`, `n`, how many
+  pictures of the class they count, and `shares`: for each model (on and off, ks, classes) uint8,
+  255 times the share of pictures predicted as a class.
 
-`glimpse.js` and the files with which a page computes are described in `glimpse` and `live`.
+`effects-N.js`, `glimpse.js` and the files with which a page computes are described in `effects`,
+`glimpse` and `live`.
 Reference pictures are renumbered, ordered by class; pictures that no latent shows are left out.
 """
 
@@ -61,16 +67,17 @@ from patchsae_lib.explorer.files import (
     small,
     write_shard,
 )
+from patchsae_lib.explorer.synonyms import synonyms
 from patchsae_lib.pictures import Pictures, labels_of, world_of
 from patchsae_lib.remapping import groups
 from patchsae_lib.world.truth import CONCEPTS, patch_truth
 
-VERSION = 2
+VERSION = 3
 PER_SHARD, PER_FILE = 64, 4
 TOP_CLASSES, STRONGEST = 8, 500
 UNFINISHED = ".unfinished"  # marks a folder as a bundle's until index.js does
-OF_LATENTS = "latents", "pictures", "column"
-OF_TASKS = "task", "codes", "class", "glimpse"
+OF_LATENTS = "latents", "pictures", "column", "directions"
+OF_TASKS = "task", "codes", "class", "glimpse", "effects"
 OF_LIVE = "live", "weights", "stamps"
 
 Column: TypeAlias = tuple[dict[str, Any], str]  # its entry in `index.js`, and its values encoded
@@ -83,7 +90,8 @@ class Latents:
     `examples`: a name ("highest") → pictures (d, k), −1 for none. `masks` (d, all k, rows,
     columns): activations on the patches of all these pictures. `near` and `cosine` (d, n): as
     returned by `nearest`. `levels` (classes, d): `LatentTable.class_per_image`. `absent` (d, 3):
-    pictures that do not activate a latent.
+    pictures that do not activate a latent. `counts` (d, bins) and `most` (d,): `histogram` of
+    `counted` pictures. `directions` (d, d_vit): decoder rows.
     """
 
     examples: Mapping[str, Tensor]
@@ -92,6 +100,10 @@ class Latents:
     cosine: Tensor
     levels: Tensor
     absent: Tensor
+    counts: Tensor
+    most: Tensor
+    counted: int
+    directions: Tensor
 
     @property
     def images(self) -> Tensor:
@@ -105,7 +117,8 @@ class Task:
 
     `looks`: `Lens.look` of the pictures `rows` of `pictures`. `levels`: for each model the active
     tokens per picture (classes, d). `curves`: for each model (classes, 2, ks, classes), the share
-    of a class's pictures predicted as each class with its first k latents on, and with them off.
+    of a class's pictures predicted as each class with its first k latents on, and with them off;
+    `counts`: how many pictures of each class they count.
     """
 
     name: str
@@ -118,6 +131,7 @@ class Task:
     levels: Sequence[Tensor]
     ks: Sequence[int] = ()
     curves: Sequence[Tensor] = ()
+    counts: Sequence[int] = ()
 
     def grouped(self) -> Tensor:
         """Return `remapping.groups` (classes, d); all 0 without an adapted model."""
@@ -173,7 +187,8 @@ def _write(
         "labels": base64_of(labels[shown], "<i2"),
         "classes": list(pictures.class_names) if labelled else [],
         "concepts": concepts, "columns": _write_columns(folder, encoded),
-        "number": number_type(len(latents.masks))[0], "tasks": [],
+        "number": number_type(len(latents.masks))[0], "tasks": [], "counted": latents.counted,
+        "synonyms": synonyms(concepts), "effects": False,
     }  # fmt: skip
     write_shard(folder / "index.js", index)  # the last file: without it a bundle is not whole
     (folder / UNFINISHED).unlink()
@@ -235,8 +250,13 @@ def _write_latents(folder: Path, latents: Latents, number: Tensor) -> None:
             "classes": base64_of(classes[rows], "<i2"),
             "levels": base64_of(strongest.values[rows], "<f4"),
             "absent": base64_of(number[latents.absent[rows]], "<i4"),
+            "counts": base64_of(latents.counts[rows], "<u2"),
+            "most": base64_of(latents.most[rows], "<f4"),
         }
         write_shard(folder / f"latents-{n}.js", content)
+        w = latents.directions[rows].float().cpu()
+        w = 127 * w / w.abs().amax(1, keepdim=True).clamp_min(1e-12)
+        write_shard(folder / f"directions-{n}.js", {"decoder": base64_of(w.round(), "<i1")})
     write_shard(folder / "first.js", {"values": base64_of(number[images[:, 0]], "<i4")})
 
 
@@ -269,6 +289,7 @@ def write_tasks(folder: str | Path, tasks: Sequence[Task]) -> None:
     folder = Path(folder)
     index = read_index(folder)
     index = {name: value for name, value in index.items() if name != "live"}
+    index["effects"] = False
     write_shard(folder / "index.js", index | {"tasks": []})
     delete(folder, OF_TASKS + OF_LIVE)
     for number, task in enumerate(tasks):
@@ -316,7 +337,7 @@ def _class(task: Task, c: int, grouped: Tensor) -> dict[str, Any]:
     }
     if task.curves:
         shares = [base64_of((x[c] * 255).round(), "<u1") for x in task.curves]
-        content |= {"ks": list(task.ks), "shares": shares}
+        content |= {"ks": list(task.ks), "shares": shares, "n": task.counts[c]}
     return content
 
 

@@ -11,6 +11,7 @@ from patchsae_lib.distributed import batch_size
 SHARES = (0.25, 0.5, 0.75)  # quantiles, counted from the most active picture
 N_RANDOM = N_ABSENT = 3
 N_NEAREST = 8
+BINS = 16
 
 
 def examples(levels: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -39,6 +40,18 @@ def examples(levels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "random": _highest(keys, active, N_RANDOM).T,
         "absent": torch.cat([first, further]).T,
     }
+
+
+def histogram(levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the pictures of each strength: (d, 16), and return each latent's strongest (d,).
+
+    Bins are equally wide from 0 to the strongest of the image-level activations `levels`
+    (images, d). Pictures that do not activate a latent are in none.
+    """
+    most = levels.amax(0)
+    place = (levels / most.clamp_min(1e-12) * BINS).long().clamp_max(BINS - 1)
+    counts = torch.zeros(BINS, levels.shape[1], dtype=torch.long)
+    return counts.scatter_add_(0, place, (levels > 0).long()).T, most
 
 
 def _highest(keys: Tensor, allowed: Tensor, k: int) -> Tensor:

@@ -4,15 +4,16 @@
    Views are functions of the app that return { element, update }. What is chosen is the model's
    state; a view changes it with `app.set` and is told of changes through `update`. */
 
-const VERSION = 2;
+const VERSION = 3;
 const SCALE = ["#5560c9", "#3a82b8", "#2f9e8f", "#86a63a", "#cf9a00"]; /* patchsae_lib.figures.SCALE */
 const GROUPS = [
   ["neither's top", "--x-grey", "circle"], ["top in both", "--x-teal", "circle"],
   ["left the top", "--x-orange", "diamond"], ["new in the top", "--x-violet", "square"],
 ];
 const MODELS = [["--x-teal", "circle"], ["--x-orange", "square"]]; /* CLIP, and the adapted one */
-const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "", marked: "" };
+const START = { latent: 0, task: "", image: 0, patch: -1, model: "", label: 0, masks: true, compare: true, switches: "", names: "", marked: "", pinned: -1 };
 const STATE = Object.keys(START);
+const SPELLED = { label: "class", pinned: "pin" }; /* in an address */
 const CITATION = "Companion to Lim et al., Sparse autoencoders reveal selective remapping of visual concepts during adaptation, ICLR 2025";
 const LARGE = 60; /* MB of a picture that is read in the page */
 const HUGE = 9; /* MB of a picture that is given to the kernel: Jupyter's messages end at 10 */
@@ -41,10 +42,10 @@ function bytes(text) {
   for (let i = 0; i < out.length; i++) out[i] = plain.charCodeAt(i);
   return out;
 }
-const TYPES = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
+const TYPES = { int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
 const array = (text, type) => new TYPES[type](bytes(text).buffer);
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+const plural = (n, word, words = `${word}s`) => `${n.toLocaleString("en")} ${n === 1 ? word : words}`;
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 
 /* Two digits, and no more zeros than can be read. */
@@ -250,8 +251,32 @@ class Bundle {
     for (const [kind, n] of examples) {
       for (let j = 0; j < n; j++, i++) if (images[i] >= 0) out.shown.push({ kind, picture: images[i], mask: mask(i) });
     }
-    for (const [name, type] of [["near", "int32"], ["nearFirst", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"]]) {
+    for (const [name, type] of [["near", "int32"], ["nearFirst", "int32"], ["cosine", "float32"], ["classes", "int16"], ["levels", "float32"], ["absent", "int32"], ["counts", "uint16"], ["most", "float32"]]) {
       out[name] = [...part(name, type)];
+    }
+    return out;
+  }
+
+  /* A part of a file with as much for each of its latents: the part of one. */
+  async part(kind, latent, fields) {
+    const { perShard, latents } = this.index, at = Math.floor(latent / perShard), shard = await this.load(`${kind}-${at}`), rows = Math.min(perShard, latents - at * perShard);
+    return fields.map(([name, type]) => { const all = array(shard[name], type), n = all.length / rows; return all.slice((latent % perShard) * n, (latent % perShard + 1) * n); });
+  }
+
+  /* The cosine of two latents' decoder rows. */
+  async cosine(...pair) {
+    const [[a], [b]] = await Promise.all(pair.map((latent) => this.part("directions", latent, [["decoder", "int8"]])));
+    const dot = (x, y) => x.reduce((sum, v, i) => sum + v * y[i], 0);
+    return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  }
+
+  /* In how many patches of the first task's pictures, seen by CLIP, two latents are active: each,
+     and both at once. */
+  async together(...pair) {
+    const pictures = await Promise.all(range(this.index.tasks[0].pictures).map((i) => this.codes(`0-${i}`))), out = { each: [0, 0], both: 0, n: pictures.length * this.size, pictures: pictures.length };
+    for (const [model] of pictures) {
+      const [a, b] = pair.map((latent) => model.mask(latent));
+      for (let i = 0; i < a.length; i++) { out.each[0] += a[i] > 0; out.each[1] += b[i] > 0; out.both += a[i] > 0 && b[i] > 0; }
     }
     return out;
   }
@@ -394,7 +419,7 @@ function drawing(element, words) {
     if (node.nodeType !== Node.ELEMENT_NODE || node.matches(skipped)) return;
     const place = node.getBoundingClientRect();
     if (!place.width || !place.height) return;
-    if (node.matches("canvas, svg, .bar, .scale, .swatch i")) bottom = Math.max(bottom, place.bottom - box.top);
+    if (node.matches("canvas, svg, .bar, .scale, .swatch i, .dots i")) bottom = Math.max(bottom, place.bottom - box.top);
     if (node instanceof HTMLCanvasElement) {
       out.append(svg("image", { ...at(place), width: place.width, height: place.height, href: node.toDataURL("image/png") }));
       return;
@@ -413,12 +438,12 @@ function drawing(element, words) {
     }
     const style = getComputedStyle(node), fill = style.backgroundColor;
     if (node.matches(".scale, .colours")) {
-      const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#7a7a7a", "#c2733c", "#ff5c00"] : SCALE;
+      const id = `scale${out.querySelectorAll("linearGradient").length}`, colours = node.matches(".scale") ? ["#333", "#fff"] : SCALE;
       out.append(svg("linearGradient", { id }, ...colours.map((colour, i) => svg("stop", { offset: i / (colours.length - 1), "stop-color": colour }))),
         svg("rect", { ...at(place), width: place.width, height: place.height, fill: `url(#${id})` }));
-    } else if (node.matches(".bar, .swatch i")) {
-      const round = node.matches(".circle") ? place.width / 2 : 0, { x, y } = at(place);
-      out.append(svg("rect", { x, y, width: place.width, height: place.height, rx: round, fill, ...(node.matches(".diamond") && { transform: `rotate(45 ${x + place.width / 2} ${y + place.height / 2}) scale(1)` }) }));
+    } else if (node.matches(".bar, .swatch i, .dots i")) {
+      const round = node.matches(".circle, .dots i") ? place.width / 2 : 0, { x, y } = at(place);
+      out.append(svg("rect", { x, y, width: place.width, height: place.height, rx: round, fill, ...(node.matches(".dots i") && { stroke: style.color }), ...(node.matches(".diamond") && { transform: `rotate(45 ${x + place.width / 2} ${y + place.height / 2}) scale(1)` }) }));
     }
     node.childNodes.forEach(visit);
   };
@@ -520,6 +545,13 @@ async function tile(app, latent, picture, said, below) {
 const listed = (app) => app.get("marked").split(",").filter((one) => /^\d+$/.test(one)).map(Number).filter((latent) => latent < app.bundle.index.latents);
 
 const bar = (share, colour = "") => make("span", { className: "track" }, Object.assign(make("span", { className: "bar" }), { style: `width:${(100 * clamp(share, 0, 1)).toFixed(1)}%;${colour && `background:var(${colour})`}` }));
+
+/* A share of n pictures: a bar, or of fewer than ten a dot for each; and in words. */
+function portion(value, n, colour) {
+  if (!(n < 10)) return [bar(value, colour), `${Math.round(100 * value)} %`];
+  const k = Math.round(value * n), dots = range(n).map((i) => Object.assign(make("i", { className: i < k ? "" : "hollow" }), { style: `color:var(${colour})` }));
+  return [make("span", { className: "dots", aria: { hidden: true } }, ...dots), `${k} of ${n}`];
+}
 
 const swatch = (said, colour, shape) => make("span", { className: "swatch" }, Object.assign(make("i", { className: shape }), { style: `background:var(${colour})` }), ` ${said}`);
 
@@ -810,7 +842,7 @@ function mapView(app) {
   const { element, body } = section(app, "map", "Map of latents", [], [csv]);
   const key = make("p", { className: "legend" }), found = make("div", { className: "found" });
   const [galleries, gallery] = choice("gallery", [["", "of a kind"], [LIST, "your list"]], app.careful(() => ofKind(gallery.value)));
-  const search = make("input", { type: "search", placeholder: "a number or a name: 12, wheel, colour red, no name", aria: { label: "search latents by number or name" } });
+  const search = make("input", { type: "search", placeholder: "a number or a word: 12, wheel, bird, writing, no name", aria: { label: "search latents by number or name" } });
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
     if (event.key !== "Enter") return;
@@ -844,6 +876,16 @@ function mapView(app) {
 
   const byIou = (a, b) => (bundle.of(b, "iou") ?? -1) - (bundle.of(a, "iou") ?? -1);
 
+  /* Why a word finds a latent, and how good a reason that is: [0 to 2, in words]; or undefined. */
+  function match(latent, word) {
+    const { synonyms } = bundle.index, said = `${bundle.named(latent)} ${bundle.concept(latent)}`.toLowerCase();
+    if (said.includes(word)) return [0, "name"];
+    const key = synonyms[word] ? word : word.replace(/s$/, ""), meant = synonyms[key]?.find((name) => said.split(/\W+/).includes(name));
+    if (meant) return [1, `${bundle.concepts.has(`group ${key}`) ? "group" : "synonym"}: ${key} → ${meant}`];
+    const top = bundle.of(latent, "top_class") ?? "";
+    return top.toLowerCase().includes(word) ? [2, `strongest on ${top}`] : undefined;
+  }
+
   async function look(text) {
     await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
@@ -851,10 +893,10 @@ function mapView(app) {
     if (!words.length) app.some = null;
     else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
     else {
-      const fits = (latent) => { const said = `${bundle.named(latent)} ${bundle.concept(latent)} ${bundle.of(latent, "top_class") ?? ""}`.toLowerCase(); return words.every((word) => said.includes(word)); };
-      const latents = range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0 && fits(latent));
-      latents.sort(byIou);
-      app.some = { latents, why: `for “${text}”` };
+      const fits = new Map(range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0).map((latent) => [latent, words.map((word) => match(latent, word))]).filter(([, found]) => found.every(Boolean)));
+      const rank = (latent) => Math.max(...fits.get(latent).map(([order]) => order));
+      const latents = [...fits.keys()].sort((a, b) => rank(a) - rank(b) || byIou(a, b));
+      app.some = { latents, why: `for “${text}”`, because: (latent) => [...new Set(fits.get(latent).map(([, said]) => said))].join(", ") };
     }
     update();
     list();
@@ -862,16 +904,16 @@ function mapView(app) {
 
   const list = careful(body, async (current) => {
     if (!app.some) { found.replaceChildren(); return; }
-    const { latents, why } = app.some, first = latents.slice(0, TILES);
+    const { latents, why, because } = app.some, first = latents.slice(0, TILES);
     const pictures = await Promise.all(first.map((latent) => bundle.first(latent)));
     const items = await Promise.all(first.map((latent, i) => {
       const name = bundle.named(latent), top = bundle.of(latent, "top_class"), iou = bundle.of(latent, "iou");
-      const below = [`${latent}: ${name && name !== "no name" ? name : top ? `no name, strongest on ${top}` : "no name"}`, iou !== undefined && `IoU ${iou.toFixed(2)}`].filter(Boolean);
+      const below = [`${latent}: ${name && name !== "no name" ? name : top ? `no name, strongest on ${top}` : "no name"}`, iou !== undefined && `IoU ${iou.toFixed(2)}`, because?.(latent)].filter(Boolean);
       return tile(app, latent, pictures[i], `latent ${below.join(", ")}`, below);
     }));
     if (!current()) return;
     const clear = button("clear", () => { app.some = null; search.value = gallery.value = ""; update(); list(); search.focus(); });
-    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : " by IoU"}` : "";
+    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : because ? ", names before synonyms, by IoU" : " by IoU"}` : "";
     found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("div", { className: "strip" }, ...items));
     app.say(`${plural(latents.length, "latent")} ${why}.`);
   });
@@ -957,18 +999,19 @@ function latentView(app) {
     const all = listed(app), latent = app.get("latent");
     app.set({ marked: (all.includes(latent) ? all.filter((one) => one !== latent) : [...all, latent]).join(",") });
   }, { title: "put this latent on your list, or take it off; the address holds the list" });
+  const pin = button("pin", () => app.pin(), { title: "keep this latent beside the next one, to compare them" });
   const starred = () => {
     const on = listed(app).includes(app.get("latent"));
     star.textContent = on ? "★ list" : "☆ list";
     star.setAttribute("aria-pressed", String(on));
+    pin.setAttribute("aria-pressed", String(app.get("pinned") === app.get("latent")));
   };
   const tools = make("div", { className: "tools line" }, make("label", {}, "latent ", number), step(-1, "‹", "the latent before"), step(1, "›", "the next latent"),
-    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star);
-  const about = make("p", { className: "about" }), stats = make("dl", { className: "stats" });
-  const strips = make("div", { className: "strips" }), scale = make("p", { className: "legend" });
-  const classes = make("div", { className: "classes" }), near = make("div", { className: "near" });
-  const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(stats.classList.toggle("with-formulas"))), { aria: { pressed: false } });
-  const inside = [tools, about, strips, scale, stats, make("div", { className: "tools line" }, formulas), make("div", { className: "pair" }, classes, near)];
+    make("label", {}, masks, " masks"), make("label", { className: "truth" }, outlines, " outline of its concept"), from, star, pin);
+  const sides = make("div", { className: "sides" }), relation = make("p", { className: "relation", hidden: app.get("pinned") < 0 });
+  const classes = make("div", { className: "classes" }), near = make("div", { className: "near" }), strengths = make("div", { className: "strengths" }), effects = make("div", { className: "effects" });
+  const formulas = button("formulas", () => formulas.setAttribute("aria-pressed", String(sides.classList.toggle("with-formulas"))), { aria: { pressed: false } });
+  const inside = [tools, make("div", {}, relation), sides, make("div", { className: "tools line" }, formulas), strengths, make("div", { className: "pair" }, classes, effects), near];
   element.querySelector("header").after(body, ...inside);
   const TITLES = { highest: "Most active", quantiles: "A quarter, half and three quarters down the list of pictures where it is active", random: "Three of those pictures at random" };
 
@@ -981,7 +1024,7 @@ function latentView(app) {
     row("label spread", of("label_std") !== undefined ? of("label_std").toFixed(1) : undefined);
     row("IoU", of("iou") !== undefined ? `${of("iou").toFixed(2)}${of("z") !== undefined ? `, ${of("z").toFixed(1)} σ from chance` : ""}` : undefined);
     row("partner", of("partner") !== undefined ? `${of("partner").toFixed(2)}, ${of("partner") >= 0.9 ? "found again" : of("partner") >= 0.7 ? "perhaps found again" : "not found again"} with another seed` : undefined);
-    stats.replaceChildren(...rows.map(([name, value]) => {
+    return make("dl", { className: "stats" }, ...rows.map(([name, value]) => {
       const formula = make("span", { className: "formula", title: MEANT[name] });
       formula.innerHTML = `<math displaystyle="true">${FORMULAS[name]}</math>`; /* constants of this file */
       return make("div", {}, make("dt", { textContent: name, title: MEANT[name] }), make("dd", {}, make("b", { textContent: value }), formula));
@@ -1028,30 +1071,89 @@ function latentView(app) {
     if (source.options.length !== bundle.index.tasks.length + 1) {
       source.append(...bundle.index.tasks.map((task, i) => make("option", { value: i, textContent: task.title })));
     }
-    const concept = bundle.concept(latent);
     element.querySelector(".truth").hidden = !bundle.index.concepts.length;
-    let rows, full;
-    if (source.value) ({ rows, full } = await ofTask(Number(source.value), latent));
-    else {
-      full = data.full;
-      rows = bundle.index.examples.map(([kind]) => [TITLES[kind] ?? kind, data.shown.filter((one) => one.kind === kind).map(({ picture, mask }) => ({ place: () => bundle.reference(picture), mask, said: bundle.className(picture) }))]).filter(([, some]) => some.length);
-    }
-    const drawn = await pictured(rows.filter(([, some]) => some.length), full, concept);
-    const around = await neighbours(data);
+    const pinned = app.get("pinned"), two = pinned >= 0 && pinned !== latent;
+    const shown = await Promise.all((two ? [latent, pinned] : [latent]).map((each) => side(each, two)));
+    const [around, counted, changes] = await Promise.all([neighbours(data), histogram(data), affected(latent)]);
     if (!current()) return;
     body.replaceChildren();
-    const called = bundle.named(latent), on = bundle.of(latent, "lies_on"), top = bundle.of(latent, "top_class");
-    const name = called === "no name" ? "It has no name" : called && `Its name: ${called}`;
-    about.textContent = name ? `${[name, on].filter(Boolean).join("; ")}.` : top ? `Most active on: ${top}.` : "";
-    statistics(latent);
-    strips.replaceChildren(...(drawn.length ? drawn : [make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." })]));
-    scale.replaceChildren(...(app.get("masks") && drawn.length ? legend(full) : []), ...(outlines.checked && concept && drawn.length ? [`; dashed: where ${concept} truly is`] : []));
-    histogram(data);
+    sides.replaceChildren(...shown);
+    sides.classList.toggle("two", two);
+    relation.hidden = pinned < 0;
+    relation.textContent = two ? "Comparing …" : "This latent is pinned: choose another one to compare.";
+    strengths.replaceChildren(...counted);
+    effects.replaceChildren(...changes);
+    ofClasses(data);
     near.replaceChildren(...around);
-    app.say(`Latent ${latent}. ${about.textContent}`);
+    app.say(`Latent ${latent}. ${shown[0].querySelector(".about").textContent}`);
+    if (two) relate(latent, pinned);
   });
 
-  function histogram(data) {
+  /* What is known of one latent: its name, its pictures and its numbers. */
+  async function side(latent, two) {
+    const data = await bundle.latent(latent), concept = bundle.concept(latent), masked = app.get("masks");
+    let rows, { full } = data;
+    if (source.value) ({ rows, full } = await ofTask(Number(source.value), latent));
+    else rows = bundle.index.examples.map(([kind]) => [TITLES[kind] ?? kind, data.shown.filter((one) => one.kind === kind).map(({ picture, mask }) => ({ place: () => bundle.reference(picture), mask, said: bundle.className(picture) }))]);
+    const drawn = await pictured(rows.filter(([, some]) => some.length), full, concept), there = drawn.length > 0;
+    const called = bundle.named(latent), on = bundle.of(latent, "lies_on"), top = bundle.of(latent, "top_class");
+    const name = called === "no name" ? "It has no name" : called && `Its name: ${called}`;
+    const textContent = name ? `${[name, on].filter(Boolean).join("; ")}.` : top ? `Most active on: ${top}.` : "";
+    const none = make("p", { textContent: source.value ? "Not active in any of these pictures." : "Never active: no reference images." });
+    return make("div", { className: "side" },
+      two && make("p", { className: "side-title" }, latentButton(app, latent, `latent ${latent}`), ...latent === app.get("pinned") ? [" pinned ", button("unpin", () => app.set({ pinned: -1 }))] : []),
+      make("p", { className: "about", textContent }), make("div", { className: "strips" }, ...there ? drawn : [none]),
+      make("p", { className: "legend" }, ...masked && there ? legend(full) : [], ...outlines.checked && concept && there ? [`; dashed: where ${called} truly is`] : []), statistics(latent));
+  }
+
+  /* How two latents are related: their directions, and where both are active. */
+  const relate = careful(relation, async (current, latent, pinned) => {
+    const cosine = await bundle.cosine(latent, pinned), said = `Cosine of the decoder rows of ${latent} and ${pinned}: ${cosine.toFixed(2)}. `;
+    const asked = () => current() && app.get("latent") === latent && app.get("pinned") === pinned;
+    if (asked()) relation.textContent = said;
+    if (!asked() || !bundle.index.tasks.length) return;
+    const { each: [a, b], both, n, pictures } = await bundle.together(latent, pinned);
+    if (asked()) relation.textContent = `${said}Of ${plural(n, "patch", "patches")} in ${plural(pictures, "picture")} (${bundle.index.tasks[0].title}) they are active in ${a.toLocaleString("en")} and ${b.toLocaleString("en")}, both at once in ${both.toLocaleString("en")}; by chance ${short(a * b / n)}.`;
+  });
+
+  /* How strong it is in how many pictures, and the strongest patches at quantiles of the list. */
+  async function histogram({ counts, most: [most], shown }) {
+    const n = counts.reduce((a, b) => a + b, 0), top = Math.max(...counts), all = bundle.index.counted;
+    if (!n) return [];
+    const W = 260, H = 154, L = 34, wide = (W - L - 10) / counts.length, y = (v) => H - 34 - (Math.log10(v) + 0.3) / (Math.log10(top) + 0.3) * (H - 54), x = (i) => L + i * wide;
+    const text = (textContent, attributes) => Object.assign(svg("text", attributes), { textContent });
+    const chart = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `Pictures by activation, from 0 to ${short(most)} in ${counts.length} equal bins: ${counts.join(", ")}` });
+    for (let v = 1; v <= top; v *= 10) chart.append(svg("path", { d: `M${L} ${y(v)}H${W - 10}`, class: "grid" }), text(v, { x: L - 6, y: y(v) + 4, "text-anchor": "end" }));
+    counts.forEach((count, i) => count && chart.append(svg("rect", { x: x(i) + 1, y: y(count), width: wide - 2, height: H - 34 - y(count), class: "column" })));
+    for (const [v, i, anchor] of [[0, 0, "start"], [most / 2, counts.length / 2, "middle"], [most, counts.length, "end"]]) chart.append(text(short(v), { x: x(i), y: H - 19, "text-anchor": anchor }));
+    chart.append(text("activation, mean over a picture's tokens", { x: W - 10, y: H - 3, "text-anchor": "end" }));
+    const samples = [["first", shown.find(({ kind }) => kind === "highest")], ...shown.filter(({ kind }) => kind === "quantiles").map((one, i) => [["¼ down", "½ down", "¾ down"][i], one])];
+    const crops = await Promise.all(samples.filter(([, one]) => one && Math.max(...one.mask) > 0).map(async ([said, one]) => {
+      const canvas = make("canvas", { width: 96, height: 96, role: "img", aria: { label: `${said}: its strongest patch, of ${bundle.className(one.picture) || "a picture"}` } });
+      const { image } = await bundle.reference(one.picture), [rows, columns] = bundle.index.grid, at = one.mask.indexOf(Math.max(...one.mask));
+      const place = [at % columns, Math.floor(at / columns)], from = place.map((v, i) => clamp(v - 1, 0, Math.max(0, [columns, rows][i] - 3))), cell = [image.width / columns, image.height / rows], context = canvas.getContext("2d");
+      context.drawImage(image, from[0] * cell[0], from[1] * cell[1], 3 * cell[0], 3 * cell[1], 0, 0, 96, 96);
+      for (const [strokeStyle, lineWidth] of [["#000", 4], ["#fff", 2]]) { Object.assign(context, { strokeStyle, lineWidth }); context.strokeRect(32 * (place[0] - from[0]) + 1, 32 * (place[1] - from[1]) + 1, 30, 30); }
+      return make("figure", {}, canvas, make("figcaption", { textContent: said }));
+    }));
+    return [make("div", {}, make("p", { className: "strip-title", textContent: `Active in ${n.toLocaleString("en")} of ${plural(all, "picture")}; log counts` }), chart),
+      make("div", {}, make("p", { className: "strip-title", textContent: "The strongest patch of the first reference image, and of pictures down this list" }), make("div", { className: "strip" }, ...crops))];
+  }
+
+  /* The classes that it raises and lowers, beside what a random direction does. */
+  async function affected(latent) {
+    if (!bundle.index.effects) return [];
+    const [classes, logits, [usual]] = await bundle.part("effects", latent, [["classes", "int16"], ["logits", "float32"], ["null", "float32"]]);
+    if (!logits.some((v) => v)) return [];
+    const most = Math.max(...logits.map(Math.abs)), signed = (v) => `${v < 0 ? "−" : "+"}${short(Math.abs(v))}`;
+    const list = [...logits].map((v, i) => { const noise = Math.abs(v) <= usual, name = bundle.index.classes[classes[i]];
+      return make("li", { className: noise ? "noise" : "" }, make("span", { className: "name", textContent: name, title: name }), bar(Math.abs(v) / most, noise ? "--x-grey" : MODELS[v < 0 ? 1 : 0][0]), make("span", { className: "value", textContent: signed(v) })); });
+    const lists = [["Raised", list.filter((_, i) => logits[i] > 0)], ["Lowered", list.filter((_, i) => logits[i] < 0)]], clear = logits.filter((v) => Math.abs(v) > usual).length;
+    return [make("p", { className: "strip-title", textContent: `What it adds to classes in its strongest pictures: logits above the mean class. Grey: up to ${short(usual)}, which one in 20 random directions of its length exceeds${clear ? "" : "; here all is grey"}` }),
+      ...lists.flatMap(([title, items]) => items.length ? [make("p", { className: "strip-title", textContent: title }), make("ul", { className: "bars" }, ...items)] : [])];
+  }
+
+  function ofClasses(data) {
     const rows = data.classes.map((c, i) => [bundle.index.classes[c], data.levels[i]]).filter(([name, level]) => name !== undefined && level > 0);
     if (!rows.length) { classes.replaceChildren(); return; }
     classes.replaceChildren(make("p", { className: "strip-title", textContent: `Classes, by active tokens a picture${rows.length >= 8 ? " (the first 8)" : ""}` }),
@@ -1067,7 +1169,10 @@ function latentView(app) {
     return [make("p", { className: "strip-title", textContent: "Nearest latents, by cosine of decoder directions" }), make("div", { className: "strip" }, ...figures)];
   }
 
-  return { element, update: (changed) => changed.has("marked") && starred() || ["latent", "masks"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !strips.children.length ? update() : undefined };
+  return { element, update: (changed) => {
+    starred();
+    return ["latent", "masks", "pinned"].some((name) => changed.has(name)) || changed.has("pictures") && source.value || !sides.children.length ? update() : undefined;
+  } };
 }
 
 /* --- a picture --------------------------------------------------------------------------------- */
@@ -1141,7 +1246,7 @@ function pictureView(app) {
     repaint();
     if (focused >= 0) large.querySelectorAll("canvas")[focused]?.focus({ preventScroll: true });
     const level = codes.map((model, m) => `${names[m]} ${short(model.total.get(latent) ?? 0)}`).join(", ");
-    scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.concept(latent)}` : "");
+    scale.replaceChildren(...(full ? [...(app.get("masks") ? legend(full) : []), `${app.get("masks") ? "; l" : "L"}atent ${latent}, mean over tokens: ${level}`] : [`Latent ${latent} is not active in this picture.`]), outline ? `; dashed: ${bundle.named(latent)}` : "");
   }
 
   const words = (latent) => bundle.named(latent) || bundle.of(latent, "top_class") || "";
@@ -1644,19 +1749,19 @@ function classView(app) {
       chart.append(svg("path", { d: `M${heights.map((v, i) => `${x(i)} ${v}`).join("L")}`, fill: "none", style: `stroke:var(${colour});stroke-width:2.5${model ? ";stroke-dasharray:6 3" : ""}` }));
       heights.forEach((v, i) => chart.append(svg("rect", { x: x(i) - 3, y: v - 3, width: 6, height: 6, rx: model ? 0 : 3, style: `fill:var(${colour})` })));
     });
-    title.textContent = `Given their class, of the pictures of ${task.classes[label]}`;
+    title.textContent = `Given their class, of the pictures of ${task.classes[label]} (${data.n})`;
     lines.replaceChildren(...MODELS.map((look, model) => swatch(task.models[model], ...look)));
     drawn.replaceChildren(chart);
     k.setAttribute("aria-valuetext", plural(ks[at], "latent")); /* and not the place on the scale */
-    given.replaceChildren(make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }), taken(MODELS.map((_, model) => range(n).map((c) => share(model, at, c)))));
+    given.replaceChildren(make("p", { className: "strip-title", textContent: `With ${plural(ks[at], "latent")} ${m ? "off" : "on"} they are taken for` }), taken(MODELS.map((_, model) => range(n).map((c) => share(model, at, c))), data.n));
   }
 
   /* What pictures are taken for: the answers given most by either model. */
-  function taken(shares) {
+  function taken(shares, n) {
     const { task, label } = data, most = (c) => Math.max(...shares.map((of) => of[c]));
     const order = range(task.classes.length).filter((c) => most(c) > 0.001).sort((a, b) => most(b) - most(a)).slice(0, 5);
     return make("ul", { className: "bars two" }, ...order.map((c) => make("li", {}, make("span", { className: "name", textContent: `${task.classes[c]}${c === label ? " ✓" : ""}`, title: task.classes[c] }),
-      ...shares.map((of, m) => make("span", { className: "cell" }, bar(of[c], MODELS[m][0]), make("span", { className: "value", textContent: `${Math.round(100 * of[c])} %` }))))));
+      ...shares.map((of, m) => { const [drawing, textContent] = portion(of[c], n, MODELS[m][0]); return make("span", { className: "cell" }, drawing, make("span", { className: "value", textContent })); }))));
   }
 
   /* With a kernel: switch latents off one by one. */
@@ -1668,14 +1773,14 @@ function classView(app) {
       make("input", { type: "checkbox", value: latent, checked: !off.has(latent), onchange: (event) => ask(latent, !event.target.checked) }), ` ${latent} ${bundle.named(latent)}`)));
     without.replaceChildren(make("p", { className: "strip-title", textContent: "Switch latents off, and ask the kernel" }), make("ul", { className: "switches" }, ...boxes),
       ...(wrong ? [make("p", { className: "trouble", role: "alert", textContent: `${wrong}.` })] : []),
-      ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer)] : []));
+      ...(answer ? [make("p", { className: "strip-title", textContent: `With ${plural(off.size, "latent")} off they are taken for` }), taken(answer.shares, answer.n)] : []));
   }
   async function ask(latent, isOff) {
     isOff ? off.add(latent) : off.delete(latent);
     const mine = ++question;
     let found, failed = "";
     try {
-      found = (await app.ask({ without: [...off], task: data.task.name, label: data.label })).shares;
+      found = (await app.ask({ without: [...off], task: data.task.name, label: data.label }));
     } catch (error) { failed = error.message; }
     if (mine !== question) return;
     [answer, wrong] = [found, failed];
@@ -1694,7 +1799,7 @@ function classView(app) {
     if (!current()) return;
     body.replaceChildren();
     select.replaceChildren(...task.classes.map((textContent, value) => make("option", { value, textContent, selected: value === label })));
-    data = { task, label, ks: file.ks, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
+    data = { task, label, ks: file.ks, n: file.n, latents: array(file.latents, "int32"), levels: file.levels.map((x) => array(x, "float32")), groups: array(file.groups, "uint8"), shares: file.shares?.map((x) => array(x, "uint8")) };
     const counts = GROUPS.map((_, g) => data.groups.reduce((n, each) => n + (each === g), 0));
     plot.set([...data.latents].map((latent, i) => ({ latent, x: data.levels[0][i], y: data.levels[1][i], colour: GROUPS[data.groups[i]][1], shape: GROUPS[data.groups[i]][2], size: data.groups[i] > 1 ? 5 : 2.6, front: data.groups[i] > 1 })));
     heading.textContent = `${task.title}: ${task.classes[label]}. A latent on the dotted line is in as many tokens of a picture after adaptation as before.`;
@@ -1709,67 +1814,105 @@ function classView(app) {
 
 /* --- a guess ----------------------------------------------------------------------------------- */
 
+/* What is guessed, and among what: another picture, or the name among others. */
+const LEVELS = [["picture", "another picture"], ["easy", "its name, easy: of different kinds"], ["medium", "its name, medium: of one kind"], ["hard", "its name, hard: of one group of classes"]];
+const ASKED = ["Of the four below them exactly one activates it too; one of the others is of the same class, if there is one.", "One of the four names below them is its own."];
+
+const shuffled = (some) => some.map((one) => [Math.random(), one]).sort((a, b) => a[0] - b[0]).map(([, one]) => one);
+
+const spoken = ([kind, name]) => ["class", "part", "sign"].includes(kind) || kind.includes(" ") ? name : `${kind} ${name}`;
+
+/* Three concepts, [kind, name], to take for that of a latent; fewer if there are not enough. No two
+   of the four share a word or are a group and one of its classes: nothing but the pictures tells. */
+function distractors(bundle, latent, level) {
+  const { concepts, synonyms } = bundle.index, own = [bundle.of(latent, "kind"), bundle.of(latent, "concept")];
+  const groups = concepts.filter(([kind]) => kind === "group").map(([, group]) => [group, ...synonyms[group] ?? []]);
+  const words = ([, name]) => name.split(" ").filter((word) => !["of", "in", "a", "an"].includes(word));
+  const groupOf = (concept) => groups.find((group) => words(concept).some((word) => group.includes(word)))?.[0];
+  const far = (a, b) => !words(a).some((word) => words(b).includes(word)) && !(groupOf(a) && groupOf(a) === groupOf(b) && [a, b].some(([kind]) => kind === "group"));
+  const chosen = [own], fits = {
+    easy: ([kind]) => !kind.includes(" ") && chosen.every(([other]) => other !== kind),
+    medium: ([kind]) => kind === own[0],
+    hard: (concept) => concept[0] === own[0] && groupOf(concept) && groupOf(concept) === groupOf(own),
+  };
+  for (const concept of shuffled(concepts)) if (chosen.length < 4 && fits[level](concept) && chosen.every((other) => far(concept, other))) chosen.push(concept);
+  return chosen.slice(1);
+}
+
 function guessView(app) {
   const { bundle } = app;
+  const [levels, level] = choice("guess", bundle.index.concepts.length ? LEVELS : LEVELS.slice(0, 1), () => { clear(); count(); });
   const { element, body } = section(app, "guess", "Guess: does a latent mean what you think?");
-  const intro = make("p", { textContent: "Three pictures that activate a latent, with where. Of the four below them exactly one activates it too; one of the others is of the same class, if there is one. Whoever guesses blindly is right one time in four." });
+  const intro = make("p");
   const known = make("div", { className: "strip" }), row = make("div", { className: "strip guesses" }), said = make("p", { className: "about" });
-  const score = { right: 0, of: 0 }, tally = make("p", { className: "legend" });
+  const scores = Object.fromEntries(LEVELS.map(([name]) => [name, { right: 0, of: 0 }])), tally = make("p", { className: "legend" });
   const again = button("start", () => next());
-  element.querySelector("header").after(body, intro, known, row, said, make("div", { className: "tools line" }, again, tally));
+  element.querySelector("header").after(body, intro, make("div", { className: "tools line" }, levels, again, tally), known, row, said);
 
+  function clear() {
+    for (const part of [body, known, row, said]) part.replaceChildren();
+    again.textContent = "start";
+  }
   function count() {
-    tally.textContent = score.of ? `${score.right} of ${score.of} right; guessing blindly gives ${short(score.of / 4)}.` : "";
+    const { right, of } = scores[level.value];
+    intro.textContent = `Three pictures that activate a latent, with where. ${ASKED[level.value === "picture" ? 0 : 1]} Whoever guesses blindly is right one time in four.`;
+    tally.textContent = of ? `${right} of ${of} right; guessing blindly gives ${short(of / 4)}.` : "";
+  }
+  count();
+
+  const drawn = async (label, { picture, mask }) => {
+    const canvas = make("canvas", label ? { role: "img", aria: { label } } : { aria: { hidden: "true" } });
+    paint(canvas, await bundle.reference(picture), bundle, { mask });
+    return canvas;
+  };
+
+  /* What can be chosen, the right one first, and what is shown of it after the guess. */
+  async function choices(latent, data) {
+    if (level.value !== "picture") return [[bundle.of(latent, "kind"), bundle.of(latent, "concept")], ...distractors(bundle, latent, level.value)].map(spoken).map((textContent) => ({ element: button(textContent, null), after: () => undefined }));
+    const top = data.shown.filter((one) => one.kind === "highest").slice(0, 3).map((one) => one.picture), rest = data.shown.filter((one) => one.kind === "random" && !top.includes(one.picture));
+    const [answer] = shuffled(rest), others = data.absent.filter((picture) => picture >= 0).map((picture) => ({ picture }));
+    return Promise.all((answer ? [answer, ...others] : []).map(async (one) => {
+      const element = make("button", { type: "button", className: "shown picture" }, await drawn("", { picture: one.picture }));
+      return { element, after: async () => { if (one === answer) element.replaceChildren(await drawn("", answer)); } };
+    }));
   }
 
   const next = careful(body, async (current) => {
-    const active = await bundle.column("frequency");
-    let latent, data;
-    for (let tries = 0; tries < 100; tries++) {
-      latent = Math.floor(Math.random() * active.length);
-      if (!(active[latent] > 0)) continue;
-      data = await bundle.latent(latent);
-      const highest = data.shown.filter((one) => one.kind === "highest"), rest = data.shown.filter((one) => one.kind === "random" && !highest.slice(0, 3).some((h) => h.picture === one.picture));
-      if (highest.length >= 3 && rest.length && data.absent.every((picture) => picture >= 0)) {
-        const answer = rest[Math.floor(Math.random() * rest.length)];
-        const options = [answer.picture, ...data.absent].map((picture) => [Math.random(), picture]).sort((a, b) => a[0] - b[0]).map(([, picture]) => picture);
-        const shown = await Promise.all(highest.slice(0, 3).map(async ({ picture, mask }) => {
-          const canvas = make("canvas", { role: "img", aria: { label: `activates it: ${bundle.className(picture)}` } });
-          paint(canvas, await bundle.reference(picture), bundle, { mask });
-          return make("figure", {}, canvas);
-        }));
-        const choices = await Promise.all(options.map(async (picture, i) => {
-          const canvas = make("canvas", { aria: { hidden: "true" } }), place = await bundle.reference(picture);
-          paint(canvas, place, bundle);
-          const one = make("button", { type: "button", className: "shown picture", aria: { label: `picture ${i + 1}` } }, canvas), note = make("figcaption");
-          one.onclick = () => {
-            if (row.classList.contains("done")) return;
-            row.classList.add("done");
-            const right = picture === answer.picture;
-            score.of++;
-            score.right += right;
-            paint(choices[options.indexOf(answer.picture)].querySelector("canvas"), answer.place, bundle, { mask: answer.mask });
-            choices.forEach((figure, j) => { figure.querySelector("figcaption").textContent = options[j] === answer.picture ? "✓ active here" : j === i ? "✗ not active" : ""; });
-            said.replaceChildren(`${right ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${bundle.named(latent)}.`);
-            count();
-            app.say(said.textContent);
-          };
-          if (picture === answer.picture) answer.place = place;
-          return make("figure", {}, one, note);
-        }));
-        if (!current()) return;
-        await Promise.all(["concept", "kind"].map((name) => bundle.column(name)));
-        body.replaceChildren();
-        row.classList.remove("done");
-        known.replaceChildren(...shown);
-        row.replaceChildren(...choices);
-        said.textContent = "Which one?";
-        again.textContent = "another latent";
-        count();
-        return;
-      }
+    const [active] = await Promise.all(["frequency", "concept", "kind", "iou"].map((name) => bundle.column(name))), kind = level.value;
+    let tries = 0;
+    for (const latent of shuffled(range(bundle.index.latents).filter((each) => active[each] > 0))) {
+      if (kind !== "picture" && !(bundle.concept(latent) && distractors(bundle, latent, kind).length === 3)) continue;
+      if (tries++ > 100) break;
+      const data = await bundle.latent(latent), top = data.shown.filter((one) => one.kind === "highest").slice(0, 3), options = top.length < 3 ? [] : await choices(latent, data);
+      if (options.length < 4) continue;
+      const shown = await Promise.all(top.map(async (one) => make("figure", {}, await drawn(`activates it: ${bundle.className(one.picture)}`, one))));
+      if (!current()) return;
+      const [answer] = options, name = [bundle.named(latent), bundle.of(latent, "iou") !== undefined && `IoU ${bundle.of(latent, "iou").toFixed(2)}`].filter(Boolean).join(", ");
+      known.replaceChildren(...shown);
+      row.classList.remove("done");
+      row.classList.toggle("names", kind !== "picture");
+      row.replaceChildren(...shuffled(options).map((option, i) => {
+        const { element: one } = option, note = make("figcaption");
+        if (kind === "picture") one.setAttribute("aria-label", `picture ${i + 1}`);
+        option.tell = (chosen) => { note.textContent = option === answer ? (kind === "picture" ? "✓ active here" : "✓ its name") : option === chosen ? (kind === "picture" ? "✗ not active" : "✗ not its name") : ""; option.after(); };
+        one.onclick = () => {
+          if (row.classList.contains("done")) return;
+          row.classList.add("done");
+          scores[kind].of++;
+          scores[kind].right += option === answer;
+          options.forEach((each) => each.tell(option));
+          said.replaceChildren(`${option === answer ? "Right" : "Wrong"}: this is `, latentButton(app, latent, `latent ${latent}`), ` ${name}.`);
+          count();
+          app.say(said.textContent);
+        };
+        return make("figure", {}, one, note);
+      }));
+      body.replaceChildren();
+      said.textContent = "Which one?";
+      again.textContent = "another latent";
+      return;
     }
-    throw new Error("there are too few pictures for a guess");
+    throw new Error(kind === "picture" ? "there are too few pictures for a guess" : "no latent has such a name");
   });
   return { element, update: () => undefined }; /* it loads nothing before somebody plays */
 }
@@ -1852,18 +1995,18 @@ function follow(el, pointed, clicked) {
 
 /* --- the whole --------------------------------------------------------------------------------- */
 
-const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the picture before, the next one"], ["shift + arrows", "on a picture: from patch to patch"], ["m", "masks on or off"], ["c", "models side by side or one at a time"], ["/", "search"], ["?", "this list"]];
+const KEYS = [["← →", "the latent before, the next one"], ["[ ]", "the picture before, the next one"], ["shift + arrows", "on a picture: from patch to patch"], ["m", "masks on or off"], ["c", "models side by side or one at a time"], ["p", "pin the latent, to compare it with another, or unpin it"], ["/", "search"], ["?", "this list"]];
 
 /* The part of an address that names a state, and back. */
 function spell(state) {
-  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names", "marked", "masks", "compare"].filter((name) => name === "latent" || state[name] !== START[name]);
-  return `#${parts.map((name) => `${name === "label" ? "class" : name}=${encodeURIComponent(state[name])}`).join("&")}`;
+  const parts = ["latent", "task", "image", "patch", "model", "label", "switches", "names", "marked", "pinned", "masks", "compare"].filter((name) => name === "latent" || state[name] !== START[name]);
+  return `#${parts.map((name) => `${SPELLED[name] ?? name}=${encodeURIComponent(state[name])}`).join("&")}`;
 }
 function parse(hash) {
   const given = new URLSearchParams(hash.replace(/^#/, "")), out = {};
   if (!["latent", "image", "task", "view"].some((name) => given.has(name))) return null;
   for (const [name, usual] of Object.entries(START)) {
-    const text = given.get(name === "label" ? "class" : name);
+    const text = given.get(SPELLED[name] ?? name);
     if (text === null) { if (name !== "task") out[name] = usual; }
     else if (typeof usual === "string") out[name] = text;
     else if (typeof usual === "boolean") out[name] = text !== "false";
@@ -1885,6 +2028,7 @@ function render({ model, el }) {
     set(values) {
       const last = bundle.index.latents - 1, tasks = bundle.index.tasks;
       if ("latent" in values) values.latent = clamp(values.latent, 0, last);
+      if ("pinned" in values) values.pinned = clamp(values.pinned, -1, last);
       if ("image" in values) values.image = Math.max(0, values.image); /* views know where it ends */
       if ("label" in values) values.label = Math.max(0, values.label);
       if ("patch" in values) values.patch = clamp(values.patch, -1, bundle.size - 1);
@@ -1902,6 +2046,7 @@ function render({ model, el }) {
       stepped = performance.now();
       app.set({ latent });
     })),
+    pin: () => app.set({ pinned: app.get("pinned") === app.get("latent") ? -1 : app.get("latent") }),
     taskNumber: () => bundle.taskNumber(app.get("task")),
     task: () => bundle.index.tasks[app.taskNumber()],
     say: (text) => { line.textContent = text; },
@@ -2024,6 +2169,7 @@ function render({ model, el }) {
       app.set({ image: clamp(Math.min(app.get("image"), count - 1) + turn, 0, count - 1), patch: -1 });
     } else if (key === "m") app.set({ masks: !app.get("masks") });
     else if (key === "c") app.set({ compare: !app.get("compare") });
+    else if (key === "p") app.pin();
     else if (key === "/" && app.search) app.search();
     else if (key === "?") help.showModal();
     else return;

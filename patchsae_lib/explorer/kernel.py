@@ -51,7 +51,9 @@ class Kernel:
         task = str(message.get("task"))
         if "picture" in message:
             return {"added": self.look(bytes(buffers[0]), str(message["picture"]), task)}
-        return {"shares": self._lens(task).without(message["label"], message["without"])}
+        lens, label = self._lens(task), message["label"]
+        shares = lens.without(label, message["without"])
+        return {"shares": shares, "n": int((lens.labels == label).sum())}
 
     def _lens(self, task: str) -> Lens:
         if not self.lenses:

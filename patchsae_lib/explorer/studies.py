@@ -13,7 +13,8 @@ from tqdm import tqdm
 from patchsae_lib.ablation import by_score
 from patchsae_lib.artefacts import note_reading
 from patchsae_lib.explorer.bundle import Latents, Task, write_bundle, write_tasks
-from patchsae_lib.explorer.examples import examples, nearest
+from patchsae_lib.explorer.effects import class_effects, write_effects
+from patchsae_lib.explorer.examples import examples, histogram, nearest
 from patchsae_lib.explorer.glimpse import write_glimpse
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.live import write_live
@@ -25,6 +26,7 @@ from patchsae_lib.study import Study
 
 N_HIGHEST = 9  # reference images that are shown
 N_SEARCHED = 600  # pictures among which quantiles, random and absent ones are chosen
+N_REMOVED = 3  # reference images from which a latent is removed, to see what it does to classes
 N_TRAINED_ON = 24  # pictures of the kind that the autoencoder was trained on
 KS = (1, 5, 10, 50, 100, 500, 1000)  # latents on or off, for the curves of a class
 
@@ -41,7 +43,11 @@ def write_latents(study: Study, columns: pd.DataFrame) -> Path:
     shown = {"highest": table.top_images[:, :N_HIGHEST], **chosen}
     references = torch.cat(list(shown.values()), 1)
     masks = reference_masks(sae, split.tokens, references, split.clip.grid)
-    latents = Latents(shown, masks, *nearest(sae.W_dec), table.class_per_image, absent)
+    counts, most = histogram(levels)
+    latents = Latents(
+        shown, masks, *nearest(sae.W_dec), table.class_per_image, absent,
+        counts, most, len(levels), sae.W_dec.detach(),
+    )  # fmt: skip
     return write_bundle(study.folder / "explorer", split.pictures, latents, columns)
 
 
@@ -68,6 +74,15 @@ def write_study(
     write_glimpse(study.folder / "explorer", tasks[0], lenses[tasks[0].name])
     write_live(study.folder / "explorer", study.sae, tasks, lenses)
     return tasks, lenses
+
+
+def write_class_effects(study: Study) -> tuple[Tensor, Tensor]:
+    """Put into the bundle of a study what `class_effects` measures on the latents' reference
+    images, and return it; `write_tasks` removes it."""
+    split, references = study.train, study.table.top_images[:, :N_REMOVED]
+    found = class_effects(split.clip, study.sae, split.tokens, references, split.head)
+    write_effects(study.folder / "explorer", *found)
+    return found
 
 
 def _trained_on(study: Study) -> tuple[Task, Lens]:
@@ -103,7 +118,8 @@ def _adapted(
     assert isinstance(chosen, Subset)  # whose source knows what its pictures truly show
     looks = lens.look(images[:n_shown])
     shown = before.class_names, list(models), chosen.pictures, chosen.rows[:n_shown], looks, own
-    return Task(task.name, title, *shown, ks, curves), lens
+    counts = before.labels.bincount(minlength=len(before.class_names)).tolist()
+    return Task(task.name, title, *shown, ks, curves, counts), lens
 
 
 def _shares(study: Study, split: Split, levels: Tensor, ks: Sequence[int]) -> Tensor:

@@ -23,14 +23,15 @@ class Explorer(anywidget.AnyWidget):
     The selection can be set and observed: `latent`, `task` (a name), `image` (its number),
     `patch` (row by row; −1: none), `model` and `label` (a class); `masks` draws masks, and
     `compare` shows both models at once. With `lenses` (task → `Lens`) the kernel can look at the
-    user's own pictures (`add`) and switch latents off; `marked` are those on the user's list.
+    user's own pictures (`add`) and switch latents off; `marked` are those on the user's list, and
+    `pinned` is one to compare with (−1: none).
     Below a scatter plot of latents the explorer follows clicks on it. Raises `FileNotFoundError`
     for a folder without a bundle.
     """
 
     _esm, _css = FOLDER / "explorer.mjs", FOLDER / "explorer.css"
     latent, image, label = (traitlets.Int(0, min=0).tag(sync=True) for _ in range(3))
-    patch = traitlets.Int(-1, min=-1).tag(sync=True)
+    patch, pinned = (traitlets.Int(-1, min=-1).tag(sync=True) for _ in range(2))
     task, model, switches, names, marked = (traitlets.Unicode().tag(sync=True) for _ in range(5))
     masks, compare = (traitlets.Bool(True).tag(sync=True) for _ in range(2))
     views = traitlets.List(traitlets.Enum(VIEWS), list(VIEWS)).tag(sync=True)
@@ -57,6 +58,6 @@ class Explorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, about = super()._repr_mimebundle_(**options) or ({}, {})
         names = ["latent", "task", "image", "patch", "model", "label", "masks", "compare", "views"]
-        names += ["switches", "names", "marked"]
+        names += ["switches", "names", "marked", "pinned"]
         state = {"bundle": self.bundle.name} | {name: getattr(self, name) for name in names}
         return data | {EXPLORER: state, "text/plain": "The explorer of latents"}, about
