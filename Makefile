@@ -19,7 +19,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
-	@echo "  PROFILE=smoke|world|authors|trial|clip|paper|my.toml   what to build from (world)"
+	@echo "  PROFILE=smoke|world|authors|trial|clip|evening|paper|my.toml   (world)"
 	@echo "  ARGS='-p images folder:/my/photos'       parameters of the notebooks"
 	@echo "  FRESH=1                                  run every notebook, changed or not"
 	@echo "  YES=1                                    fetch what a book needs, also above 100 MB"

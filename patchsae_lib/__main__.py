@@ -1,4 +1,4 @@
-"""The commands: they plan, train, scan, convert and upload without a notebook."""
+"""The commands: they plan, check, train, scan, convert and upload without a notebook."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # module, function and purpose of each; the module is imported when the command is given
 COMMANDS = {
     "plan": ("plan", "main", "say what a profile fetches, keeps and computes"),
+    "check": ("check", "main", "try whether weights, pictures and names go together"),
     "train": ("jobs", "train", "train an autoencoder, also under torchrun"),
     "scan": ("jobs", "scan", "count what activates every latent, also under torchrun"),
     "convert": ("interop.convert", "main", "convert an autoencoder to another format"),

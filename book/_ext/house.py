@@ -32,7 +32,10 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("The study", ("study", "splits")),
     ("Figures and the explorer", ("figures", "explorer")),
-    ("Commands, the book, recipes", ("__init__", "__main__", "jobs", "plan", "book", "recipes")),
+    (
+        "Commands, the book, recipes",
+        ("__init__", "__main__", "jobs", "plan", "check", "book", "recipes"),
+    ),
 )
 OUTSIDE = {"book": ("book/*.py", "book/_ext/*.py"), "recipes": ("recipes/*.py",)}
 

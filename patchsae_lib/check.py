@@ -1,0 +1,198 @@
+"""Do these weights, pictures and names go together? `python -m patchsae_lib check --profile clip`.
+
+What is published goes wrong in known ways. A check takes pictures as the study takes them, and in
+each of these other ways; if another is surely better (more than three standard errors of the
+pictures on which the two differ), something is wrong with ours. It takes a minute, and sees what
+matters: a fault that hardly changes the answers is not noticed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.parameters import check_names, profile_parser
+from patchsae_lib.pictures import spoken
+from patchsae_lib.sae import SAE, l0
+from patchsae_lib.splits import Split
+from patchsae_lib.study import Study
+
+N_PICTURES = {"cpu": 96, "cuda": 1024}  # a minute's worth
+SURE = 3.0  # standard errors
+MARGIN = 0.02  # of explained variance; what is less may be chance, or a smoother input
+NORMS = {  # mean and std of preprocessing
+    "OpenAI's": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "no": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class Finding(NamedTuple):
+    """What a check says: `ok`, and in words what was measured."""
+
+    ok: bool
+    words: str
+
+
+def check(study: Study, n: int = 0) -> Iterator[Finding]:
+    """Yield findings on the first `n` test pictures of a study (0: a minute's worth)."""
+    test, clip = study.test, study.clip
+    rows = torch.linspace(0, len(test) - 1, min(len(test), n or N_PICTURES[study.device.type]))
+    part = test.select(rows.long().unique())
+    pictures = part.pictures.batch(range(len(part)))
+    names = spoken(test.class_names)
+    if same := len(names) - len(set(names)):
+        yield Finding(False, f"{same} classes have the name of another: one text for two labels")
+    yield from zero_shot(part, pictures)
+    yield from autoencoder(study.sae, clip, clip.preprocess(pictures))
+
+
+# --- CLIP ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def zero_shot(part: Split, pictures: Tensor) -> Iterator[Finding]:
+    """Yield findings on the zero-shot accuracy of pictures (n, 3, h, w) uint8 with labels."""
+    clip, head, labels = part.clip, part.head, part.labels
+    if not (labels >= 0).any() or len(head) < 2:
+        yield Finding(True, "pictures without classes: preprocessing and names are not checked")
+        return
+    normed = clip.preprocess(pictures)
+    predicted = predict(clip, normed, head)
+    right = predicted == labels
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    words = f"zero-shot accuracy {right.float().mean():.1%} ({low:.1%} to {high:.1%})"
+    yield Finding(low > 1 / len(head), f"{words}, chance {1 / len(head):.1%}")
+    for name, images in other_pixels(clip, normed).items():
+        yield compared(right, predict(clip, images, head) == labels, name)
+    other = with_other_gelu(clip)
+    texts = other.text_features(spoken(part.class_names), part.templates)
+    yield compared(right, predict(other, normed, texts) == labels, "with the other GELU")
+    yield from names_in_order(predicted, labels, len(head))
+
+
+def predict(clip: SplitCLIP, images: Tensor, head: Tensor) -> Tensor:
+    """Return the classes (n,) of preprocessed images (n, 3, h, w), on the CPU."""
+    parts = (clip.classify(clip.tokens(x), head) for x in images.split(clip.at_once))
+    return torch.cat([logits.argmax(1).cpu() for logits in parts])
+
+
+def other_pixels(clip: SplitCLIP, images: Tensor) -> dict[str, Tensor]:
+    """Preprocess images, that were preprocessed for a CLIP, as others do, by name."""
+    pixels = images * clip.std + clip.mean
+    made = {"with red and blue exchanged": (pixels.flip(1) - clip.mean) / clip.std}
+    for name, (mean, std) in NORMS.items():
+        m, s = (torch.tensor(x).view(-1, 1, 1).to(pixels) for x in (mean, std))
+        if not (
+            torch.allclose(m, clip.mean, atol=0.01) and torch.allclose(s, clip.std, atol=0.01)
+        ):
+            made[f"with {name} mean and std"] = (pixels - m) / s
+    return made
+
+
+def with_other_gelu(clip: SplitCLIP) -> SplitCLIP:
+    """Return a copy of a CLIP with GELU in place of QuickGELU, or the reverse."""
+    model = copy.deepcopy(clip.model)
+    for module in model.modules():
+        if isinstance(gelu := getattr(module, "gelu", None), (QuickGELU, nn.GELU)):
+            module.gelu = nn.GELU() if isinstance(gelu, QuickGELU) else QuickGELU()
+    return SplitCLIP(model, clip.tokenizer, clip.block)
+
+
+def compared(right: Tensor, other: Tensor, name: str) -> Finding:
+    """Compare which pictures (n,) are right in ours and in another way, by McNemar's statistic."""
+    gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    is_better = gained - lost > SURE * (gained + lost) ** 0.5
+    words = f"{name}: {other.float().mean():.1%}"
+    return Finding(not is_better, words + ", which is better: is ours wrong?" * is_better)
+
+
+def names_in_order(predicted: Tensor, labels: Tensor, n_classes: int) -> Iterator[Finding]:
+    """Yield findings on whether other names for the labels (n,) fit the predictions (n,) better:
+    all shifted by as many places, or exchanged one for one, as half of the pictures suggest."""
+    shifts = (predicted - labels) % n_classes
+    shift = int(shifts.bincount(minlength=n_classes).argmax())
+    if shift:
+        way = f"{shift} further" if 2 * shift <= n_classes else f"{n_classes - shift} back"
+        yield compared(shifts == 0, shifts == shift, f"with names {way}")
+    halves = torch.arange(len(labels)) % 2 == 0
+    counts = torch.zeros(n_classes, n_classes)
+    pairs = labels[halves], predicted[halves]
+    counts.index_put_(pairs, torch.ones(len(pairs[0])), accumulate=True)
+    counts += 0.5 * torch.eye(n_classes)  # a name stays, unless the pictures want another
+    renamed = torch.from_numpy(linear_sum_assignment(-counts.numpy())[1])
+    later, found = labels[~halves], predicted[~halves]
+    yield compared(found == later, found == renamed[later], "with names in another order")
+
+
+# --- the autoencoder -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def autoencoder(sae: SAE, clip: SplitCLIP, images: Tensor) -> Iterator[Finding]:
+    """Yield findings on an autoencoder and the tokens of preprocessed images (n, 3, h, w)."""
+    z = tokens_of(clip, images)
+    explained, active = explains(sae, z), l0(sae.encode(z[:16]))
+    whole = float(explained.mean())
+    yield Finding(whole > 0.5, f"the autoencoder explains {whole:.1%} of a picture's variance")
+    few = f"{active:.1f} of its {sae.d_sae:,} latents are active in a token"
+    yield Finding(1 <= active <= sae.d_sae / 10, few)
+    blocks = [b for b in (clip.block - 1, clip.block + 1) if 0 <= b < clip.n_blocks]
+    models = {f"of block {b + 1}, not {clip.block + 1}": clip.at_block(b) for b in blocks}
+    ways: dict[str, Callable[[], Tensor]] = {
+        name: partial(tokens_of, model, images) for name, model in models.items()
+    }
+    mean, length = z.mean((0, 1)), z.norm(dim=-1).mean()
+    ways |= {
+        "divided by their mean length": lambda: z / length,
+        "of mean length √width": lambda: z * (clip.d_vit**0.5 / length),
+        "without their mean": lambda: z - mean,
+        "normalised one by one": lambda: F.layer_norm(z, z.shape[-1:]),
+    }
+    for name, tokens in ways.items():
+        gain = explains(sae, tokens()) - explained
+        error = float(gain.std()) / len(gain) ** 0.5
+        is_better = float(gain.mean()) > max(SURE * error, MARGIN)
+        words = f"tokens {name}: {max(0.0, whole + float(gain.mean())):.1%}"
+        yield Finding(not is_better, words + ", which is better: is ours wrong?" * is_better)
+
+
+def tokens_of(clip: SplitCLIP, images: Tensor) -> Tensor:
+    """Return the tokens (n, n_tokens, d_vit) of preprocessed images, in float32."""
+    return torch.cat(
+        [clip.tokens(x)[:, : clip.n_tokens].float() for x in images.split(clip.at_once)]
+    )
+
+
+def explains(sae: SAE, z: Tensor) -> Tensor:
+    """Return the share (n,) of the variance of each picture's tokens z (n, t, d_vit), around the
+    mean of all, that the reconstruction explains."""
+    decoded = torch.cat([sae(part) for part in z.split(sae.images_at_once(z.shape[1]))])
+    error, spread = (x.pow(2).sum((1, 2)) for x in (z - decoded, z - z.mean((0, 1))))
+    return 1 - error / spread
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `python -m patchsae_lib check`. Raises `ValueError` if something looks wrong."""
+    parser = profile_parser("python -m patchsae_lib check", "Try weights, pictures and names.")
+    given = parser.parse_args(argv)
+    parameters = dict(given.parameters)
+    check_names(parameters, ("images", "sae"))
+    images, sae = parameters.get("images", ""), parameters.get("sae", "shipped")
+    wrong = 0
+    for ok, words in check(Study(given.profile, images, sae)):
+        wrong += not ok
+        print(f"{'ok   ' if ok else 'LOOK '} {words}", flush=True)
+    if wrong:
+        raise ValueError(f"{wrong} of these look wrong")
