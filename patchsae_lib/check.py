@@ -76,9 +76,9 @@ def zero_shot(part: Split, pictures: Tensor) -> Iterator[Finding]:
     yield Finding(low > 1 / len(head), f"{words}, chance {1 / len(head):.1%}")
     for name, images in other_pixels(clip, normed).items():
         yield compared(right, predict(clip, images, head) == labels, name)
-    other = with_other_gelu(clip)
-    texts = other.text_features(spoken(part.class_names), part.templates)
-    yield compared(right, predict(other, normed, texts) == labels, "with the other GELU")
+    changed = with_other_gelu(clip)
+    texts = changed.text_features(spoken(part.class_names), part.templates)
+    yield compared(right, predict(changed, normed, texts) == labels, "with the other GELU")
     yield from names_in_order(predicted, labels, len(head))
 
 
@@ -110,11 +110,11 @@ def with_other_gelu(clip: SplitCLIP) -> SplitCLIP:
     return SplitCLIP(model, clip.tokenizer, clip.block)
 
 
-def compared(right: Tensor, other: Tensor, name: str) -> Finding:
+def compared(right: Tensor, right_then: Tensor, name: str) -> Finding:
     """Compare which pictures (n,) are right in ours and in another way, by McNemar's statistic."""
-    gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    gained, lost = int((right_then & ~right).sum()), int((right & ~right_then).sum())
     is_better = gained - lost > SURE * (gained + lost) ** 0.5
-    words = f"{name}: {other.float().mean():.1%}"
+    words = f"{name}: {right_then.float().mean():.1%}"
     return Finding(not is_better, words + ", which is better: is ours wrong?" * is_better)
 
 
@@ -144,10 +144,12 @@ def autoencoder(sae: SAE, clip: SplitCLIP, images: Tensor) -> Iterator[Finding]:
     """Yield findings on an autoencoder and the tokens of preprocessed images (n, 3, h, w)."""
     z = tokens_of(clip, images)
     explained, active = explains(sae, z), l0(sae.encode(z[:16]))
-    whole = float(explained.mean())
-    yield Finding(whole > 0.5, f"the autoencoder explains {whole:.1%} of a picture's variance")
-    few = f"{active:.1f} of its {sae.d_sae:,} latents are active in a token"
-    yield Finding(1 <= active <= sae.d_sae / 10, few)
+    mean_share = float(explained.mean())
+    yield Finding(
+        mean_share > 0.5, f"the autoencoder explains {mean_share:.1%} of a picture's variance"
+    )
+    words = f"{active:.1f} of its {sae.d_sae:,} latents are active in a token"
+    yield Finding(1 <= active <= sae.d_sae / 10, words)
     blocks = [b for b in (clip.block - 1, clip.block + 1) if 0 <= b < clip.n_blocks]
     models = {f"of block {b + 1}, not {clip.block + 1}": clip.at_block(b) for b in blocks}
     ways: dict[str, Callable[[], Tensor]] = {
@@ -164,7 +166,7 @@ def autoencoder(sae: SAE, clip: SplitCLIP, images: Tensor) -> Iterator[Finding]:
         gain = explains(sae, tokens()) - explained
         error = float(gain.std()) / len(gain) ** 0.5
         is_better = float(gain.mean()) > max(SURE * error, MARGIN)
-        words = f"tokens {name}: {max(0.0, whole + float(gain.mean())):.1%}"
+        words = f"tokens {name}: {max(0.0, mean_share + float(gain.mean())):.1%}"
         yield Finding(not is_better, words + ", which is better: is ours wrong?" * is_better)
 
 

@@ -370,25 +370,32 @@ def _bits(truth: np.ndarray) -> dict[int, str]:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """Read `index.js`. Raises `ValueError` if `folder` holds no bundle of this version."""
-    try:
-        index = read_shard(folder / "index.js")
-    except ValueError as error:
-        raise ValueError(f"{folder} holds no bundle: {error}") from None
-    version = index.get("version") if isinstance(index, dict) else None
-    if version != VERSION:
+    index = _any_index(folder)
+    if (version := index["version"]) != VERSION:
         raise ValueError(f"{folder} holds a bundle of version {version}, not {VERSION}")
     return index
 
 
+def _any_index(folder: Path) -> dict[str, Any]:
+    """Read `index.js` of any version."""
+    try:
+        index = read_shard(folder / "index.js")
+    except ValueError as error:
+        raise ValueError(f"{folder} holds no bundle: {error}") from None
+    if not isinstance(index, dict) or "version" not in index:
+        raise ValueError(f"{folder} holds no bundle: index.js says no version")
+    return index
+
+
 def _begin(folder: Path) -> None:
-    """Delete the bundle in `folder`, if there is one, and mark the folder as one being written.
+    """Delete the bundle in `folder`, of any version, and mark the folder as one being written.
 
     Raises `ValueError` for a folder that holds files, but neither a bundle nor the mark.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / UNFINISHED).is_file():
         try:
-            read_index(folder)
+            _any_index(folder)
         except ValueError as error:
             raise ValueError(f"{error}. Give another folder, or empty this one") from None
     (folder / UNFINISHED).touch()

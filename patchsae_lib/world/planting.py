@@ -166,7 +166,8 @@ def mixed(first: Plant, second: Plant, is_first: Tensor, clip: Any, labels: Tens
     first; before, they may confuse only classes of its own pictures (`renamed`, `n_classes`)."""
     rows, pairs = is_first[:, None, None], zip((first, second), (is_first, ~is_first), strict=True)
     gains = {p.name.split()[0]: float(p.gain(clip, labels)[of_it].sum()) for p, of_it in pairs}
-    required = near({kind: gain / sum(gains.values()) for kind, gain in gains.items()})
+    total = sum(gains.values()) or 1.0  # without a gain the shares are 0
+    required = near({kind: gain / total for kind, gain in gains.items()})
     if "new" in gains:  # which an autoencoder may not know
         low, high = required.pop("new")
         required |= {"new or error": (low, high)}
