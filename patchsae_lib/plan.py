@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from patchsae_lib.artefacts import ROOT, run_dir, short
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.distributed import best_device, free_memory
+from patchsae_lib.explorer.studies import MEASURED
 from patchsae_lib.interop import load_clip
 from patchsae_lib.interop.openclip import weights_place
 from patchsae_lib.maple import AdaptedCLIP, PromptLearner
@@ -193,6 +194,7 @@ def work(
     texts = sum(n * base for n, base in zip(steps, bases, strict=False))
     of_world = 9 * scored + (4 + seeds) * tested + 2 * sum(learnt)
     encoded = 2.25 * own.train + (2 * seeds + 4) * (own.test + counted) + 9 * scored
+    removed = 9 * min(MEASURED, profile.sae.expansion * clip.d_vit)
     of_seeds = 20 * own.classes * seeds * max(1, n_ks - 5)
     return {
         "tokens of the pictures": {"first": own.train + own.test},
@@ -202,7 +204,7 @@ def work(
             "tokens": (blocks + 1) * long + (2 * seeds + N_SETTINGS) * sweep,
         },
         "statistics of latents": {"encoded": encoded},
-        "masks": {"rest": masked * (16 * n_ks + 10) + of_seeds + tested * 8 * n_ks},
+        "masks": {"rest": masked * (16 * n_ks + 10) + of_seeds + tested * 8 * n_ks + removed},
         f"prompts of {len(tasks)} tasks": {"pictures": prompts.batch * sum(steps), "texts": texts},
         "tokens of tasks and of the world": {"first": of_world},
     }

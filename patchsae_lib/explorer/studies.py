@@ -27,6 +27,7 @@ from patchsae_lib.study import Study
 N_HIGHEST = 9  # reference images that are shown
 N_SEARCHED = 600  # pictures among which quantiles, random and absent ones are chosen
 N_REMOVED = 3  # reference images from which a latent is removed, to see what it does to classes
+MEASURED = 3072  # latents: on a CPU, more would take ViT-B/16 longer than all else on the page
 N_TRAINED_ON = 24  # pictures of the kind that the autoencoder was trained on
 KS = (1, 5, 10, 50, 100, 500, 1000)  # latents on or off, for the curves of a class
 
@@ -78,8 +79,10 @@ def write_study(
 
 def write_class_effects(study: Study) -> tuple[Tensor, Tensor]:
     """Put into the bundle of a study what `class_effects` measures on the latents' reference
-    images, and return it; `write_tasks` removes it."""
-    split, references = study.train, study.table.top_images[:, :N_REMOVED]
+    images, and return it; `write_tasks` removes it. Of more than `MEASURED` latents, those that are
+    active in most pictures are measured, and the others have no effect."""
+    split, references = study.train, study.table.top_images[:, :N_REMOVED].clone()
+    references[study.table.n_images.argsort(descending=True, stable=True)[MEASURED:]] = -1
     found = class_effects(split.clip, study.sae, split.tokens, references, split.head)
     write_effects(study.folder / "explorer", *found)
     return found
