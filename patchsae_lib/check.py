@@ -29,6 +29,7 @@ from patchsae_lib.study import Study
 
 N_PICTURES = {"cpu": 96, "cuda": 1024}  # a minute's worth
 SURE = 3.0  # standard errors
+PAPER = "ViT-B-16-quickgelu", "openai", "torchvision:ImageNet"  # of what it reports
 MARGIN = 0.02  # of explained variance; what is less may be chance, or a smoother input
 NORMS = {  # mean and std of preprocessing
     "OpenAI's": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
@@ -54,18 +55,25 @@ def check(study: Study, n: int = 0) -> Iterator[Finding]:
     names = spoken(test.class_names)
     if same := len(names) - len(set(names)):
         yield Finding(False, f"{same} classes have the name of another: one text for two labels")
-    yield from zero_shot(part, pictures)
-    yield from autoencoder(study.sae, clip, clip.preprocess(pictures))
+    model, spec = study.profile.model, study.profile.pictures.test or study.profile.pictures.spec
+    is_papers = (model.name, model.pretrained, spec) == PAPER
+    accuracy = study.reported("accuracy")["accuracy"][0] / 100 if is_papers else None
+    yield from zero_shot(part, pictures, accuracy)
+    is_papers &= study.sae.d_sae == 64 * clip.d_vit
+    active = study.reported("table2")["l0"][0] if is_papers else None
+    yield from autoencoder(study.sae, clip, clip.preprocess(pictures), active)
 
 
 # --- CLIP ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def zero_shot(part: Split, pictures: Tensor) -> Iterator[Finding]:
-    """Yield findings on the zero-shot accuracy of pictures (n, 3, h, w) uint8 with labels."""
+def zero_shot(part: Split, pictures: Tensor, reported: float | None = None) -> Iterator[Finding]:
+    """Yield findings on the zero-shot accuracy of pictures (n, 3, h, w) uint8 with labels, and on
+    whether it can be the one that the paper has `reported`."""
     clip, head, labels = part.clip, part.head, part.labels
-    if not (labels >= 0).any() or len(head) < 2:
+    pictures, labels = pictures[labels >= 0], labels[labels >= 0]
+    if not len(labels) or len(head) < 2:
         yield Finding(True, "pictures without classes: preprocessing and names are not checked")
         return
     normed = clip.preprocess(pictures)
@@ -74,6 +82,10 @@ def zero_shot(part: Split, pictures: Tensor) -> Iterator[Finding]:
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     words = f"zero-shot accuracy {right.float().mean():.1%} ({low:.1%} to {high:.1%})"
     yield Finding(low > 1 / len(head), f"{words}, chance {1 / len(head):.1%}")
+    if reported is not None:
+        error = (reported * (1 - reported) / len(right)) ** 0.5
+        is_near = abs(float(right.float().mean()) - reported) < SURE * error
+        yield Finding(is_near, f"the paper reports {reported:.1%} on all of these pictures")
     for name, images in other_pixels(clip, normed).items():
         yield compared(right, predict(clip, images, head) == labels, name)
     changed = with_other_gelu(clip)
@@ -140,8 +152,11 @@ def names_in_order(predicted: Tensor, labels: Tensor, n_classes: int) -> Iterato
 
 
 @torch.no_grad()
-def autoencoder(sae: SAE, clip: SplitCLIP, images: Tensor) -> Iterator[Finding]:
-    """Yield findings on an autoencoder and the tokens of preprocessed images (n, 3, h, w)."""
+def autoencoder(
+    sae: SAE, clip: SplitCLIP, images: Tensor, reported: float | None = None
+) -> Iterator[Finding]:
+    """Yield findings on an autoencoder and the tokens of preprocessed images (n, 3, h, w), and on
+    whether half to twice the `reported` number of latents is active in a token."""
     z = tokens_of(clip, images)
     explained, active = explains(sae, z), l0(sae.encode(z[:16]))
     mean_share = float(explained.mean())
@@ -149,7 +164,9 @@ def autoencoder(sae: SAE, clip: SplitCLIP, images: Tensor) -> Iterator[Finding]:
         mean_share > 0.5, f"the autoencoder explains {mean_share:.1%} of a picture's variance"
     )
     words = f"{active:.1f} of its {sae.d_sae:,} latents are active in a token"
-    yield Finding(1 <= active <= sae.d_sae / 10, words)
+    low, high = (1, sae.d_sae / 10) if reported is None else (reported / 2, 2 * reported)
+    words += "" if reported is None else f" (the paper reports {reported:.1f})"
+    yield Finding(low <= active <= high, words)
     blocks = [b for b in (clip.block - 1, clip.block + 1) if 0 <= b < clip.n_blocks]
     models = {f"of block {b + 1}, not {clip.block + 1}": clip.at_block(b) for b in blocks}
     ways: dict[str, Callable[[], Tensor]] = {

@@ -175,10 +175,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures = photographs.batch(range(min(10, len(photographs))))
             of_photographs = list(compare(page, lens, order.index(name), pictures))
             table += line(f"photographs, {len(pictures)} pictures", of_photographs)
-        with TemporaryDirectory() as folder:
-            sizes = [*memory(chromium, page, Path(folder, "photograph.jpg"))]
         version = chromium.version
         chromium.close()
+        with TemporaryDirectory() as folder:
+            fresh = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=flags
+            )
+            sizes = [*memory(fresh, fresh.new_page(), Path(folder, "photograph.jpg"))]
+            fresh.close()
     see, steer = (statistics.median(row[key] for row in rows) for key in ("see", "steer"))
     slowest = max(row["see"] for row in rows), max(row["steer"] for row in rows)
     weigh = f"{index['live']['megabytes']} MB in {len(files)} files"

@@ -45,6 +45,28 @@ def test_nothing_is_wrong_with_what_ships(study: Study, part: Split) -> None:
     assert complaints([*autoencoder(study.sae, study.clip, images)]) == []
 
 
+def test_what_the_paper_reports_is_compared(study: Study, part: Split) -> None:
+    pictures = part.pictures.batch(range(N))
+    for reported, is_near in ((0.94, True), (0.68, False)):
+        findings = [*zero_shot(part, pictures, reported)]
+        (told,) = [x for x in findings if x.words.startswith(f"the paper reports {reported:.1%}")]
+        assert told.ok is is_near
+    images = study.clip.preprocess(pictures[:8])
+    for reported, is_near in ((25.0, True), (148.56, False), (5.0, False)):
+        told = [*autoencoder(study.sae, study.clip, images, reported)][1]
+        assert f"(the paper reports {reported:.1f})" in told.words
+        assert told.ok is is_near
+
+
+def test_pictures_without_a_class_are_left_out(part: Split) -> None:
+    labels = part.labels.clone()
+    labels[::2] = -1
+    assert of_clip(part, labels=labels) == []
+    labels[:] = -1
+    (told,) = zero_shot(replace(part, labels=labels), part.pictures.batch(range(N)))
+    assert told == (True, "pictures without classes: preprocessing and names are not checked")
+
+
 def test_colours_in_another_order(part: Split) -> None:
     (told,) = of_clip(part, flip=True)
     assert told.startswith("with red and blue exchanged")

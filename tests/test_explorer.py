@@ -211,7 +211,9 @@ def test_only_files_of_a_bundle_are_deleted(bundle: Path, tmp_path: Path) -> Non
         (photos / name).write_text("dear diary")
         (bundle / f"my-{name}").write_text("dear diary")
     before = contents(photos)
-    with pytest.raises(ValueError, match=r"photos holds no bundle: index\.js says no version\. Gi"):
+    with pytest.raises(
+        ValueError, match=r"photos holds no bundle: index\.js says no version\. Gi"
+    ):
         write_bundle(photos, Plain(9), shown, table(1))
     (photos / "index.js").unlink()
     with pytest.raises(ValueError, match=r"photos holds no bundle: index\.js is not there\. Give"):
@@ -221,7 +223,7 @@ def test_only_files_of_a_bundle_are_deleted(bundle: Path, tmp_path: Path) -> Non
             change()
     assert contents(photos) == {n: before[n] for n in before if n != "index.js"}
     (bundle / "index.js").write_text('patchsaeShard({"version": 1});\n')  # an earlier one
-    with pytest.raises(ValueError, match="holds a bundle of version 1, not 3$"):
+    with pytest.raises(ValueError, match=r"holds a bundle of version 1, not 3$"):
         write_tasks(bundle, [])
     write_bundle(bundle, Plain(9), shown, table(1))
     assert sum(file.name.startswith("my-") for file in bundle.iterdir()) == 3

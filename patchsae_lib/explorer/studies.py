@@ -79,8 +79,8 @@ def write_study(
 
 def write_class_effects(study: Study) -> tuple[Tensor, Tensor]:
     """Put into the bundle of a study what `class_effects` measures on the latents' reference
-    images, and return it; `write_tasks` removes it. Of more than `MEASURED` latents, those that are
-    active in most pictures are measured, and the others have no effect."""
+    images, and return it; `write_tasks` removes it. Of more than `MEASURED` latents, those that
+    are active in most pictures are measured, and the others have no effect."""
     split, references = study.train, study.table.top_images[:, :N_REMOVED].clone()
     references[study.table.n_images.argsort(descending=True, stable=True)[MEASURED:]] = -1
     found = class_effects(split.clip, study.sae, split.tokens, references, split.head)
