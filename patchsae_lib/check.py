@@ -81,7 +81,7 @@ def zero_shot(part: Split, pictures: Tensor, reported: float | None = None) -> I
     right = predicted == labels
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     words = f"zero-shot accuracy {right.float().mean():.1%} ({low:.1%} to {high:.1%})"
-    yield Finding(low > 1 / len(head), f"{words}, chance {1 / len(head):.1%}")
+    yield Finding(bool(low > 1 / len(head)), f"{words}, chance {1 / len(head):.1%}")
     if reported is not None:
         error = (reported * (1 - reported) / len(right)) ** 0.5
         is_near = abs(float(right.float().mean()) - reported) < SURE * error
@@ -102,7 +102,7 @@ def predict(clip: SplitCLIP, images: Tensor, head: Tensor) -> Tensor:
 
 def other_pixels(clip: SplitCLIP, images: Tensor) -> dict[str, Tensor]:
     """Preprocess images, that were preprocessed for a CLIP, as others do, by name."""
-    pixels = images * clip.std + clip.mean
+    pixels = images.to(clip.mean) * clip.std + clip.mean
     made = {"with red and blue exchanged": (pixels.flip(1) - clip.mean) / clip.std}
     for name, (mean, std) in NORMS.items():
         m, s = (torch.tensor(x).view(-1, 1, 1).to(pixels) for x in (mean, std))

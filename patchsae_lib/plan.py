@@ -36,7 +36,6 @@ from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.study import PATCH, SCORED
 from patchsae_lib.training import Trainer
-from patchsae_lib.world.vocabulary import COLOURS
 
 ASKED = 10**8  # bytes: more than that is fetched only after a yes
 SECONDS = 10.0  # of a calibration
@@ -216,7 +215,7 @@ def rates(profile: Profile, clip: SplitCLIP, seconds: float = SECONDS) -> dict[s
     side, n, device = clip.visual.image_size[0], clip.at_once, clip.device
     pictures = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
     z = clip.tokens(clip.preprocess(pictures))
-    names = [*COLOURS][:8]  # which the small CLIP knows
+    names = 8 * ["photo"]  # a word that every tokenizer knows
     head, flat = clip.text_features(names, [TEMPLATE]), z.flatten(0, 1).float()
     sae = SAE(clip.d_vit, profile.sae.expansion * clip.d_vit, profile.sae.activation)
     trainer = Trainer(sae.to(device), profile.sae, replace(profile.train, precision="float32"))

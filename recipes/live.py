@@ -130,7 +130,7 @@ def held(chromium: Browser) -> float:
         with suppress(OSError):  # it has ended
             text = Path(f"/proc/{process['id']}/smaps_rollup").read_text()
             if process["type"] == "renderer":
-                sizes.append(int(re.search(r"Pss:\s+(\d+)", text)[1]) / 1024)
+                sizes.append(int(re.findall(r"Pss:\s+(\d+)", text)[0]) / 1024)
     return max(sizes)
 
 

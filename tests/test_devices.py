@@ -31,12 +31,14 @@ import patchsae_lib.clip as clip_module
 import patchsae_lib.study as study_module
 from patchsae_lib import (
     ablation,
+    check,
     diffing,
     evaluation,
     latents,
     localization,
     maple,
     names,
+    plan,
     remapping,
     sparse,
     training,
@@ -48,7 +50,7 @@ from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.studies import write_latents, write_study
 from patchsae_lib.pictures import Subset
-from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig
+from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study
@@ -268,6 +270,18 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "training.train": trained,
     "training.train BatchTopK": lambda w: trained(w, "batchtopk"),
     "maple.PromptLearner.forward maple.train_prompts": prompts_learnt,
+    "clip.SplitCLIP.at_block clip.SplitCLIP.in_bfloat16 check.with_other_gelu": lambda w: [
+        model.tokens(w.x).float()
+        for model in (
+            w.clip.at_block(0),
+            w.clip.at_block(0).in_bfloat16(),
+            check.with_other_gelu(w.clip),
+        )
+    ],
+    "check.other_pixels check.tokens_of": lambda w: [
+        check.other_pixels(w.clip, w.x),
+        check.tokens_of(w.clip, w.x),
+    ],
     "truth.latents_of truth.baselines": units,
     "truth.random_directions": lambda w: truth.random_directions(w.z[:, 1:], 5)(w.z[:2, 1:]),
 }
@@ -354,6 +368,11 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
     "explorer.drawings.highlight explorer.drawings.before_and_after": (
         lambda w: drawings.before_and_after(w.sae, 3, w.split, w.adapted_split, w.split)
     ),
+    "check.zero_shot check.predict": lambda w: [*check.zero_shot(w.split, w.images)],
+    "check.autoencoder check.explains": lambda w: [*check.autoencoder(w.sae, w.clip, w.x)],
+    "plan.rates": lambda w: [
+        *plan.rates(replace(load_profile("smoke"), prompts=SHOTS), w.clip, seconds=0)
+    ],
     "explorer.examples.nearest": lambda w: nearest(w.W),
     "explorer.effects.class_effects": lambda w: class_effects(
         w.clip, w.sae, w.tokens, torch.arange(2 * w.sae.d_sae).view(-1, 2) % N, w.head
@@ -437,6 +456,7 @@ EXEMPT = {
     "arithmetic on the tensors of one device": "ablation.keep ablation.drop",
     "made of splits and lenses": "splits.Split.held_out splits.Task splits.AdaptedTask "
     "explorer.kernel explorer.steering",
+    "counts of a profile": "plan.work plan.kept plan.memory",
     "tested below": "study",
 }
 

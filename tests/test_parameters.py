@@ -60,6 +60,8 @@ def test_what_names_a_path_becomes_absolute_and_nothing_else(text, path, monkeyp
 
 def test_parameters_are_seen_from_where_the_user_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for file in ("my_sae", "prompts.pt"):
+        (tmp_path / file).touch()
     given = {"images": "folder:photos", "sae": "my_sae", "given": "prompts.pt", "cls": "owl"}
     profile, named = from_here("mine.toml", given)
     assert profile == f"{tmp_path}/mine.toml"
