@@ -72,20 +72,15 @@ def require_little_to_fetch(profile_name: str, parameters: Mapping[str, str]) ->
     profile = load_profile(profile_name)
     if images := parameters.get("images"):
         profile = with_pictures(profile, images)
-    if profile.model.name == "small" and profile.pictures.spec.startswith("world"):
+    specs = profile.pictures.spec, profile.pictures.test, *profile.tasks
+    if profile.model.name == "small" and not any(spec.startswith("hf:") for spec in specs):
         return  # without a look at what torch and open_clip know, which takes seconds
     from patchsae_lib.plan import needed, to_fetch
 
     if missing := to_fetch(profile):
-        raise NotebookError(
-            "\n".join(
-                [
-                    f"the profile {profile.name} would fetch",
-                    *needed(missing),
-                    "make plan shows more; give YES=1 to fetch it",
-                ]
-            )
-        )
+        first = f"the profile {profile.name} would fetch"
+        last = "make plan shows more; give YES=1 to fetch it"
+        raise NotebookError("\n".join([first, *needed(missing), last]))
 
 
 def from_here(profile: str, parameters: Mapping[str, str]) -> tuple[str, dict[str, str]]:

@@ -8,21 +8,22 @@ matters: a fault that hardly changes the answers is not noticed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop.openclip import with_other_gelu
 from patchsae_lib.parameters import check_names, profile_parser
-from patchsae_lib.pictures import spoken
+from patchsae_lib.pictures import labels_of, spoken
+from patchsae_lib.pictures.sources import unwrapped
 from patchsae_lib.sae import SAE, l0
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study
@@ -51,7 +52,9 @@ def check(study: Study, n: int = 0) -> Iterator[Finding]:
     test, clip = study.test, study.clip
     rows = torch.linspace(0, len(test) - 1, min(len(test), n or N_PICTURES[study.device.type]))
     part = test.select(rows.long().unique())
-    pictures = part.pictures.batch(range(len(part)))
+    pictures, below = part.pictures.batch(range(len(part))), unwrapped(test.pictures)[0]
+    if not below.class_names or (labels_of(below) < 0).all():  # else CLIP would be its own judge
+        part = replace(part, labels=torch.full_like(part.labels, -1))
     names = spoken(test.class_names)
     if same := len(names) - len(set(names)):
         yield Finding(False, f"{same} classes have the name of another: one text for two labels")
@@ -113,15 +116,6 @@ def other_pixels(clip: SplitCLIP, images: Tensor) -> dict[str, Tensor]:
     return made
 
 
-def with_other_gelu(clip: SplitCLIP) -> SplitCLIP:
-    """Return a copy of a CLIP with GELU in place of QuickGELU, or the reverse."""
-    model = copy.deepcopy(clip.model)
-    for module in model.modules():
-        if isinstance(gelu := getattr(module, "gelu", None), (QuickGELU, nn.GELU)):
-            module.gelu = nn.GELU() if isinstance(gelu, QuickGELU) else QuickGELU()
-    return SplitCLIP(model, clip.tokenizer, clip.block)
-
-
 def compared(right: Tensor, right_then: Tensor, name: str) -> Finding:
     """Compare which pictures (n,) are right in ours and in another way, by McNemar's statistic."""
     gained, lost = int((right_then & ~right).sum()), int((right & ~right_then).sum())
@@ -159,10 +153,8 @@ def autoencoder(
     whether half to twice the `reported` number of latents is active in a token."""
     z = tokens_of(clip, images)
     explained, active = explains(sae, z), l0(sae.encode(z[:16]))
-    mean_share = float(explained.mean())
-    yield Finding(
-        mean_share > 0.5, f"the autoencoder explains {mean_share:.1%} of a picture's variance"
-    )
+    share = float(explained.mean())
+    yield Finding(share > 0.5, f"the autoencoder explains {share:.1%} of a picture's variance")
     words = f"{active:.1f} of its {sae.d_sae:,} latents are active in a token"
     low, high = (1, sae.d_sae / 10) if reported is None else (reported / 2, 2 * reported)
     words += "" if reported is None else f" (the paper reports {reported:.1f})"
@@ -183,7 +175,7 @@ def autoencoder(
         gain = explains(sae, tokens()) - explained
         error = float(gain.std()) / len(gain) ** 0.5
         is_better = float(gain.mean()) > max(SURE * error, MARGIN)
-        words = f"tokens {name}: {max(0.0, mean_share + float(gain.mean())):.1%}"
+        words = f"tokens {name}: {max(0.0, share + float(gain.mean())):.1%}"
         yield Finding(not is_better, words + ", which is better: is ours wrong?" * is_better)
 
 

@@ -17,25 +17,27 @@ from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from patchsae_lib.artefacts import ROOT, run_dir, short
+from patchsae_lib.artefacts import run_dir, short
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.distributed import best_device, free_memory
+from patchsae_lib.distributed import best_device, free_memory, resolve_precision
 from patchsae_lib.explorer.studies import MEASURED
 from patchsae_lib.interop import load_clip
-from patchsae_lib.interop.openclip import weights_place
-from patchsae_lib.maple import AdaptedCLIP, PromptLearner
+from patchsae_lib.interop.openclip import weights_place, weights_size
+from patchsae_lib.maple import AdaptedCLIP, PromptLearner, text_tower
 from patchsae_lib.parameters import absolute, check_names, profile_parser
 from patchsae_lib.pictures import TEMPLATE, base_classes, open_pictures
 from patchsae_lib.pictures.huggingface import is_kept
 from patchsae_lib.pictures.torchvision_sets import data_root
-from patchsae_lib.profiles import Profile, fit_to, load_profile, with_pictures
+from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
 from patchsae_lib.sae import SAE
 from patchsae_lib.study import PATCH, SCORED
 from patchsae_lib.training import Trainer
+
+format_sizeof = tqdm.format_sizeof
 
 ASKED = 10**8  # bytes: more than that is fetched only after a yes
 SECONDS = 10.0  # of a calibration
@@ -43,7 +45,7 @@ N_TASK, PER_CLASS = 140, 5  # the notebooks' defaults: test pictures of a task, 
 N_SCORED = 500  # pictures with per-pixel truth, at most
 N_SETTINGS = 17  # trainings of the sweep, of its controls and of 5b, but for those of each seed
 PROCESS = 1e9  # bytes of a kernel that has imported everything
-GUESSED = 100  # classes of pictures that are not there
+TEXTS = 512, 16  # texts that CLIP reads at once, and arrays (texts, context, width) that it holds
 KINDS = {
     "first": "pictures through CLIP's first half",
     "tokens": "tokens",
@@ -80,15 +82,14 @@ KNOWN: dict[str, tuple[float | None, Counts]] = {
 
 
 class Need(NamedTuple):
-    """What must be on this machine: its `size` in bytes (None: nobody says), where it `comes`
-    from, the `place` where it lies, and whether a notebook `fetches` it where it is missing."""
+    """What must be on this machine: its `size` in bytes (None: nobody says); where it comes from,
+    if a notebook fetches it (`source`, else ""); where it lies or belongs; whether it is there."""
 
     name: str
     size: float | None
-    comes: str
+    source: str
     place: str
     is_there: bool
-    fetches: bool
 
 
 class Rate(NamedTuple):
@@ -104,14 +105,14 @@ class Rate(NamedTuple):
 
 def needs(profile: Profile) -> list[Need]:
     """List the weights and the pictures that the notebooks of a profile read."""
-    weights = [] if profile.model.name == "small" else [_weights(profile)]
+    weights = [] if profile.model.name == "small" else [_weights(profile.model)]
     chosen = [spec for spec in specs(profile) if not spec.startswith("world")]
     return weights + [_pictures(spec, profile) for spec in chosen]
 
 
 def to_fetch(profile: Profile) -> list[Need]:
     """List what a run of a profile would fetch, if that is more than `ASKED` or nobody says."""
-    missing = [need for need in needs(profile) if need.fetches and not need.is_there]
+    missing = [need for need in needs(profile) if need.source and not need.is_there]
     return missing if sum(need.size or math.inf for need in missing) > ASKED else []
 
 
@@ -121,30 +122,35 @@ def specs(profile: Profile) -> list[str]:
     return [*dict.fromkeys(filter(None, named))]
 
 
-def _weights(profile: Profile) -> Need:
-    comes, place = weights_place(profile.model)
-    config = open_clip.get_model_config(profile.model.name)
-    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-    with torch.device("meta"):  # which holds no numbers
-        n = sum(p.numel() for p in kind(**config).parameters())
-    name = f"weights of {profile.model.name}"
-    size = 4.0 * n if profile.model.pretrained != "none" else 0.0
-    return Need(name, size, comes, place, bool(place), comes.startswith("huggingface.co"))
+def _weights(model: ModelConfig) -> Need:
+    name, (repo, path) = f"weights of {model.name}", weights_place(model)
+    if model.pretrained == "none":
+        return Need(name, 0.0, "", "random numbers", True)
+    place, size = path or model.weights or model.pretrained, weights_size(model.name)
+    source = f"huggingface.co/{repo}" if repo else ""
+    return Need(name, size, source, str(place), path is not None)
 
 
 def _pictures(spec: str, profile: Profile) -> Need:
     kind, _, name = spec.partition(":")
     size, is_there = KNOWN.get(spec, (None,))[0], _found(spec, profile) is not None
     if kind == "hf":
-        return Need(spec, size, f"huggingface.co/datasets/{name}", "the cache", is_there, True)
-    place = f"{data_root()}" if kind == "torchvision" else name
-    return Need(spec, size, f"you: into {place}", place, is_there, False)
+        return Need(spec, size, f"huggingface.co/datasets/{name}", "the cache", is_there)
+    return Need(spec, size, "", data_root() if kind == "torchvision" else name, is_there)
+
+
+def _limits(spec: str, profile: Profile) -> tuple[int, int]:
+    """Return how many pictures a `Study` trains and tests on at most (0: all); of a task, on all
+    that there are to train on."""
+    own = profile.pictures
+    if spec in (own.spec, own.test):
+        return own.n_train, own.n_test
+    return 0, min(filter(None, (N_TASK, own.n_test)))
 
 
 def _found(spec: str, profile: Profile) -> Counts | None:
     """Count pictures that are on this machine, but of the Hub only if they are kept there."""
-    pictures = profile.pictures
-    limits = {"train": pictures.n_train, "test": pictures.n_test}
+    limits = dict(zip(("train", "test"), _limits(spec, profile), strict=True))
     if spec.startswith("hf:") and not all(is_kept(spec[3:], *x) for x in limits.items()):
         return None
     try:
@@ -158,12 +164,10 @@ def count(profile: Profile, spec: str) -> Counts | None:
     """Count the pictures of a spec, at most those that a profile uses; None: nobody knows."""
     if found := _found(spec, profile):
         return found
-    limits = profile.pictures.n_train, profile.pictures.n_test
-    if spec in KNOWN:
-        train, test, classes = KNOWN[spec][1]
-        train, test = (min(n, limit or n) for n, limit in zip((train, test), limits, strict=True))
-        return Counts(train, test, classes)
-    return Counts(*limits, GUESSED) if all(limits) else None
+    if spec not in KNOWN:
+        return None
+    (train, test, classes), limits = KNOWN[spec][1], _limits(spec, profile)
+    return Counts(min(train, limits[0] or train), min(test, limits[1] or test), classes)
 
 
 # --- what is computed ----------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def work(
     """Count what notebooks 1 to 6 compute, by part: pictures through the `first` half of CLIP;
     `tokens` that autoencoders are trained on; pictures that are `encoded`; passes of masked ones
     through the `rest` of CLIP; `pictures` and `texts` that prompts are trained on."""
-    own, seeds = counts[profile.pictures.spec], profile.seeds
+    own, seeds = _own(profile, counts), profile.seeds
     fitted, n_ks = fit_to(profile, own.train * clip.n_tokens), len(profile.statistics.ks)
     train, prompts = fitted.train, profile.prompts
     long, swept = train.steps * train.batch_tokens, fitted.sweep_steps or train.steps
@@ -184,7 +188,7 @@ def work(
     scored, counted = min(N_SCORED, own.test), max(own.train // 8, 2 * own.classes)
     masked = min(own.test, PER_CLASS * own.classes)
     tasks = [counts[spec] for spec in profile.tasks if spec in counts] or [own]
-    tested = sum(min(N_TASK, task.test) for task in tasks)
+    tested = sum(min(N_TASK, task.test) for task in tasks)  # own.test may be more
     bases = [base_classes(task.classes) for task in tasks]
     learnt = [prompts.shots * base for base in bases]
     steps = [(seeds + 3) * prompts.epochs * (n // prompts.batch) for n in learnt]
@@ -204,9 +208,16 @@ def work(
         },
         "statistics of latents": {"encoded": encoded},
         "masks": {"rest": masked * (16 * n_ks + 10) + of_seeds + tested * 8 * n_ks + removed},
-        f"prompts of {len(tasks)} tasks": {"pictures": prompts.batch * sum(steps), "texts": texts},
+        f"prompts, tasks: {len(tasks)}": {"pictures": prompts.batch * sum(steps), "texts": texts},
         "tokens of tasks and of the world": {"first": of_world},
     }
+
+
+def _own(profile: Profile, counts: Mapping[str, Counts]) -> Counts:
+    """Count the profile's own pictures: those to test on may be of another spec."""
+    pictures = profile.pictures
+    test = counts.get(pictures.test, counts[pictures.spec]).test
+    return counts[pictures.spec]._replace(test=test)
 
 
 @torch.no_grad()
@@ -217,8 +228,10 @@ def rates(profile: Profile, clip: SplitCLIP, seconds: float = SECONDS) -> dict[s
     z = clip.tokens(clip.preprocess(pictures))
     names = 8 * ["photo"]  # a word that every tokenizer knows
     head, flat = clip.text_features(names, [TEMPLATE]), z.flatten(0, 1).float()
-    sae = SAE(clip.d_vit, profile.sae.expansion * clip.d_vit, profile.sae.activation)
-    trainer = Trainer(sae.to(device), profile.sae, replace(profile.train, precision="float32"))
+    d_sae, config = profile.sae.expansion * clip.d_vit, profile.sae
+    sae = SAE(clip.d_vit, d_sae, config.activation, config.k).to(device)
+    precision = resolve_precision(profile.train.precision, device)
+    trainer = Trainer(sae, config, replace(profile.train, precision=precision))
     batch = flat[:1024]
     trainer.start(batch)
 
@@ -263,24 +276,26 @@ def timed(run: Callable[[], object], n: int, seconds: float) -> Rate:
 
 def kept(profile: Profile, clip: SplitCLIP, counts: Mapping[str, Counts]) -> dict[str, float]:
     """Count the bytes that notebooks 1 to 6 keep in the run's folder."""
-    own, d_sae = counts[profile.pictures.spec], profile.sae.expansion * clip.d_vit
+    d_sae = profile.sae.expansion * clip.d_vit
     parts = work(profile, clip, counts).values()
     n, n_kept = sum(part.get("first", 0) for part in parts), profile.seeds + 9
     return {
         "tokens of CLIP": 2.0 * n * clip.n_tokens * clip.d_vit,
         "autoencoders": 8.0 * clip.d_vit * d_sae * (n_kept + 3),  # 3: a checkpoint with moments
-        "tables of latents": 4.0 * d_sae * (2 * own.classes + 50),
     }
 
 
 def memory(profile: Profile, clip: SplitCLIP, counts: Mapping[str, Counts]) -> float:
-    """Return the bytes that a notebook holds at most: the autoencoder in training (weights,
-    gradients, Adam's moments), or the pictures on whose patches units are scored."""
-    own, weights = counts[profile.pictures.spec], sum(p.numel() for p in clip.model.parameters())
+    """Return the bytes that a notebook holds at most, without files that are mapped: two CLIPs,
+    one reading texts, and the autoencoder in training (weights, gradients, Adam's moments) or the
+    pictures on whose patches units are scored."""
+    own, tower = _own(profile, counts), text_tower(clip.model)
+    weights = sum(p.numel() for p in clip.model.parameters())
+    texts = math.prod(TEXTS) * tower.positional_embedding.numel()
     training = 32.0 * clip.d_vit * profile.sae.expansion * clip.d_vit
     patch = PATCH[0] * clip.d_vit + PATCH[1]
     scoring = min(SCORED, min(N_SCORED, own.test or N_SCORED) * (clip.n_tokens - 1) * patch)
-    return PROCESS + 4.0 * weights + max(training, scoring)
+    return PROCESS + 4.0 * (2 * weights + texts) + max(training, scoring)
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -294,23 +309,21 @@ def lines(profile: Profile, seconds: float = SECONDS) -> Iterator[str]:
     yield from needed(needs(profile))
     counts = {spec: found for spec in specs(profile) if (found := count(profile, spec))}
     if profile.pictures.spec not in counts:
-        yield f"\nWhat is kept and computed depends on how many pictures {profile.pictures.spec}"
-        yield "has: fetch them, or write n_train and n_test into the profile"
+        yield f"\nThe rest depends on the number of pictures: get {profile.pictures.spec} first"
         return
     clip = load_clip(replace(profile.model, pretrained="none"), device)
-    folder = run_dir(profile.name)
-    sizes, free = kept(profile, clip, counts), shutil.disk_usage(ROOT).free
-    yield f"\nkept in {short(folder)}, where {bytes_of(free)} are free"
-    yield from (f"  {kind:32} {bytes_of(size):>8}" for kind, size in sizes.items())
+    folder, sizes = run_dir(profile.name), kept(profile, clip, counts)
+    free = shutil.disk_usage(next(x for x in folder.parents if x.exists())).free
+    yield f"\nkept in {short(folder)}, where {format_sizeof(free, 'B')} are free"
+    yield from (f"  {kind:32} {format_sizeof(size, 'B'):>8}" for kind, size in sizes.items())
     need, room = memory(profile, clip, counts), free_memory()
-    limit = f" of {bytes_of(room)} that are free" if math.isfinite(room) else ""
-    yield f"\nmemory of a notebook: about {bytes_of(need)}{limit}; two run side by side"
+    limit = f" of {format_sizeof(room, 'B')} that are free" if math.isfinite(room) else ""
+    yield f"\nmemory of a notebook: about {format_sizeof(need, 'B')}{limit}; two run side by side"
     yield f"\ntime, if one notebook runs at a time, by a calibration of {seconds:.0f} s"
     measured, total = rates(profile, clip, seconds), Rate(0, 0, 0)
     for part, amounts in work(profile, clip, counts).items():
-        spent = [
-            sum(n * getattr(measured[k], x) for k, n in amounts.items()) for x in Rate._fields
-        ]
+        shares = [[n * x for x in measured[kind]] for kind, n in amounts.items()]
+        spent = [*map(sum, zip(*shares, strict=True))]
         total = Rate(*(a + b for a, b in zip(total, spent, strict=True)))
         words = ", ".join(f"{n:,.0f} {KINDS[kind]}" for kind, n in amounts.items())
         yield f"  {part:36} {duration(spent[0]):>8}  {words}"
@@ -323,19 +336,18 @@ def needed(found: Sequence[Need]) -> Iterator[str]:
     if not found:
         yield "  nothing to fetch"
     for need in found:
-        size = "size not known" if need.size is None else bytes_of(need.size) if need.size else ""
-        todo = "is fetched from" if need.fetches else "MISSING, to be fetched by"
-        place = f"is there: {need.place}" if need.is_there else f"{todo} {need.comes}"
+        size = (
+            "size not known"
+            if need.size is None
+            else format_sizeof(need.size, "B")
+            if need.size
+            else ""
+        )
+        place = f"is there: {need.place}"
+        if not need.is_there:
+            place = f"MISSING, to be put into {need.place}"
+            place = f"is fetched from {need.source}" if need.source else place
         yield f"  {need.name:36} {size:>14}  {place}"
-
-
-def bytes_of(n: float) -> str:
-    """Write a number of bytes.
-
-    >>> bytes_of(598_500_000), bytes_of(16.6e9), bytes_of(1500)
-    ('598 MB', '16.6 GB', '0 MB')
-    """
-    return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:

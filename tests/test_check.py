@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from patchsae_lib import Study
 from patchsae_lib.__main__ import main
-from patchsae_lib.check import Finding, autoencoder, compared, with_other_gelu, zero_shot
+from patchsae_lib.check import Finding, autoencoder, check, compared, zero_shot
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.interop.openclip import with_other_gelu
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 from patchsae_lib.world import World
@@ -129,6 +131,16 @@ def test_a_better_way_must_be_sure(gained: int, lost: int, ok: bool) -> None:
     """gained − lost > 3 √(gained + lost): 10 > 9.5, but 9 = 9 and 12 < 15.9."""
     right = torch.tensor([False] * gained + [True] * lost)
     assert compared(right, ~right, "another").ok is ok
+
+
+def test_clip_is_not_its_own_judge(monkeypatch, tmp_path) -> None:
+    """Pictures without classes have CLIP's predictions for labels: no accuracy can be told."""
+    monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "mine").mkdir()
+    for i, picture in enumerate(World("styles", "test", 12).batch(range(12))):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "mine" / f"{i}.png")
+    first, *_ = check(Study("world", images=f"folder:{tmp_path}/mine"))
+    assert first == (True, "pictures without classes: preprocessing and names are not checked")
 
 
 def test_the_command(monkeypatch, tmp_path, capsys) -> None:

@@ -49,6 +49,7 @@ from patchsae_lib.explorer.effects import class_effects
 from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.studies import write_latents, write_study
+from patchsae_lib.interop.openclip import with_other_gelu
 from patchsae_lib.pictures import Subset
 from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig, load_profile
 from patchsae_lib.sae import SAE
@@ -270,12 +271,12 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "training.train": trained,
     "training.train BatchTopK": lambda w: trained(w, "batchtopk"),
     "maple.PromptLearner.forward maple.train_prompts": prompts_learnt,
-    "clip.SplitCLIP.at_block clip.SplitCLIP.in_bfloat16 check.with_other_gelu": lambda w: [
+    "clip.SplitCLIP.at_block clip.SplitCLIP.in_bfloat16": lambda w: [
         model.tokens(w.x).float()
         for model in (
             w.clip.at_block(0),
             w.clip.at_block(0).in_bfloat16(),
-            check.with_other_gelu(w.clip),
+            with_other_gelu(w.clip),
         )
     ],
     "check.other_pixels check.tokens_of": lambda w: [

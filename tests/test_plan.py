@@ -33,7 +33,7 @@ def test_the_work_of_a_profile_counted_by_hand() -> None:
     assert others["tokens"] == 4 * 250 * 4096 + (2 * 3 + 17) * 100 * 2048
     shots, base = world.prompts.shots, 8
     steps = world.prompts.epochs * (shots * base // 4)  # of the task that is trained anew
-    assert amounts["prompts of 1 tasks"] == {"pictures": 4 * steps, "texts": base * steps}
+    assert amounts["prompts, tasks: 1"] == {"pictures": 4 * steps, "texts": base * steps}
 
 
 def test_the_plan_knows_of_every_training_of_notebook_1(build: Path) -> None:
@@ -55,14 +55,16 @@ def test_what_is_there_and_what_is_missing(tmp_path: Path, monkeypatch) -> None:
         load_profile("evening"), tasks=(f"folder:{tmp_path}/own", "torchvision:DTD", "world:land")
     )
     weights, hub, own, dtd = plan.needs(profile)
-    assert (weights.is_there, weights.fetches) == (False, True)
+    assert not weights.is_there
+    assert weights.source.startswith("huggingface.co/timm/")
     assert weights.size == pytest.approx(598.5e6, rel=1e-3)  # 149.6 million numbers
-    assert (hub.is_there, hub.fetches, hub.size) == (False, True, 7.4e9)
+    assert (hub.is_there, hub.size) == (False, 7.4e9)
+    assert hub.source == "huggingface.co/datasets/timm/mini-imagenet"
     assert (own.is_there, own.size) == (True, None)
-    assert (dtd.is_there, dtd.fetches, dtd.size) == (False, False, 6.3e8)
+    assert (dtd.is_there, dtd.source, dtd.size) == (False, "", 6.3e8)
     assert plan.count(profile, own.name) == Counts(2, 2, 2)
-    assert plan.count(profile, "torchvision:DTD") == Counts(3760, 1880, 47)
-    assert plan.count(load_profile("trial"), "folder:none") == Counts(500, 70, plan.GUESSED)
+    assert plan.count(profile, "torchvision:DTD") == Counts(3760, 140, 47)  # of a task
+    assert plan.count(load_profile("trial"), "folder:none") is None
     assert plan.count(replace(profile, pictures=PicturesConfig("hf:a/b")), "hf:a/b") is None
     assert [need.name for need in plan.to_fetch(profile)] == [weights.name, hub.name]
     file = tmp_path / WEIGHTS_FILE
@@ -70,6 +72,34 @@ def test_what_is_there_and_what_is_missing(tmp_path: Path, monkeypatch) -> None:
     model = replace(profile.model, weights=str(file))
     profile = replace(profile, model=model, pictures=PicturesConfig("world"))
     assert plan.needs(profile)[0].is_there
+    assert plan.to_fetch(profile) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (ModelConfig("ViT-X"), "no model 'ViT-X'"),
+        (
+            ModelConfig(pretrained="nonsense"),
+            "'nonsense' is neither a .safetensors file nor a tag",
+        ),
+    ],
+)
+def test_a_model_that_is_not_known_is_an_error(model: ModelConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan.needs(Profile("mine", model=model))
+
+
+def test_pictures_of_another_spec_are_tested_on() -> None:
+    world, counts = load_profile("world"), {"world": Counts(2400, 1, 35)}
+    amounts = plan.work(world, SMALL, counts | {"world:styles": Counts(1, 350, 35)})
+    assert amounts["tokens of the pictures"] == {"first": 2750}
+
+
+def test_a_file_that_is_missing_is_not_fetched(tmp_path: Path) -> None:
+    profile = Profile("mine", ModelConfig(weights=str(tmp_path / "no.safetensors")))
+    (line, *_) = plan.needed(plan.needs(profile))
+    assert f"MISSING, to be put into {tmp_path}/no.safetensors" in line
     assert plan.to_fetch(profile) == []
 
 
@@ -81,7 +111,7 @@ def test_a_book_asks_before_it_fetches(tmp_path: Path, monkeypatch, capsys) -> N
     asked = ["--profile", "clip", "-p", "images", f"folder:{tmp_path}"]
     assert builder.main(asked) == 1
     told = capsys.readouterr().err
-    assert "598 MB  is fetched from huggingface.co" in told
+    assert "598MB  is fetched from huggingface.co" in told
     assert "give YES=1" in told
     assert made == []
     assert builder.main([*asked, "--yes"]) == 0
@@ -124,5 +154,5 @@ def test_pictures_that_nobody_counts_end_the_plan(capsys) -> None:
     profile = Profile("none", pictures=PicturesConfig("hf:nobody/nothing"))
     told = "\n".join(plan.lines(profile))
     assert "size not known  is fetched from huggingface.co/datasets/nobody/nothing" in told
-    assert "n_train and n_test" in told
+    assert "get hf:nobody/nothing first" in told
     assert "time" not in told

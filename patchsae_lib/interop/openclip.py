@@ -6,6 +6,7 @@ tokenizer of whole words.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -20,6 +21,7 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ def _load_open_clip(config: ModelConfig) -> SplitCLIP:
     known = {f"the tag {config.pretrained!r}": tag} if tag else {}
     preprocess = _agreed(config.name, gelu, known)  # before anything is downloaded
     # Given a tag, open_clip falls back to a pickle where there is no safetensors file.
-    weights = None if config.pretrained == "none" else _weights_file(config, tag)
+    weights = None if config.pretrained == "none" else _weights_file(config)
     if weights:
         known |= _said_beside(config.name, weights)
         preprocess = _agreed(config.name, gelu, known)
@@ -169,41 +171,56 @@ def _model_cfg(name: str) -> dict[str, Any]:
     return cfg
 
 
-def _weights_file(config: ModelConfig, tag: Facts) -> Path:
-    """Return the safetensors file that `config.pretrained` means, downloaded if need be."""
+def weights_place(config: ModelConfig) -> tuple[str, Path | None]:
+    """Return the repository of the Hub that the weights of a profile's open_clip model come from,
+    "" for a file of the reader's or random numbers, and their path, if they are on this machine.
+    Nothing is downloaded. Raises `ValueError` for a model or weights that are not known."""
+    _model_cfg(config.name)
+    if config.pretrained == "none":
+        return "", None
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
     if not tag and not config.pretrained.endswith(".safetensors"):
         tags = listed(open_clip.list_pretrained_tags_by_model(config.name)) or "it has none"
         raise ValueError(
             f"model.pretrained: {config.pretrained!r} is neither a .safetensors file nor a tag of "
             f"{config.name} ({tags})"
         )
-    local = config.weights if tag else config.pretrained
-    if not local:
-        return Path(_download(config, tag["hf_hub"].rstrip("/")))
-    if not Path(local).expanduser().is_file():
-        raise FileNotFoundError(f"model.{'weights' if tag else 'pretrained'}: no file {local}")
-    return Path(local).expanduser()
-
-
-def weights_place(config: ModelConfig) -> tuple[str, str]:
-    """Return where the weights of a profile's open_clip model come from, and their path, "" if
-    they are not on this machine. Nothing is downloaded."""
-    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained)
-    if config.pretrained == "none":
-        return "random numbers", "random weights"
     if local := config.weights if tag else config.pretrained:
         path = Path(local).expanduser()
-        return local, str(path) if path.is_file() else ""
+        return "", path if path.is_file() else None
     repo = tag["hf_hub"].rstrip("/")
     cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
-    return f"huggingface.co/{repo}", cached if isinstance(cached, str) else ""
+    return repo, Path(cached) if isinstance(cached, str) else None
+
+
+def weights_size(name: str) -> float:
+    """Return the bytes of an open_clip model's weights in float32."""
+    config = _model_cfg(name)
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    with torch.device("meta"):  # which holds no numbers
+        return 4.0 * sum(p.numel() for p in kind(**config).parameters())
+
+
+def with_other_gelu(clip: SplitCLIP) -> SplitCLIP:
+    """Return a copy of a CLIP with GELU in place of QuickGELU, or the reverse."""
+    model = copy.deepcopy(clip.model)
+    for module in model.modules():
+        if isinstance(gelu := getattr(module, "gelu", None), (QuickGELU, nn.GELU)):
+            module.gelu = nn.GELU() if isinstance(gelu, QuickGELU) else QuickGELU()
+    return SplitCLIP(model, clip.tokenizer, clip.block)
+
+
+def _weights_file(config: ModelConfig) -> Path:
+    """Return the safetensors file that `config.pretrained` means, downloaded if need be."""
+    repo, path = weights_place(config)
+    if path is None and not repo:
+        key = "weights" if config.weights else "pretrained"
+        raise FileNotFoundError(f"model.{key}: no file {getattr(config, key)}")
+    return path or Path(_download(config, repo))
 
 
 def _download(config: ModelConfig, repo: str) -> str:
-    """Return the weights in a repository of the Hub, from the cache if it has them."""
-    cached = try_to_load_from_cache(repo, WEIGHTS_FILE)
-    if isinstance(cached, str):
-        return cached
+    """Download the weights in a repository of the Hub and return their path."""
     try:
         size = hf_hub_download(repo, WEIGHTS_FILE, dry_run=True).file_size or 0
         print(f"downloading {repo}/{WEIGHTS_FILE} ({size / 1e6:.0f} MB)")
