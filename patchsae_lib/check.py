@@ -63,8 +63,8 @@ def check(study: Study, n: int = 0) -> Iterator[Finding]:
     accuracy = study.reported("accuracy")["accuracy"][0] / 100 if is_papers else None
     yield from zero_shot(part, pictures, accuracy)
     is_papers &= study.sae.d_sae == 64 * clip.d_vit
-    active = study.reported("table2")["l0"][0] if is_papers else None
-    yield from autoencoder(study.sae, clip, clip.preprocess(pictures), active)
+    l0_there = study.reported("table2")["l0"][0] if is_papers else None
+    yield from autoencoder(study.sae, clip, clip.preprocess(pictures), l0_there)
 
 
 # --- CLIP ----------------------------------------------------------------------------------------
@@ -74,14 +74,13 @@ def check(study: Study, n: int = 0) -> Iterator[Finding]:
 def zero_shot(part: Split, pictures: Tensor, reported: float | None = None) -> Iterator[Finding]:
     """Yield findings on the zero-shot accuracy of pictures (n, 3, h, w) uint8 with labels, and on
     whether it can be the one that the paper has `reported`."""
-    clip, head, labels = part.clip, part.head, part.labels
-    pictures, labels = pictures[labels >= 0], labels[labels >= 0]
+    clip, head, has_label = part.clip, part.head, part.labels >= 0
+    pictures, labels = pictures[has_label], part.labels[has_label]
     if not len(labels) or len(head) < 2:
         yield Finding(True, "pictures without classes: preprocessing and names are not checked")
         return
     normed = clip.preprocess(pictures)
-    predicted = predict(clip, normed, head)
-    right = predicted == labels
+    right = (predicted := predict(clip, normed, head)) == labels
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     words = f"zero-shot accuracy {right.float().mean():.1%} ({low:.1%} to {high:.1%})"
     yield Finding(bool(low > 1 / len(head)), f"{words}, chance {1 / len(head):.1%}")
