@@ -1,9 +1,10 @@
 """Would the book notice? Faults that users have, put in one at a time: python -m recipes.faults.
 
 Notebooks 1 to 5b run in a small world without a fault, with other pictures (the null), and with
-each of `FAULTS`. A claim has noticed a fault if its verdict is none that it has without one, or if
-its interval overlaps none of those. Then come `patchsae_lib check`, and tests of the modules that
-a fault touches. Runs stay in `runs/faults/`; the tables go to `data/faults.md`. It takes an hour.
+each of `FAULTS`; then `python -m patchsae_lib check`, and tests of the modules that a fault
+touches. A claim notices a fault if its verdict is none that it has without one, or its interval
+overlaps none of those. Runs stay in `runs/faults/`, the table goes to `data/faults.md`. It takes
+two hours of one core; `--steps check` alone ten minutes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import re
 import shutil
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import date
@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, patch
 
+import pytest
 import torch
 from torch import Tensor
 
 import patchsae_lib
-from patchsae_lib import ablation, check, evaluation, latents, remapping, study
-from patchsae_lib.artefacts import DATA, ROOT, write_json
+from patchsae_lib import ablation, check, evaluation, remapping, study
+from patchsae_lib.artefacts import DATA, ROOT, run_dir, write_json
 from patchsae_lib.clip import SplitCLIP
-from patchsae_lib.interop.openclip import with_other_gelu
+from patchsae_lib.interop.openclip import NORMS, with_other_gelu
 from patchsae_lib.profiles import Profile, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World, pairs
@@ -45,7 +46,8 @@ MUTATORS = {"append", "pop", "update", "setdefault", "insert", "add", "index_add
 NEEDED = re.compile(
     r"study\.(claim\('(?!4-oracle|5-own-sae)|keep_autoencoders|keep\(.(concepts|pairs|levels|gains|class_latents))"
 )
-NULLS = 3  # runs without a fault on other pictures
+NULLS = "none", "null-1", "null-2"  # runs without a fault, two of them on other pictures
+SHIPPED = str(DATA / "sae.safetensors")  # a file, as a user gives it
 Patch = AbstractContextManager[Any]
 
 
@@ -75,6 +77,8 @@ def after(owner: Any, name: str, change: Callable[[Any], Any]) -> Patch:
 
 
 def clip_with(mean: Sequence[float], std: Sequence[float]) -> Patch:
+    """Another mean and std of preprocessing."""
+
     def change(clip: SplitCLIP) -> SplitCLIP:
         for values, given in ((clip.mean, mean), (clip.std, std)):
             values.copy_(torch.tensor(given).view(-1, 1, 1))
@@ -83,10 +87,9 @@ def clip_with(mean: Sequence[float], std: Sequence[float]) -> Patch:
     return after(study, "load_clip", change)
 
 
-def block_moved(by: int) -> Iterator[Patch]:
-    """The autoencoder is that of the block which the profile names."""
-    yield after(study, "load_clip", lambda clip: clip.at_block(clip.block + by))
-    yield after(study, "shipped_identity", lambda x: {**x, "block": x["block"] - by})
+def block_moved(by: int) -> Patch:
+    """The autoencoder stays as it is."""
+    return after(study, "load_clip", lambda clip: clip.at_block(clip.block + by))
 
 
 def tokens_in_order(order: Callable[[SplitCLIP], Tensor]) -> Iterator[Patch]:
@@ -105,10 +108,12 @@ def tokens_in_order(order: Callable[[SplitCLIP], Tensor]) -> Iterator[Patch]:
 
 
 def cls_as_patch(clip: SplitCLIP) -> Tensor:
+    """CLS second, after the last patch."""
     return torch.arange(clip.n_tokens).roll(1)
 
 
 def columns_first(clip: SplitCLIP) -> Tensor:
+    """Patches column by column."""
     patches = torch.arange(1, clip.n_tokens).view(clip.grid).T.flatten()
     return torch.cat([torch.tensor([0]), patches])
 
@@ -139,6 +144,8 @@ def cls_dropped() -> Iterator[Patch]:
 
 
 def names_shifted() -> Patch:
+    """Each class of the study's own pictures gets the name of the next."""
+
     def change(original: Any, world: World, *args: Any, **more: Any) -> None:
         original(world, *args, **more)
         if world.task.name in ("world", "styles"):
@@ -153,6 +160,8 @@ def pixels(change: Callable[[Tensor], Tensor]) -> Patch:
 
 
 def half_bgr() -> Patch:
+    """Red and blue exchanged in pictures of odd number."""
+
     def change(original: Any, world: World, indices: Sequence[int]) -> Tensor:
         x, is_odd = original(world, indices), torch.tensor([int(i) % 2 == 1 for i in indices])
         return torch.where(is_odd[:, None, None, None], x.flip(1), x)
@@ -161,6 +170,7 @@ def half_bgr() -> Patch:
 
 
 def rescaled(change: Callable[[SAE], SAE]) -> Patch:
+    """Another autoencoder from the same file."""
     return after(study, "load_sae", change)
 
 
@@ -174,7 +184,9 @@ def unequal_rows(sae: SAE) -> SAE:
     return sae
 
 
-def test_split_counted() -> Patch:
+def test_pictures_counted() -> Patch:
+    """The first pictures to train on are those to test on."""
+
     def change(original: Any, given: Any, spec: str, split: str, n: int) -> Any:
         is_train = (spec, split) == ("world", "train")
         return original(given, *(("world:styles", "test") if is_train else (spec, split)), n)
@@ -183,6 +195,7 @@ def test_split_counted() -> Patch:
 
 
 def latents_shuffled() -> Patch:
+    """As if the adapted model had an autoencoder of its own."""
     known = list[int]()
 
     def change(original: Any, sae: SAE, z: Tensor, labels: Tensor, *args: Any) -> Any:
@@ -195,6 +208,8 @@ def latents_shuffled() -> Patch:
 
 
 def mask_of_next() -> Patch:
+    """Each picture gets the mask of the next class."""
+
     def change(original: Any, *args: Any, classes: Tensor | None = None, **more: Any) -> Any:
         classes = args[3] if classes is None else classes
         return original(*args, classes=(classes + 1) % len(args[4]), **more)
@@ -235,7 +250,7 @@ FAULTS = {
     ),
     "norm-imagenet": Fault(
         "mean and std of ImageNet",
-        lambda: clip_with(*check.NORMS["ImageNet's"]), "check study",
+        lambda: clip_with(*NORMS["ImageNet's"]), "check study",
     ),
     "bgr": Fault("all pictures in BGR", lambda: pixels(lambda x: x.flip(1)), "world check"),
     "bgr-half": Fault("half of the pictures in BGR", half_bgr, "world check"),
@@ -278,7 +293,7 @@ FAULTS = {
             SAE, normalise_decoder=lambda _: None, remove_parallel_gradient=lambda _: None
         ), "sae training", ("1_training", "2b_units"),
     ),
-    "test-counted": Fault("the test pictures in the training split", test_split_counted, "study"),
+    "test-counted": Fault("the test pictures in the training split", test_pictures_counted, "study"),
     "shuffled": Fault(
         "latents in another order in the adapted model", latents_shuffled, "remapping", PAGES[6:]
     ),
@@ -286,6 +301,9 @@ FAULTS = {
         "the mask of another class", mask_of_next, "ablation study", ("4_ablation", "5_maple")
     ),
 }  # fmt: skip
+
+
+ALL_TESTS = " ".join(sorted({file for fault in FAULTS.values() for file in fault.tests.split()}))
 
 
 @contextlib.contextmanager
@@ -344,38 +362,133 @@ def run_page(page: str, profile: Profile) -> None:
     for statement in statements(page):
         exec(compile(ast.Module([statement], []), page, "exec"), names)
         if "profile" in names and "study" not in names:
-            names["profile"] = profile
+            names |= {"profile": profile, "sae": SHIPPED}
 
 
-def run(name: str, folder: Path) -> dict[str, Any]:
+def claims_of(name: str, folder: Path) -> dict[str, Any]:
     """Run the notebooks with a fault, and return their claims and what was raised."""
-    os.environ["PATCHSAE_RUNS"] = str(folder / name)
     for module in ("figures", "explorer"):  # nothing is drawn
         setattr(patchsae_lib, module, MagicMock())
     for module in ("figures", "explorer", "explorer.studies"):
         sys.modules[f"patchsae_lib.{module}"] = MagicMock()
     pages, start, raised = FAULTS[name].pages if name in FAULTS else PAGES, time.time(), {}
+    shutil.rmtree(folder, ignore_errors=True)
     if pages != PAGES:
-        shutil.copytree(folder / "none", folder / name, dirs_exist_ok=True)
+        shutil.copytree(folder.with_name("none"), folder)
     with put_in(name):
         for page in pages:
             try:
                 run_page(page, small())
             except Exception as error:
                 raised[page] = f"{type(error).__name__}: {error}"
-                traceback.print_exc()
-    path = folder / name / "faults/claims.json"
+    path = folder / "faults/claims.json"
     claims = json.loads(path.read_text("utf-8")) if path.is_file() else []
     kept = {c["id"]: {k: c[k] for k in ("verdict", "interval", "measured")} for c in claims}
     return {"claims": kept, "raised": raised, "seconds": round(time.time() - start)}
 
 
+def check_of(name: str, folder: Path) -> dict[str, Any]:
+    """Return what the check says LOOK to, of the profile world with a fault."""
+    with put_in(name):
+        try:
+            findings = check.check(study.Study("world", sae=SHIPPED))
+            return {"check": [x.words for x in findings if not x.ok]}
+        except Exception as error:
+            return {"check": [f"{type(error).__name__}: {error}"]}
+
+
+class Failed:
+    """A plugin of pytest that keeps the names of the tests that fail."""
+
+    def __init__(self) -> None:
+        self.names = list[str]()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Called by pytest after each phase of a test."""
+        if report.failed:
+            self.names.append(report.nodeid.split("::", 1)[-1])
+
+
+def tests_of(name: str, folder: Path) -> dict[str, Any]:
+    """Return the first test of each file that fails with a fault."""
+    failed, options = Failed(), ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    with put_in(name), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        for file in (FAULTS[name].tests if name in FAULTS else ALL_TESTS).split():
+            pytest.main([*options, str(ROOT / f"tests/test_{file}.py")], [failed])
+    return {"tests": failed.names}
+
+
+STEPS = {"claims": claims_of, "check": check_of, "tests": tests_of}
+
+
+def take(step: str, name: str, folder: Path) -> None:
+    """Take a step in a fork, so that nothing of a fault is left, and keep what came of it."""
+    if not (pid := os.fork()):
+        os.environ["PATCHSAE_RUNS"] = str(folder / name)
+        path = folder / f"{name}.json"
+        known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        write_json(path, known | STEPS[step](name, folder / name))
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def noticed(result: Mapping[str, Any], nulls: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which claims differ from all of these runs without a fault, and how.
+
+    >>> claim = lambda verdict, *interval: {"1-a": {"verdict": verdict, "interval": interval}}
+    >>> noticed({"claims": claim("not", 1, 2)}, [{"claims": claim("partly", 0, 1.5)}])
+    ['`1-a` partly → not']
+    >>> noticed({"claims": claim("partly", 2, 3)}, [{"claims": claim("partly", 0, 1.5)}])
+    ['`1-a` 0…1.5 → 2…3']
+    """
+    words = []
+    for id, claim in result["claims"].items():
+        usual = [null["claims"][id] for null in nulls]
+        if claim["verdict"] not in {x["verdict"] for x in usual}:
+            words.append(f"`{id}` {usual[0]['verdict']} → {claim['verdict']}")
+        elif (now := claim["interval"]) and all(x["interval"] for x in usual):
+            then = [x["interval"] for x in usual]
+            if all(now[1] < low or now[0] > high for low, high in then):
+                ends = [f"{low:.2g}…{high:.2g}".replace("-", "−") for low, high in (then[0], now)]
+                words.append(f"`{id}` {' → '.join(ends)}")
+    return words
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what has noticed each fault, as a table in markdown."""
+    nulls, rows = [results[name] for name in NULLS], []
+    for name, fault in FAULTS.items():
+        if not {"claims", "check", "tests"} <= (result := results.get(name, {})).keys():
+            continue
+        claims = "; ".join(noticed(result, nulls))
+        if raised := list(result["raised"].values()):
+            claims = f"none is measured: *{raised[0]}*"
+        told = "<br>".join(result["check"]) or "–"
+        rows.append((fault.words, claims or "–", told, ", ".join(result["tests"]) or "–"))
+    head = "| fault | claims that change | the check says LOOK | tests that fail |\n|---|---|---|---|\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.faults", description=__doc__)
+    parser.add_argument("faults", nargs="*", default=[*NULLS, *FAULTS])
+    parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
+    given, folder = parser.parse_args(argv), run_dir("faults")
+    for name in given.faults:
+        for step in given.steps:
+            take(step, name, folder)
+    results = {x.stem: json.loads(x.read_text("utf-8")) for x in folder.glob("*.json")}
+    nulls = [results[name] for name in NULLS]
+    alarms = sum(len(noticed(x, [y for y in nulls if y is not x])) for x in nulls)
+    words = f"{date.today():%d %B %Y}, by\n\n    make faults\n\n"
+    words += f"{alarms} of {sum(len(x['claims']) for x in nulls)} claims without a fault "
+    words += "differ from those of the other runs without one.\n\n"
+    (DATA / "faults.md").write_text(f"Measured on {words}{table(results)}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    folder = Path(os.environ.get("PATCHSAE_RUNS", ROOT / "runs")) / "faults"
-    for name in sys.argv[1:]:
-        if os.fork() == 0:
-            result = run(name, folder)
-            write_json(folder / f"{name}.json", result)
-            print(name, result["seconds"], result["raised"], flush=True)
-            os._exit(0)
-        os.wait()
+    main()
