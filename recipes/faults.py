@@ -293,7 +293,7 @@ FAULTS = {
             SAE, normalise_decoder=lambda _: None, remove_parallel_gradient=lambda _: None
         ), "sae training", ("1_training", "2b_units"),
     ),
-    "test-counted": Fault("the test pictures in the training split", test_pictures_counted, "study"),
+    "test-counted": Fault("test pictures in the training split", test_pictures_counted, "study"),
     "shuffled": Fault(
         "latents in another order in the adapted model", latents_shuffled, "remapping", PAGES[6:]
     ),
@@ -468,8 +468,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             claims = f"none is measured: *{raised[0]}*"
         told = "<br>".join(result["check"]) or "–"
         rows.append((fault.words, claims or "–", told, ", ".join(result["tests"]) or "–"))
-    head = "| fault | claims that change | the check says LOOK | tests that fail |\n|---|---|---|---|\n"
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    head = "| fault | claims that change | the check says LOOK | tests that fail |\n"
+    return f"{head}|---|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
