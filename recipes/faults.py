@@ -466,8 +466,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         claims = "; ".join(noticed(result, nulls))
         if raised := list(result["raised"].values()):
             claims = f"none is measured: *{raised[0]}*"
-        told = "<br>".join(result["check"]) or "–"
-        rows.append((fault.words, claims or "–", told, ", ".join(result["tests"]) or "–"))
+        looks = "<br>".join(result["check"]) or "–"
+        rows.append((fault.words, claims or "–", looks, ", ".join(result["tests"]) or "–"))
     head = "| fault | claims that change | the check says LOOK | tests that fail |\n"
     return f"{head}|---|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
