@@ -110,8 +110,10 @@ def compared(right: Tensor, right_then: Tensor, name: str, n_classes: int = 2) -
     n, share = int((~right).sum()), max(0.25, 2 / n_classes)
     is_some = gained - share * n > SURE * (n * share * (1 - share)) ** 0.5
     words = f"{name}: {right_then.float().mean():.1%}"
-    words += f", {gained} of the {n} that ours gets wrong" * is_some
-    words += ", which is better: is ours wrong?" * (is_better or is_some)
+    if is_better:
+        words += ", which is better: is ours wrong?"
+    elif is_some:
+        words += f", right in {gained} of the {n} that ours gets wrong: is ours wrong there?"
     return Finding(not (is_better or is_some), words)
 
 

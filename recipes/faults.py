@@ -466,7 +466,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         claims = "; ".join(noticed(result, nulls))
         if raised := list(result["raised"].values()):
             claims = f"none is measured: *{raised[0]}*"
-        looks = "<br>".join(result["check"]) or "–"
+        looks = "<br>".join(x.partition(", which is")[0] for x in result["check"]) or "–"
         rows.append((fault.words, claims or "–", looks, ", ".join(result["tests"]) or "–"))
     head = "| fault | claims that change | the check says LOOK | tests that fail |\n"
     return f"{head}|---|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
