@@ -118,13 +118,19 @@ def card(claim: Claim) -> str:
 
 
 def counted(claims: Sequence[Claim]) -> str:
-    """How many claims there are, and of which verdict.
+    """How many claims there are, and of which verdict; of those that were reproduced, how many by
+    a rule that was fixed before a look.
 
     >>> counted([{"verdict": "not"}, {"verdict": "partly"}, {"verdict": "not"}])
     '3 claims: 1 partly reproduced, 2 not reproduced'
+    >>> counted([{"verdict": "reproduced", "rule": rule} for rule in ("before", "after a look")])
+    '2 claims: 2 reproduced (1 by a rule fixed before a look at the data)'
     """
     count = Counter(claim["verdict"] for claim in claims)
-    texts = ", ".join(f"{count[v]} {VERDICT_WORDS.get(v, v)}" for v in VERDICTS if count[v])
+    before = Counter(claim["verdict"] for claim in claims if claim.get("rule") == "before")
+    words = {v: VERDICT_WORDS.get(v, v) for v in VERDICTS}
+    words["reproduced"] += f" ({before['reproduced']} by a rule fixed before a look at the data)"
+    texts = ", ".join(f"{count[v]} {words[v]}" for v in VERDICTS if count[v])
     return f"{len(claims)} claim{'s' * (len(claims) != 1)}: {texts or 'none recorded yet'}"
 
 
