@@ -15,7 +15,7 @@ BASE := $(or $(PYTHON),python3)
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan book serve test bench campaign mutants lint clean FORCE
+.PHONY: help setup plan book serve test bench campaign mutants faults lint clean FORCE
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ campaign: $(READY) ## 200 kills and 500 damaged files, 3 minutes: data/campaign.
 
 mutants: $(READY) ## changes in the code of measurements that no test notices; ARGS="latents -n 40"
 	@$(RUN) tests/mutants.py $(ARGS)
+
+faults: $(READY) ## which faults of users claims, the check and tests notice, two hours: data/faults.md
+	@TQDM_DISABLE=1 PYTHONPATH=tests $(RUN) -m recipes.faults $(ARGS)
 
 lint: $(READY) ## ruff (lint and format) and mypy
 	@$(RUN) -m ruff check .

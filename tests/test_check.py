@@ -14,6 +14,7 @@ from patchsae_lib.__main__ import main
 from patchsae_lib.check import Finding, autoencoder, check, compared, zero_shot
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.interop.openclip import with_other_gelu
+from patchsae_lib.pictures.sources import repeated
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 from patchsae_lib.world import World
@@ -131,6 +132,45 @@ def test_a_better_way_must_be_sure(gained: int, lost: int, ok: bool) -> None:
     """gained − lost > 3 √(gained + lost): 10 > 9.5, but 9 = 9 and 12 < 15.9."""
     right = torch.tensor([False] * gained + [True] * lost)
     assert compared(right, ~right, "another").ok is ok
+
+
+@pytest.mark.parametrize(
+    ("wrong", "gained", "n_classes", "ok"),
+    [
+        (48, 21, 35, True),
+        (48, 22, 35, False),
+        (48, 36, 4, False),
+        (48, 34, 4, True),
+        (48, 48, 2, True),
+    ],
+)
+def test_some_pictures_read_in_another_way(
+    wrong: int, gained: int, n_classes: int, ok: bool
+) -> None:
+    """gained − share · wrong > 3 √(wrong · share · (1 − share)): 12 + 9 of 48 at a quarter, 24 +
+    10.4 at a half; with two classes whoever is wrong is right the other way."""
+    right = torch.tensor([False] * wrong + [True] * wrong)
+    right_then = torch.tensor([True] * gained + [False] * (2 * wrong - gained))
+    assert compared(right, right_then, "another", n_classes).ok is ok
+
+
+def test_pictures_of_both_splits(study: Study, part: Split) -> None:
+    pictures = part.pictures.batch(range(8))
+    assert repeated(pictures, World("styles", "train", 100), 100) == (0, 100)
+    assert repeated(pictures, part.pictures, 1000) == (8, N)
+    found, n = repeated(pictures, part.pictures, 32)
+    assert (0 < found < 8, n) == (True, 32)
+
+
+def test_decoder_rows_of_other_lengths(study: Study, part: Split) -> None:
+    images, sae = study.clip.preprocess(part.pictures.batch(range(16))), copy.deepcopy(study.sae)
+    scale = torch.linspace(0.5, 2, sae.d_sae)  # the same function
+    with torch.no_grad():
+        sae.W_dec.mul_(scale[:, None])
+        sae.W_enc.div_(scale)
+        sae.b_enc.div_(scale)
+    (told,) = complaints([*autoencoder(sae, study.clip, images)])
+    assert told.startswith("decoder rows differ in length by 35%")
 
 
 def test_clip_is_not_its_own_judge(monkeypatch, tmp_path) -> None:

@@ -871,12 +871,28 @@ def test_a_search_knows_synonyms_and_says_why_it_found_a_latent(named, page):
     assert [x[-1] for x in hits("crimson redstart")] == [
         "synonym: crimson → red, strongest on redstart"
     ]
+    hits("crimson")
+    search.press("Enter")  # called so by nobody: nothing is chosen unasked
+    assert "latent=0" in page.url or "#" not in page.url
+    hits("red")
+    search.press("Enter")
+    page.wait_for_url("**latent=2**")
     assert hits("<b>crimson") == []
+    above = view.evaluate("e => e.querySelector('.found').getBoundingClientRect().bottom")
+    assert above < view.evaluate("e => e.querySelector('canvas').getBoundingClientRect().bottom")
     caption = found.locator("figcaption").first
     hits("bird")
     assert caption.evaluate("e => e.scrollWidth <= e.clientWidth")  # nothing is cut
     assert page.trouble == []
     accessible(page)
+
+
+def test_an_address_without_a_latent_keeps_the_one_that_is_shown(named, page):
+    explorer = opened(page, f"{named.as_uri()}#latent=3")
+    explorer.get_by_role("heading", name="Latent 3", exact=True).wait_for()
+    page.evaluate("location.hash = '#view=guess&masks=false'")
+    page.wait_for_function("location.hash.includes('latent=3')")
+    assert explorer.get_by_role("heading", name="Latent 3", exact=True).count() == 1
 
 
 def test_a_game_with_levels_offers_names_of_the_right_kinds(named, page):

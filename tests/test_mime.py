@@ -60,7 +60,7 @@ def test_the_scoreboard_says_units_tests_power_and_when_the_rule_was_fixed() -> 
     ]
     assert "Above 0. Fixed before a look at the data." in rows[0]
     assert "Above 0. Fixed after a look." in rows[1]
-    assert "The data show a rise of 0.1 or more four times in five" in rows[2]
+    assert "These data would show a rise of 0.1 or more with a power of 0.8" in rows[2]
     assert 'href="notebooks/1_training.html#claim-a"' in rows[0]
     assert "href" not in rows[1]
     assert "0 claims: none recorded yet" in claims.scoreboard([], PROFILE)

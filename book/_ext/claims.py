@@ -80,14 +80,12 @@ def rule(claim: Claim) -> tuple[str, str]:
     >>> rule({"note": "Nine tasks. Rule: above 0.", "rule": "before", "detectable": "a rise of 1"})
     ... # doctest: +NORMALIZE_WHITESPACE
     ('Above 0. Fixed before a look at the data.',
-     'Nine tasks. The data show a rise of 1 or more four times in five (power 0.8).')
+     'Nine tasks. These data would show a rise of 1 or more with a power of 0.8.')
     """
     about, _, text = claim["note"].partition("Rule: ")
     when = FIXED.get(claim.get("rule", ""), "")
     if claim["detectable"]:
-        about += (
-            f" The data show {claim['detectable']} or more four times in five (power {POWER})."
-        )
+        about += f" These data would show {claim['detectable']} or more with a power of {POWER}."
     return " ".join(filter(None, [sentence(text) if text else "", when])), " ".join(about.split())
 
 

@@ -846,11 +846,12 @@ function mapView(app) {
   search.oninput = app.careful(() => look(search.value.trim()));
   search.onkeydown = (event) => {
     if (event.key !== "Enter") return;
-    const first = app.some?.latents[0];
-    if (first !== undefined) app.set({ latent: first });
+    const first = app.some?.latents[0]; /* of a search only one that is called so */
+    if (first !== undefined && app.some.called !== false) app.set({ latent: first });
   };
   app.search = () => search.focus();
-  element.querySelector("header").after(body, make("div", { className: "tools line" }, make("label", { className: "wide" }, search)), make("div", { className: "tools line" }, colourBy, galleries, ...tools, ...zooms), plot.element, key, found);
+  const asks = make("div", { className: "tools line" }, make("label", { className: "wide" }, search));
+  element.querySelector("header").after(body, asks, make("div", { className: "tools line" }, colourBy, galleries, ...tools, ...zooms), plot.element, key, found);
   let ready = false;
 
   /* Shows the latents that are named by a concept of a kind, the best first, or those on the list. */
@@ -887,16 +888,16 @@ function mapView(app) {
   }
 
   async function look(text) {
-    await Promise.all(["concept", "kind", "iou", "top_class"].map((name) => bundle.column(name)));
+    await Promise.all(["concept", "kind", "iou", "top_class", "entropy"].map((name) => bundle.column(name)));
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
     gallery.value = "";
     if (!words.length) app.some = null;
     else if (/^\d+$/.test(text)) app.some = { latents: Number(text) < bundle.index.latents ? [Number(text)] : [], why: `with the number ${text}` };
     else {
       const fits = new Map(range(bundle.index.latents).filter((latent) => bundle.of(latent, "frequency") > 0).map((latent) => [latent, words.map((word) => match(latent, word))]).filter(([, found]) => found.every(Boolean)));
-      const rank = (latent) => Math.max(...fits.get(latent).map(([order]) => order));
-      const latents = [...fits.keys()].sort((a, b) => rank(a) - rank(b) || byIou(a, b));
-      app.some = { latents, why: `for “${text}”`, because: (latent) => [...new Set(fits.get(latent).map(([, said]) => said))].join(", ") };
+      const rank = (latent) => Math.max(...(fits.get(latent) ?? []).map(([order]) => order));
+      const latents = [...fits.keys()].sort((a, b) => rank(a) - rank(b) || (rank(a) < 2 ? byIou(a, b) : bundle.of(a, "entropy") - bundle.of(b, "entropy")));
+      app.some = { latents, called: rank(latents[0]) === 0, why: `for “${text}”`, because: (latent) => [...new Set(fits.get(latent).map(([, said]) => said))].join(", ") };
     }
     update();
     list();
@@ -912,8 +913,9 @@ function mapView(app) {
       return tile(app, latent, pictures[i], `latent ${below.join(", ")}`, below);
     }));
     if (!current()) return;
+    (why.startsWith("in the") ? key : asks).after(found); /* below what was asked, not out of sight */
     const clear = button("clear", () => { app.some = null; search.value = gallery.value = ""; update(); list(); search.focus(); });
-    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : because ? ", names before synonyms, by IoU" : " by IoU"}` : "";
+    const more = latents.length > TILES ? `, the first ${TILES}${why.startsWith("in the") ? "" : because ? ", names before synonyms, by IoU, then those without a name, by label entropy" : " by IoU"}` : "";
     found.replaceChildren(make("p", {}, `${plural(latents.length, "latent")} ${why}${more}. `, clear), make("div", { className: "strip" }, ...items));
     app.say(`${plural(latents.length, "latent")} ${why}.`);
   });
@@ -2007,7 +2009,7 @@ function parse(hash) {
   if (!["latent", "image", "task", "view"].some((name) => given.has(name))) return null;
   for (const [name, usual] of Object.entries(START)) {
     const text = given.get(SPELLED[name] ?? name);
-    if (text === null) { if (name !== "task") out[name] = usual; }
+    if (text === null) { if (!["task", "latent"].includes(name)) out[name] = usual; }
     else if (typeof usual === "string") out[name] = text;
     else if (typeof usual === "boolean") out[name] = text !== "false";
     else if (/^-?\d+$/.test(text)) out[name] = Number(text);

@@ -33,6 +33,12 @@ from patchsae_lib.interop.files import listed, read_by_content, read_json, tenso
 from patchsae_lib.profiles import ModelConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+NORMS = {  # mean and std of preprocessing
+    "OpenAI's": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "no": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 Facts = dict[str, Any]  # mean, std, quick_gelu and more of weights, as open_clip writes them
 MAKE_SMALL_CLIP = "run `python -m recipes.small_clip`"
 
@@ -208,6 +214,17 @@ def with_other_gelu(clip: SplitCLIP) -> SplitCLIP:
         if isinstance(gelu := getattr(module, "gelu", None), (QuickGELU, nn.GELU)):
             module.gelu = nn.GELU() if isinstance(gelu, QuickGELU) else QuickGELU()
     return SplitCLIP(model, clip.tokenizer, clip.block)
+
+
+def other_pixels(clip: SplitCLIP, images: Tensor) -> dict[str, Tensor]:
+    """Preprocess images, that were preprocessed for a CLIP, as others do, by name."""
+    pixels = images.to(clip.mean) * clip.std + clip.mean
+    made = {"with red and blue exchanged": (pixels.flip(1) - clip.mean) / clip.std}
+    for name, (mean, std) in NORMS.items():
+        m, s = (torch.tensor(x).view(-1, 1, 1).to(pixels) for x in (mean, std))
+        if not all(torch.allclose(*x, atol=0.01) for x in ((m, clip.mean), (s, clip.std))):
+            made[f"with {name} mean and std"] = (pixels - m) / s
+    return made
 
 
 def _weights_file(config: ModelConfig) -> Path:

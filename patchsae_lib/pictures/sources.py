@@ -285,6 +285,15 @@ def unwrapped(pictures: Pictures) -> tuple[Pictures, Sequence[int]]:
     return pictures, rows
 
 
+def repeated(pixels: torch.Tensor, pictures: Pictures, n: int) -> tuple[int, int]:
+    """Count which of pictures (b, 3, h, w) are, pixel for pixel, among `n` of others, drawn at
+    random (all, if there are fewer). Returns the count, and how many were drawn."""
+    rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:n].tolist()
+    batches = (pictures.batch(rows[i : i + 64]) for i in range(0, len(rows), 64))
+    known = {hash(x.numpy().tobytes()) for batch in batches for x in batch}
+    return sum(hash(x.numpy().tobytes()) in known for x in pixels), len(rows)
+
+
 def captions_of(pictures: Pictures) -> list[str]:
     """Return a text for every picture: its caption, else the name of its class, else "picture"."""
     below, rows = unwrapped(pictures)
