@@ -39,8 +39,10 @@ from patchsae_lib.profiles import Profile, load_profile
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World, pairs
 
-PAGES = "1_training", "2_statistics", "2b_units", "3_covariate_shift", "3b_counterfactuals"
-PAGES += "4_ablation", "5_maple", "5b_gain"
+PAGES = (
+    "1_training", "2_statistics", "2b_units", "3_covariate_shift", "3b_counterfactuals",
+    "4_ablation", "5_maple", "5b_gain",
+)  # fmt: skip
 MUTATORS = {"append", "pop", "update", "setdefault", "insert", "add", "index_add_"}
 # what records a claim with a verdict, or an artefact that a later notebook reads
 NEEDED = re.compile(
@@ -467,7 +469,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if raised := list(result["raised"].values()):
             claims = f"none is measured: *{raised[0]}*"
         looks = "<br>".join(x.partition(", which is")[0] for x in result["check"]) or "–"
-        rows.append((fault.words, claims or "–", looks, ", ".join(result["tests"]) or "–"))
+        tests = ", ".join(result["tests"]).replace("_", "_<wbr>")  # else a column of its own width
+        rows.append((fault.words, claims or "–", looks, tests or "–"))
     head = "| fault | claims that change | the check says LOOK | tests that fail |\n"
     return f"{head}|---|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
