@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Measurements and file formats",
         (
             *("latents", "localization", "evaluation", "truth", "names", "ablation", "remapping"),
-            *("diffing", "interop"),
+            *("diffing", "crosscoder", "interop"),
         ),
     ),
     ("The study", ("study", "splits")),
