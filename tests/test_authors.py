@@ -396,9 +396,13 @@ def test_the_page_finds_in_the_trials_files_what_is_planted(trial, tmp_path):
     ):
         assert fact in text, fact
     assert "stand-in" not in text
-    related = text[text.index(" related 1 ") :]
-    assert related.split(" shared ")[0].count("Chihuahua") == 0  # 200 classes are not ImageNet's
-    assert re.match(r" related 1 class 151, class 152, .*? class 160 \S+ \S+ 2.30 2.87", related)
+    related = text[text.index(" small spread 1 ") :]
+    assert (
+        related.split(" large spread ")[0].count("Chihuahua") == 0
+    )  # 200 classes are not ImageNet's
+    assert re.match(
+        r" small spread 1 class 151, class 152, .*? class 160 \S+ \S+ 2.30 2.87", related
+    )
 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_runs(capsys):

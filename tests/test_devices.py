@@ -32,6 +32,7 @@ import patchsae_lib.study as study_module
 from patchsae_lib import (
     ablation,
     check,
+    crosscoder,
     diffing,
     evaluation,
     latents,
@@ -49,7 +50,7 @@ from patchsae_lib.explorer.effects import class_effects
 from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.studies import write_latents, write_study
-from patchsae_lib.interop.openclip import with_other_gelu
+from patchsae_lib.interop.openclip import other_pixels, with_other_gelu
 from patchsae_lib.pictures import Subset
 from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig, load_profile
 from patchsae_lib.sae import SAE
@@ -200,6 +201,19 @@ def compared_models(w: SimpleNamespace) -> Any:
     )
 
 
+def crossed(w: SimpleNamespace) -> Any:
+    change = diffing.Change(w.sae, w.z, w.after, w.labels, (w.head, w.text), w.adapted)
+    pair = change.before, change.kept
+    dictionary = SAEConfig("batchtopk", 1, k=4, scale_inputs=True)
+    read = crosscoder.crosscoder(*pair, TRAIN, dictionary, device=w.clip.device)
+    shifts = crosscoder.shift(read)
+    return (
+        *(crosscoder.side_by_side(*pair), crosscoder.row_lengths(read), shifts),
+        crosscoder.surely_changed(shifts, shifts),
+        torch.tensor([*crosscoder.answer(change, read, shifts).says.values()]),
+    )
+
+
 def prompts_learnt(w: SimpleNamespace) -> Any:
     learner = maple.PromptLearner(w.clip, SHOTS, "a photo of a {}.").to(w.clip.device)
     return learner(), maple.train_prompts(w.clip, w.pictures, NAMES, SHOTS, progress=False)
@@ -279,8 +293,8 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
             with_other_gelu(w.clip),
         )
     ],
-    "check.other_pixels check.tokens_of": lambda w: [
-        check.other_pixels(w.clip, w.x),
+    "check.tokens_of": lambda w: [
+        other_pixels(w.clip, w.x),
         check.tokens_of(w.clip, w.x),
     ],
     "truth.latents_of truth.baselines": units,
@@ -297,6 +311,8 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
         next(training.shuffled(w.tokens, TRAIN)(0)).cpu(),
         next(w.tokens.mixed(TRAIN, 0)).cpu(),
     ],
+    "crosscoder.crosscoder crosscoder.side_by_side crosscoder.row_lengths crosscoder.shift "
+    "crosscoder.surely_changed crosscoder.answer": crossed,
     "latents.scan": lambda w: latents.scan(w.adapted, w.sae, w.pictures, progress=False),
     "latents.LatentTable.add latents.LatentTable.merge latents.LatentTable.to "
     "latents.scan_tokens": counted,
