@@ -22,7 +22,7 @@ from patchsae_lib.training import train
 
 DICTIONARY = SAEConfig("batchtopk", 4, k=32, scale_inputs=True)
 TRAINING = TrainConfig(
-    batch_tokens=2048, steps=300, lr=1e-3, warmup=30, dead_after=100, precision="auto"
+    batch_tokens=2048, steps=240, lr=1e-3, warmup=30, dead_after=100, precision="auto"
 )
 EXCLUSIVE = 0.9  # of `shift`: a latent is of the second model alone (Minder et al.)
 FALSE = 0.05  # share of false discoveries among the latents that changed
