@@ -29,6 +29,7 @@ from patchsae_lib.profiles import Profile
 LIBRARY = "patchsae_lib"
 CLAIMS = DATA / "paper" / "claims.toml"
 TEXTS = {".md", ".webp"}  # files in data/ that only the pages read
+DIGITS = 12  # of a hash on a receipt
 
 Parts = dict[str, dict[str, Any]]  # kind → name → what tells one version from another
 
@@ -54,6 +55,12 @@ class Record:
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
         write_json(path, asdict(self))
+
+    def receipt(self) -> dict[str, Any]:
+        """Return where this run's numbers come from: the first digits of the SHA-256 of the
+        notebook and of each artefact that it has read, and by which notebook that was written."""
+        reads = {name: [by, hash[:DIGITS]] for name, (by, hash) in sorted(self.reads.items())}
+        return {"notebook": self.text[:DIGITS], "reads": reads}
 
 
 def read_record(path: Path) -> Record | None:

@@ -299,11 +299,14 @@ def run_notebooks(
 def gather(records: Iterable[Record], folder: Path, profile: Profile) -> None:
     """Put what the pages need beside the executed copies: claims, profile, the explorer's files.
 
-    The run's own `claims.json` is made anew, too, of the claims of every notebook.
+    The run's own `claims.json` is made anew, too, of the claims of every notebook; here each has
+    the receipt of its run.
     """
-    claims = [claim for record in records for claim in record.claims]
-    for place in (folder, run_dir(profile.name)):
-        write_json(place / "claims.json", sorted(claims, key=lambda claim: claim["id"]))
+    pairs = [(claim, record.receipt()) for record in records for claim in record.claims]
+    pairs.sort(key=lambda pair: pair[0]["id"])
+    write_json(run_dir(profile.name) / "claims.json", [claim for claim, _ in pairs])
+    receipts = [{**claim, "receipt": receipt} for claim, receipt in pairs]
+    write_json(folder / "claims.json", receipts)
     write_json(folder / "profile.json", asdict(profile))
     explorer = run_dir(profile.name) / "explorer"
     shutil.rmtree(folder / "explorer", ignore_errors=True)

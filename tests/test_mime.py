@@ -84,6 +84,29 @@ def test_a_claim_is_shown_as_on_the_scoreboard_where_it_is_decided(tmp_path: Pat
     assert ClaimRenderer.handle_mime(renderer, SimpleNamespace(mime_type=PLOTLY), False) is None
 
 
+def test_a_receipt_says_from_which_files_a_number_comes() -> None:
+    found = {"notebook": "abc123", "reads": {"<sae>.safetensors": ["1_training", "def456"]}}
+    claim = CLAIMS[0] | {"notebook": "2_statistics", "receipt": found, "holm": 0.04}
+    for html in (claims.card(claim), claims.row(claim)):
+        (folded,) = re.findall(r"<details.*?</details>", html)
+        lines = re.findall(r"<li>(.*?)</li>", folded)
+        assert lines == [
+            "computed by the notebook 2_statistics (abc123)",
+            "from &lt;sae&gt;.safetensors of 1_training (def456)",
+            "its interval is over pictures × seeds",
+        ]
+    assert claims.receipt(CLAIMS[0]) == ""
+
+
+@pytest.mark.parametrize(("verdict", "holm", "warns"), [
+    ("partly", 0.06, True), ("reproduced", 0.3, True), ("partly", 0.04, False),
+    ("not", 0.3, False), ("reproduced", None, False),
+])  # fmt: skip
+def test_what_may_be_chance_among_so_many_tests_is_said(verdict, holm, warns) -> None:
+    claim = CLAIMS[0] | {"verdict": verdict, "holm": holm, "p": None if holm is None else 0.01}
+    assert ("may be chance" in claims.parts(claim)["Here"]) == warns
+
+
 def test_the_first_page_says_what_was_found_or_that_it_was_not_tested() -> None:
     page = claims.findings([CLAIMS[0] | {"id": "4-topk"}])
     assert page.count('class="claim"') == 3

@@ -114,10 +114,13 @@ class Checkout:
         return run_notebooks(runs, folder, profile or load_profile("smoke"), **how)
 
     def claims(self) -> list[str]:
-        """The claims of the run, which are those for the pages, too."""
-        texts = [(x / "claims.json").read_text() for x in (self.run, self.folder / "_build/smoke")]
-        assert texts[0] == texts[1]
-        return [claim["id"] for claim in json.loads(texts[0])]
+        """The claims of the run, which are those for the pages, too, there with receipts."""
+        places = self.run, self.folder / "_build/smoke"
+        own, shown = (json.loads((x / "claims.json").read_text()) for x in places)
+        receipts = [claim.pop("receipt") for claim in shown]
+        assert own == shown
+        assert all(len(receipt["notebook"]) == 12 for receipt in receipts)
+        return [claim["id"] for claim in own]
 
     def bytes(self) -> dict[str, bytes]:
         """All that a build has left behind but its records."""

@@ -17,6 +17,7 @@ from patchsae_lib.intervals import POWER, holm
 
 Claim = Mapping[str, Any]
 
+LEVEL = 0.05  # of the adjusted p-value, above which the scoreboard warns
 VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
 FIXED = {"before": "Fixed before a look at the data.", "after a look": "Fixed after a look."}
 # what the front page says: a finding of the paper, in its words, and the claim that tests it
@@ -98,9 +99,33 @@ def badge(verdict: str) -> str:
 def parts(claim: Claim) -> dict[str, str]:
     """The texts of a claim by title: of its card, and of its row; none is empty."""
     decided_by, about = rule(claim)
-    texts = {"The paper": sentence(number(claim["paper"])), "Here": sentence(measured(claim))}
+    here = sentence(measured(claim))
+    if claim["verdict"] in VERDICTS[:2] and (claim.get("holm") or 0) > LEVEL:
+        here += " Among all claims that are tested here this may be chance."
+    texts = {"The paper": sentence(number(claim["paper"])), "Here": here}
     texts |= {"Rule": number(decided_by), "Note": number(about)}
     return {title: text for title, text in texts.items() if text}
+
+
+def receipt(claim: Claim) -> str:
+    """Where a claim's number comes from, folded: the notebook and the artefacts that it has read,
+    with hashes, and of what the interval is. Nothing for a claim without a receipt."""
+    if "receipt" not in claim:
+        return ""
+    found = claim["receipt"]
+    lines = [f"computed by the notebook {claim['notebook']} ({found['notebook']})"]
+    lines += [
+        f"from {name} of {by} ({hash})" if by else f"from {name} ({hash})"
+        for name, (by, hash) in found["reads"].items()
+    ]
+    if claim["interval"] is not None and claim["over"]:
+        lines.append(f"its interval is over {claim['over']}")
+    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    note = "in brackets the first digits of a file's SHA-256"
+    return (
+        '<details class="receipt"><summary>Where this number comes from</summary>'
+        f"<ul>{listed}</ul><p>{note}</p></details>"
+    )
 
 
 def card(claim: Claim) -> str:
@@ -110,7 +135,7 @@ def card(claim: Claim) -> str:
     title = f"{escape(sentence(claim['claim']))} <small>{escape(claim['where'])}</small>"
     return (
         f'<div class="claim" id="claim-{name}">'
-        f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>"
+        f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>{receipt(claim)}"
         f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></div>\n'
     )
 
@@ -152,6 +177,7 @@ def row(claim: Claim) -> str:
     """A claim's row of the scoreboard: its cells are what its card says."""
     name, page, texts = escape(claim["id"]), escape(claim["notebook"]), parts(claim)
     shown = {title: f"<p>{escape(texts.get(title, ''))}</p>" for title in ("The paper", "Here")}
+    shown["Here"] += receipt(claim)
     decided = "".join(f"<p>{escape(texts[x])}</p>" for x in ("Rule", "Note") if x in texts)
     cells = "".join(f'<td data-title="{title}">{text}</td>' for title, text in shown.items())
     link = f'<a href="notebooks/{page}.html#claim-{name}">{page.partition("_")[0]}</a>'
