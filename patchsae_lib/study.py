@@ -60,7 +60,7 @@ SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are score
 PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture", "text")  # of prompts
-TUNED, TUNED_LR = ("lora", "tuned", "probe"), 1e-4  # what else adapts; the rate for all weights
+TUNED, TUNED_LR = ("lora", "tuned", "probe"), 3e-5  # what else adapts; the rate for all weights
 
 
 class Study:

@@ -164,13 +164,13 @@ def tune(
 
 def probe_head(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Fit a linear probe, logistic regression without a constant, to image features (n, d_embed)
-    of unit norm and labels (n,): the head (n_classes, d_embed). Its penalty is chosen by
+    of unit norm and labels (n,): the head (n_classes, d_embed), on the CPU. Its penalty is chosen by
     cross-validation in four parts, or in as many as the smallest class has pictures."""
     parts = min(4, int(labels.bincount(minlength=n_classes).min()))
     if parts < 2:
         raise ValueError("a probe needs at least two pictures of each class")
     regression = LogisticRegression(fit_intercept=False, max_iter=2000)
     search = GridSearchCV(regression, {"C": [10.0**i for i in range(-2, 6)]}, cv=parts)
-    fitted = search.fit(features.numpy(), labels.numpy()).best_estimator_
-    rows = torch.from_numpy(fitted.coef_).to(features)
+    fitted = search.fit(features.cpu().numpy(), labels.cpu().numpy()).best_estimator_
+    rows = torch.from_numpy(fitted.coef_).float()
     return torch.cat([-rows, rows]) if n_classes == 2 else rows
