@@ -163,9 +163,9 @@ def tune(
 
 
 def probe_head(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Fit a linear probe, logistic regression without a constant, to image features (n, d_embed)
-    of unit norm and labels (n,): the head (n_classes, d_embed), on the CPU. Its penalty is chosen by
-    cross-validation in four parts, or in as many as the smallest class has pictures."""
+    """Fit a linear probe, logistic regression without a constant: the head (n_classes, d_embed),
+    on the CPU, from image features (n, d_embed) of unit norm and labels (n,). Its penalty is
+    chosen by cross-validation in four parts, or as many as the smallest class has pictures."""
     parts = min(4, int(labels.bincount(minlength=n_classes).min()))
     if parts < 2:
         raise ValueError("a probe needs at least two pictures of each class")

@@ -799,7 +799,7 @@ def test_a_control_swaps_the_names_of_the_base_classes() -> None:
     text = study.prompts("world:land", 0, "text")
     assert text.text.shape[:2] == (1, 2)
     assert len(text.visual) == 0
-    with pytest.raises(ValueError, match="control 'words' is not swapped, .*, text"):
+    with pytest.raises(ValueError, match=r"control 'words' is not swapped, .*, text"):
         study.prompts("world:land", 0, "words")
 
 
