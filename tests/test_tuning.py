@@ -1,6 +1,7 @@
 """LoRA, fine-tuning and a linear probe change what they say, and nothing else."""
 
 import math
+import re
 
 import open_clip
 import pytest
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from test_maple import NAMES, TEXT, VISION, tiny
 
-from patchsae_lib.artefacts import weights_hash
+from patchsae_lib.artefacts import DATA, ROOT, weights_hash
 from patchsae_lib.clip import SplitCLIP
+from patchsae_lib.diffing import METHODS
 from patchsae_lib.interop.lora import load_lora, save_lora
 from patchsae_lib.pictures import Subset, few_shot, labels_of
 from patchsae_lib.profiles import TuningConfig
@@ -211,3 +213,27 @@ def test_what_is_not_the_picture_tower_s_is_refused(made, message, tmp_path):
     torch.save(made, tmp_path / "lora_weights.pt")
     with pytest.raises(ValueError, match=message):
         load_lora(tmp_path / "lora_weights.pt")
+
+
+# --- what the book says --------------------------------------------------------------------------
+
+
+def test_the_page_about_two_clips_says_what_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATCHSAE_RUNS", str(tmp_path))
+    page = (ROOT / "book" / "your_own.md").read_text("utf-8")
+    (code,) = (
+        part for part in re.findall(r"```python\n(.*?)```", page, re.S) if "TunedCLIP" in part
+    )
+    here = {
+        'Study("clip", images="folder:/my/photos", ': 'Study("smoke", ',
+        "hf://owner/repo/folder": f"{DATA / 'sae.safetensors'}",
+        'ModelConfig("ViT-B-16-quickgelu", "/my/finetuned.safetensors")': 'ModelConfig("small")',
+        "first_of_each_class(20)": "first_of_each_class(1)",
+    }
+    for there, text in here.items():
+        assert there in code
+        code = code.replace(there, text)
+    exec(code, {})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" Answer")[0] for line in said if "Answer(" in line] == list(METHODS)
+    assert "PCA of differences Answer(says={'change': 0.0}" in "\n".join(said)
