@@ -130,7 +130,7 @@ def tune(
     """Learn LoRA's maps, or with rank 0 every weight of the picture tower, from few pictures.
 
     As `train_prompts`, but by AdamW, and with the head of CLIP, which stays. Returns a `LoRA`, or
-    an open_clip model, and the history.
+    an open_clip model, and the history. Deviation: CLIP-LoRA adapts both towers, with dropout.
     """
     labels, model = labels_of(pictures), own_tower(clip)
     chosen = few_shot(labels, len(class_names), config.shots, config.seed)
