@@ -369,10 +369,11 @@ class Study:
         """
         if kind not in TUNED:
             return adapt(self.clip, self.prompts(spec, seed, kind), class_names)
-        if kind == "lora":
-            return with_lora(self.clip, self.lora(spec, seed), class_names)
-        config, head = self._tuning(seed, rank=0), head_of(self.clip, class_names)
+        config = self._tuning(seed, rank=0)
         pictures, names, template, _ = self._few_shot(spec, config)
+        if kind == "lora":
+            return with_lora(self.clip, self.lora(spec, seed), class_names, template)
+        head = head_of(self.clip, class_names, template)
         if kind == "tuned":
             model = tune(self.clip, pictures, names, config, template)[0]
             return TunedCLIP(self.clip, model, head)

@@ -102,7 +102,9 @@ def own_tower(clip: SplitCLIP) -> Any:
     return copy.deepcopy(clip.model, kept)
 
 
-def with_lora(clip: SplitCLIP, lora: LoRA, class_names: Sequence[str]) -> TunedCLIP:
+def with_lora(
+    clip: SplitCLIP, lora: LoRA, class_names: Sequence[str], template: str = TEMPLATE
+) -> TunedCLIP:
     """Return `clip`, which stays as it is, with LoRA's maps, and CLIP's head of any classes.
     Raises `ValueError` for maps that do not fit."""
     shape = (clip.n_blocks, 3 * clip.d_vit, clip.d_vit)
@@ -111,7 +113,7 @@ def with_lora(clip: SplitCLIP, lora: LoRA, class_names: Sequence[str]) -> TunedC
     model = own_tower(clip)
     for block, change in zip(model.visual.transformer.resblocks, lora.change, strict=True):
         block.attn.in_proj_weight.data += change.to(block.attn.in_proj_weight)
-    return TunedCLIP(clip, model, head_of(clip, class_names))
+    return TunedCLIP(clip, model, head_of(clip, class_names, template))
 
 
 def head_of(clip: SplitCLIP, class_names: Sequence[str], template: str = TEMPLATE) -> Tensor:
