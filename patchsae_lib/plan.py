@@ -41,7 +41,7 @@ from patchsae_lib.profiles import (
     with_pictures,
 )
 from patchsae_lib.sae import SAE
-from patchsae_lib.study import PATCH, SCORED
+from patchsae_lib.study import PATCH, SCORED, TOWER
 from patchsae_lib.training import Trainer
 
 format_sizeof = tqdm.format_sizeof
@@ -199,10 +199,11 @@ def work(
     bases = [base_classes(task.classes) for task in tasks]
     learnt = [prompts.shots * base for base in bases]
     steps = [(seeds + 4) * prompts.epochs * (n // prompts.batch) for n in learnt]
-    passes = TuningConfig().epochs
-    tuned = passes * (sum(learnt) + sum(sorted(learnt)[:2]))  # by LoRA; by fine-tuning, for two
+    tuned = TOWER["epochs"] * sum(sorted(learnt)[:2])  # every weight, for two tasks
     if profile.model.name == "small":  # what it learns is in `data`, but for prompts of one task
-        steps, tuned = [steps[0] // (seeds + 4)], passes * sum(sorted(learnt)[:2])
+        steps = [steps[0] // (seeds + 4)]
+    else:
+        tuned += TuningConfig().epochs * sum(learnt)  # LoRA
     texts = sum(n * base for n, base in zip(steps, bases, strict=False))
     of_world = 9 * scored + (4 + seeds) * tested + 2 * sum(learnt)
     encoded = 2.25 * own.train + (2 * seeds + 4) * (own.test + counted) + 9 * scored

@@ -221,9 +221,9 @@ class AdaptedTask:
         if task.base.keep is not None:
             made_by = {**task.base.keep[1], "prompts": weights_hash(clip.changes)}
             self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
-        if not clip.changes:
-            self.base.tokens = task.base.tokens
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
+        if not clip.changes:  # the pictures' tokens stay as they are
+            self.base.tokens, self.novel.tokens = task.base.tokens, task.novel.tokens
         self._task = task
 
     @cached_property

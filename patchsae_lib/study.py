@@ -60,7 +60,8 @@ SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are score
 PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
 CONTROLS = ("", "swapped", "shuffled", "picture", "text")  # of prompts
-TUNED, TUNED_LR = ("lora", "tuned", "probe"), 3e-5  # what else adapts; the rate for all weights
+TUNED = ("lora", "tuned", "probe")  # what adapts, beside prompts
+TOWER = dict(rank=0, lr=3e-5, epochs=5)  # to learn every weight of the picture tower
 
 
 class Study:
@@ -369,7 +370,7 @@ class Study:
         """
         if kind not in TUNED:
             return adapt(self.clip, self.prompts(spec, seed, kind), class_names)
-        config = self._tuning(seed, rank=0)
+        config = self._tuning(seed, **TOWER)
         pictures, names, template, _ = self._few_shot(spec, config)
         if kind == "lora":
             return with_lora(self.clip, self.lora(spec, seed), class_names, template)
@@ -430,9 +431,9 @@ class Study:
         return self._learnt(spec, "", seed, run, folders, learn, (load_lora, save_lora))
 
     def _tuning(self, seed: int, **constants: Any) -> TuningConfig:
-        config, prompts = TuningConfig(**constants), self.profile.prompts
-        config = replace(config, lr=config.lr if config.rank else TUNED_LR)
-        return replace(config, shots=prompts.shots, augment=prompts.augment, seed=seed)
+        prompts = self.profile.prompts
+        about = dict(shots=prompts.shots, augment=prompts.augment, seed=seed)
+        return TuningConfig(**(about | constants))
 
     def _few_shot(
         self, spec: str, config: PromptsConfig | TuningConfig, control: str = ""
