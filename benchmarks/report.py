@@ -56,7 +56,10 @@ def table(results: dict[str, Any]) -> str:
         rate = f"{rate} {info['unit']}/s" if info["count"] else ""
         what = "" if info["what"] == before else info["what"]  # once for all its rows
         before = info["what"]
-        cells = [what, info["way"], f"{median:.3g} s", rate, f"{ratio:.2f}", bound]
+        faster = f"{ratio:.2f}"
+        if info["bound"] and ratio > info["bound"]:  # which cannot be: the run was disturbed
+            faster += ", above its limit: no result"
+        cells = [what, info["way"], f"{median:.3g} s", rate, faster, bound]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", machine(results)])
 

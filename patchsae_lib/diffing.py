@@ -54,6 +54,12 @@ class Change:
             object.__setattr__(self, name, x.float() if x.is_floating_point() else x)
         object.__setattr__(self, "heads", tuple(head.cpu() for head in self.heads))
 
+    @classmethod
+    def between(cls, sae: SAE, before: Any, after: Any) -> Change:
+        """The change from a `Split` to the `Split` of the same pictures in an adapted model."""
+        tokens = before.tokens[:].float(), after.tokens[:].float()
+        return cls(sae, *tokens, before.labels, (before.head, after.head), after.clip)
+
     @cached_property
     def kept(self) -> Tensor:
         """Tokens after (n, n_tokens, d_vit), without those of prompts."""

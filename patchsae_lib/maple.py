@@ -9,7 +9,7 @@ other's context.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +18,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from patchsae_lib.artefacts import resume, save_checkpoint, weights_hash
 from patchsae_lib.clip import SplitCLIP
 from patchsae_lib.pictures import TEMPLATE, Pictures, few_shot, labels_of, spoken
-from patchsae_lib.profiles import PromptsConfig
+from patchsae_lib.profiles import PromptsConfig, TuningConfig
 from patchsae_lib.training import History, pack, unpack
 
-Data = tuple[Tensor, Tensor, Tensor]  # pictures (n, 3, h, w), labels (n,), ids of the class texts
+Data = tuple[Tensor, Tensor]  # pictures (n, 3, h, w) uint8, labels (n,)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class AdaptedCLIP(SplitCLIP):
         if len(prompts.text) and n_ctx > n_words:
             where = f"the template {template!r} has only {n_words} before the class name"
             raise ValueError(f"{n_ctx} context tokens: {where}")
+
+    @property
+    def changes(self) -> dict[str, Tensor]:
+        """On what its tokens depend beside CLIP's weights; nothing if only texts have prompts."""
+        return {"": self.prompts.visual} if len(self.prompts.visual) else {}
 
     def unadapted(self) -> SplitCLIP:
         """Return the CLIP that this one adapts."""
@@ -180,7 +185,7 @@ class PromptLearner(nn.Module):
         return Prompts(text, visual, self.template)
 
 
-def learning_rate(config: PromptsConfig, epoch: int) -> float:
+def learning_rate(config: PromptsConfig | TuningConfig, epoch: int) -> float:
     """The rate of an epoch (from 0): a constant warm-up, then a cosine that starts from `lr`."""
     if epoch < config.warmup_epochs:
         return config.warmup_lr
@@ -217,9 +222,14 @@ def train_prompts(
         history = found[1]["history"]
     images = torch.cat([pictures.batch(part.tolist()) for part in chosen.split(64)])
     ids = clip.tokenizer([template.format(name) for name in spoken(class_names)])
-    data = images, labels[chosen], ids
+
+    def logits(x: Tensor) -> Tensor:
+        adapted = AdaptedCLIP(clip, learner())
+        return adapted.classify(adapted.tokens(clip.preprocess(x)), adapted.encode_text(ids))
+
+    data = images, labels[chosen]
     for epoch in range(len(history), config.epochs):
-        history.append(_epoch(clip, learner, sgd, data, epoch, progress))
+        history.append(teach(logits, sgd, data, config, epoch, progress))
         if path:
             save_checkpoint(path, run, pack(learner, sgd), history=history)
     with torch.no_grad():
@@ -227,29 +237,37 @@ def train_prompts(
     return Prompts(learnt.text.cpu(), learnt.visual.cpu(), template, run), history
 
 
-def _epoch(
-    clip: SplitCLIP, learner: PromptLearner, sgd: SGD, data: Data, epoch: int, progress: bool
+def teach(
+    logits_of: Callable[[Tensor], Tensor],
+    optimizer: Optimizer,
+    data: Data,
+    config: PromptsConfig | TuningConfig,
+    epoch: int,
+    progress: bool = True,
 ) -> dict[str, float]:
-    """Pass once over the whole batches of pictures; a row of the history."""
-    (images, labels, ids), config = data, learner.config
-    sgd.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
+    """Pass once over the whole batches of `data`; a row of the history.
+
+    `logits_of` gives the logits (b, c) of pictures (b, 3, h, w), and `optimizer` has what they
+    depend on. Raises `FloatingPointError` for a loss that is no number.
+    """
+    images, labels = data
+    optimizer.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
     seed, batch = config.seed * 100_003 + epoch, min(config.batch, len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order, losses, hits = order[: len(labels) // batch * batch], [], 0
     hidden = {} if progress else {"disable": True}  # else TQDM_DISABLE decides
-    for step, rows in enumerate(tqdm(order.split(batch), f"prompts, epoch {epoch}", **hidden)):
+    for step, rows in enumerate(tqdm(order.split(batch), f"epoch {epoch}", **hidden)):
         x = _augment(images[rows], seed * 100_003 + step) if config.augment else images[rows]
-        adapted = AdaptedCLIP(clip, learner())
-        logits = adapted.classify(adapted.tokens(clip.preprocess(x)), adapted.encode_text(ids))
+        logits = logits_of(x)
         target = labels[rows].to(logits.device)
         loss = F.cross_entropy(logits, target)
         right = (logits.argmax(1) == target).sum()
         value, n_right = torch.stack([loss.detach(), right]).tolist()  # a GPU is waited for once
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} in epoch {epoch}: lower prompts.lr")
-        sgd.zero_grad()
+            raise FloatingPointError(f"the loss is {value} in epoch {epoch}: lower the rate, lr")
+        optimizer.zero_grad()
         loss.backward()
-        sgd.step()
+        optimizer.step()
         losses.append(value)
         hits += int(n_right)
     mean = sum(losses) / len(losses)
@@ -268,7 +286,11 @@ def _augment(images: Tensor, seed: int) -> Tensor:
 
 
 def run_of(
-    clip: SplitCLIP, class_names: Sequence[str], config: PromptsConfig, template: str, rows: Tensor
+    clip: SplitCLIP,
+    class_names: Sequence[str],
+    config: PromptsConfig | TuningConfig,
+    template: str,
+    rows: Tensor,
 ) -> dict[str, Any]:
     """All that the result of a training depends on but the pixels of its pictures (`rows`)."""
     data = {"classes": list(class_names), "template": template, "pictures": rows.tolist()}

@@ -32,9 +32,16 @@ from patchsae_lib.parameters import absolute, check_names, profile_parser
 from patchsae_lib.pictures import TEMPLATE, base_classes, open_pictures
 from patchsae_lib.pictures.huggingface import is_kept
 from patchsae_lib.pictures.torchvision_sets import data_root
-from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
+from patchsae_lib.profiles import (
+    ModelConfig,
+    Profile,
+    TuningConfig,
+    fit_to,
+    load_profile,
+    with_pictures,
+)
 from patchsae_lib.sae import SAE
-from patchsae_lib.study import PATCH, SCORED
+from patchsae_lib.study import PATCH, SCORED, TOWER
 from patchsae_lib.training import Trainer
 
 format_sizeof = tqdm.format_sizeof
@@ -176,9 +183,9 @@ def count(profile: Profile, spec: str) -> Counts | None:
 def work(
     profile: Profile, clip: SplitCLIP, counts: Mapping[str, Counts]
 ) -> dict[str, dict[str, float]]:
-    """Count what notebooks 1 to 6 compute, by part: pictures through the `first` half of CLIP;
+    """Count what notebooks 1 to 7b compute, by part: pictures through the `first` half of CLIP;
     `tokens` that autoencoders are trained on; pictures that are `encoded`; passes of masked ones
-    through the `rest` of CLIP; `pictures` and `texts` that prompts are trained on."""
+    through the `rest` of CLIP; `pictures` and `texts` that adaptations learn from."""
     own, seeds = _own(profile, counts), profile.seeds
     fitted, n_ks = fit_to(profile, own.train * clip.n_tokens), len(profile.statistics.ks)
     train, prompts = fitted.train, profile.prompts
@@ -191,9 +198,12 @@ def work(
     tested = sum(min(N_TASK, task.test) for task in tasks)  # own.test may be more
     bases = [base_classes(task.classes) for task in tasks]
     learnt = [prompts.shots * base for base in bases]
-    steps = [(seeds + 3) * prompts.epochs * (n // prompts.batch) for n in learnt]
-    if profile.model.name == "small":  # whose prompts are in `data/prompts`, but for one task
-        steps = [steps[0] // (seeds + 3)]
+    steps = [(seeds + 4) * prompts.epochs * (n // prompts.batch) for n in learnt]
+    tuned = TOWER["epochs"] * sum(sorted(learnt)[:2])  # every weight, for two tasks
+    if profile.model.name == "small":  # what it learns is in `data`, but for prompts of one task
+        steps = [steps[0] // (seeds + 4)]
+    else:
+        tuned += TuningConfig().epochs * sum(learnt)  # LoRA
     texts = sum(n * base for n, base in zip(steps, bases, strict=False))
     of_world = 9 * scored + (4 + seeds) * tested + 2 * sum(learnt)
     encoded = 2.25 * own.train + (2 * seeds + 4) * (own.test + counted) + 9 * scored
@@ -208,7 +218,10 @@ def work(
         },
         "statistics of latents": {"encoded": encoded},
         "masks": {"rest": masked * (16 * n_ks + 10) + of_seeds + tested * 8 * n_ks + removed},
-        f"prompts, tasks: {len(tasks)}": {"pictures": prompts.batch * sum(steps), "texts": texts},
+        f"adaptation, tasks: {len(tasks)}": {
+            "pictures": prompts.batch * sum(steps) + tuned,
+            "texts": texts,
+        },
         "tokens of tasks and of the world": {"first": of_world},
     }
 

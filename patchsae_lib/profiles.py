@@ -157,6 +157,22 @@ class PromptsConfig(Checked):
 
 
 @dataclass(frozen=True)
+class TuningConfig(Checked):
+    """Few-shot training of a picture tower's weights, beside prompts (not in the paper)."""
+
+    rank: int = 4  #: of LoRA's maps; 0: every weight is learnt
+    shots: int = 16  #: pictures per class
+    epochs: int = 10
+    batch: int = 8
+    lr: float = 1e-3  #: of AdamW; follows a cosine after the warm-up
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    weight_decay: float = 0.01
+    augment: bool = True  #: crop and mirror pictures at random
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Profile(Checked):
     """Everything needed to repeat a run. The name is letters, digits, `-` and `_`."""
 

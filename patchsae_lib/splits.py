@@ -19,12 +19,12 @@ from patchsae_lib import artefacts
 from patchsae_lib.artefacts import config_hash, weights_hash
 from patchsae_lib.clip import SplitCLIP, Template
 from patchsae_lib.evaluation import HeldOut
-from patchsae_lib.maple import AdaptedCLIP, Prompts, adapt
 from patchsae_lib.pictures import Pictures, ReadOnce, Subset, spoken
 from patchsae_lib.pictures.naming import in_the_world, name_of, require_readable, title_of
 from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.pictures.sources import captions_of, labels_of, template_of
 from patchsae_lib.tokens import Tokens, collect, collect_shards
+from patchsae_lib.tuning import Adapted
 from patchsae_lib.world.truth import CONCEPTS, PatchTruth, sparse_truth
 
 COUNTED = 64  # pictures of a task, at most, that latents are counted on before and after
@@ -147,6 +147,12 @@ class Split:
         return split
 
     @torch.no_grad()
+    def features(self) -> Tensor:
+        """Return the image features (n, d_embed) of the pictures, on the CPU."""
+        parts = self.tokens.split(self.clip.at_once)
+        return torch.cat([self.clip.features(z).float().cpu() for z in parts])
+
+    @torch.no_grad()
     def predictions(self) -> Tensor:
         """Return the zero-shot prediction of each picture (n,)."""
         parts, head = self.tokens.split(self.clip.at_once), self.head.to(self.clip.device)
@@ -162,8 +168,8 @@ class Task:
     """A downstream task in CLIP: `base` and `novel` are splits of its test pictures.
 
     `learnt` are the few-shot training pictures of the base classes, of few-shot seed 0, and
-    `counted` those on which latents are counted. `adapted(seed)` is the same task in the model
-    that was adapted with that few-shot seed, by the prompts that `learn(seed, control)` returns.
+    `counted` those on which latents are counted. `adapted(seed, kind)` is the same task in a model
+    that was adapted with that few-shot seed: what `learn(seed, kind, class_names)` returns.
     """
 
     def __init__(
@@ -173,7 +179,7 @@ class Task:
         train: Pictures,
         test: Pictures,
         shots: int,
-        learn: Callable[[int, str], Prompts],
+        learn: Callable[[int, str, Sequence[str]], Adapted],
     ) -> None:
         self.clip, self.title, self.name = clip, title_of(spec), name_of(spec)
         self._learn, test = learn, ReadOnce(test)
@@ -198,24 +204,26 @@ class Task:
         _ = self.learnt.tokens  # once, for both
         return self.learnt.select(is_counted.nonzero()[:, 0])
 
-    def _adapted(self, seed: int = 0, control: str = "") -> AdaptedTask:
+    def _adapted(self, seed: int = 0, kind: str = "") -> AdaptedTask:
         names, n_base = self.class_names, len(self.base.class_names)
-        if control == "swapped":  # each base class answers to the name of the next one
+        if kind == "swapped":  # each base class answers to the name of the next one
             names = (*names[1:n_base], names[0], *names[n_base:])
-        return AdaptedTask(self, adapt(self.clip, self._learn(seed, control), names))
+        return AdaptedTask(self, self._learn(seed, kind, names))
 
 
 class AdaptedTask:
     """A `Task` in an adapted model, `clip`: the same splits as that model sees them."""
 
-    def __init__(self, task: Task, clip: AdaptedCLIP) -> None:
+    def __init__(self, task: Task, clip: Adapted) -> None:
         n_base = len(task.base.class_names)
         self.clip, self.title = clip, task.title
         self.base = task.base.seen_by(clip, clip.text[:n_base])
         if task.base.keep is not None:
-            made_by = {**task.base.keep[1], "prompts": weights_hash({"": clip.prompts.visual})}
+            made_by = {**task.base.keep[1], "prompts": weights_hash(clip.changes)}
             self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
+        if not clip.changes:  # the pictures' tokens stay as they are
+            self.base.tokens, self.novel.tokens = task.base.tokens, task.novel.tokens
         self._task = task
 
     @cached_property

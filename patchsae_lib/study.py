@@ -30,26 +30,38 @@ from patchsae_lib.clip import OPENAI_TEMPLATES, SplitCLIP, Template
 from patchsae_lib.distributed import best_device
 from patchsae_lib.interop import load_clip, load_prompts, load_sae, save_prompts, save_sae
 from patchsae_lib.interop.hub import local_path
+from patchsae_lib.interop.lora import load_lora, save_lora
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
-from patchsae_lib.maple import Prompts, run_of, train_prompts
+from patchsae_lib.maple import Prompts, adapt, run_of, train_prompts
 from patchsae_lib.names import RULE, SPLIT
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset, labels_of, open_pictures
 from patchsae_lib.pictures.naming import name_of, pictures_identity
 from patchsae_lib.pictures.shots import base_classes, few_shot, with_shuffled_labels
 from patchsae_lib.pictures.sources import CHECKED, template_of, unwrapped, world_of
-from patchsae_lib.profiles import ModelConfig, Profile, fit_to, load_profile, with_pictures
+from patchsae_lib.profiles import (
+    ModelConfig,
+    Profile,
+    PromptsConfig,
+    TuningConfig,
+    fit_to,
+    load_profile,
+    with_pictures,
+)
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split, Task
 from patchsae_lib.truth import VALUES
+from patchsae_lib.tuning import Adapted, LoRA, TunedCLIP, head_of, probe_head, tune, with_lora
 from patchsae_lib.world import CLASSES
 from patchsae_lib.world.tasks import STYLE_TEMPLATES
 
 SCORED = 2**32  # bytes, 4 GB, for the pictures on whose patches units are scored
 PATCH = 24, 6000  # bytes that a scored patch takes: so many for each of d_vit, and a constant
 ACTIVE = "f · ‖W_dec‖ > τ"  # what is counted: another rule makes other tables
-CONTROLS = ("", "swapped", "shuffled", "picture")  # of prompts
+CONTROLS = ("", "swapped", "shuffled", "picture", "text")  # of prompts
+TUNED = ("lora", "tuned", "probe")  # what adapts, beside prompts
+TOWER = dict(rank=0, lr=3e-5, epochs=5)  # to learn every weight of the picture tower
 
 
 class Study:
@@ -318,7 +330,7 @@ class Study:
         tasks = {}
         for spec in self.task_specs:
             train, test = self.training_pictures(spec), self._tested_pictures(spec)
-            shots, learn = self.profile.prompts.shots, partial(self.prompts, spec)
+            shots, learn = self.profile.prompts.shots, partial(self.adapted, spec)
             task = Task(self.clip, spec, train, test, shots, learn)
             if task.title in tasks:
                 raise ValueError(f"two tasks would be called {task.title!r}, the second is {spec}")
@@ -347,6 +359,31 @@ class Study:
         limits = self.n_task, self.profile.pictures.n_test  # 0: none
         return self.open_pictures(spec, "test", min(filter(None, limits), default=0))
 
+    def adapted(
+        self, spec: str, seed: int = 0, kind: str = "", class_names: Sequence[str] = ()
+    ) -> Adapted:
+        """Return CLIP adapted to the base classes of a task, with the head of `class_names`.
+
+        `kind` is one of `CONTROLS`, for `prompts`; "lora"; "tuned", for which every weight of the
+        picture tower is learnt, and nothing kept; or "probe", CLIP with a linear probe in place of
+        the base classes' text features.
+        """
+        if kind not in TUNED:
+            return adapt(self.clip, self.prompts(spec, seed, kind), class_names)
+        config = self._tuning(seed, **TOWER)
+        pictures, names, template, _ = self._few_shot(spec, config)
+        if kind == "lora":
+            return with_lora(self.clip, self.lora(spec, seed), class_names, template)
+        head = head_of(self.clip, class_names, template)
+        if kind == "tuned":
+            model = tune(self.clip, pictures, names, config, template)[0]
+            return TunedCLIP(self.clip, model, head)
+        chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
+        learnt = self.see(Subset(pictures, chosen.tolist()))
+        probe = probe_head(learnt.features(), learnt.labels, len(names))
+        text = torch.cat([probe, head[len(names) :]])
+        return TunedCLIP(self.clip, self.clip.model, text)
+
     def prompts(
         self,
         spec: str,
@@ -360,36 +397,84 @@ class Study:
         They come from the study's file of prompts, if it was given one; or from the first of
         `folders` (the run's and `data/prompts`) that holds just these, unless `train`; else they
         are trained and written to the first folder. As a `control`, "swapped" gives each class
-        the name of the next, "shuffled" each picture the class of another, and "picture" gives
-        prompts to the picture's encoder only.
+        the name of the next, "shuffled" each picture the class of another; "picture" gives prompts
+        to the picture's encoder only, and "text" to the text's only, before its first block alone
+        (CoOp, Zhou et al. 2022).
         """
         if control not in CONTROLS:
             raise ValueError(f"control {control!r} is not {', '.join(CONTROLS[1:])}")
         if self.prompts_file and not control:
             return load_prompts(self.prompts_file)
-        pictures, config = self.training_pictures(spec), replace(self.profile.prompts, seed=seed)
+        config = replace(self.profile.prompts, seed=seed)
+        if control in ("picture", "text"):
+            depth = 1 if control == "text" else config.depth
+            config = replace(config, encoders=control, depth=depth)
+        pictures, names, template, run = self._few_shot(spec, config, control)
+        folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
+
+        def learn(unfinished: Path) -> Prompts:
+            return train_prompts(self.clip, pictures, names, config, template, unfinished)[0]
+
+        files = load_prompts, save_prompts
+        return self._learnt(spec, control, seed, run, folders, learn, files, train)
+
+    def lora(self, spec: str, seed: int = 0, folders: Sequence[Path] = ()) -> LoRA:
+        """Return LoRA's maps, learnt from the same pictures as `prompts`, and kept as they are: in
+        the run's folder or `data/lora`."""
+        config = self._tuning(seed)
+        pictures, names, template, run = self._few_shot(spec, config)
+        folders = list(folders) or [self.folder / "lora", DATA / "lora"]
+
+        def learn(_unfinished: Path) -> LoRA:
+            return tune(self.clip, pictures, names, config, template)[0]
+
+        return self._learnt(spec, "", seed, run, folders, learn, (load_lora, save_lora))
+
+    def _tuning(self, seed: int, **constants: Any) -> TuningConfig:
+        prompts = self.profile.prompts
+        about = dict(shots=prompts.shots, augment=prompts.augment, seed=seed)
+        return TuningConfig(**(about | constants))
+
+    def _few_shot(
+        self, spec: str, config: PromptsConfig | TuningConfig, control: str = ""
+    ) -> tuple[Pictures, tuple[str, ...], str, dict[str, Any]]:
+        """The pictures of a task, the names of its base classes, its template, and all that
+        decides what is learnt from them."""
+        pictures, seed = self.training_pictures(spec), config.seed
         names = pictures.class_names[: base_classes(len(pictures.class_names))]
-        # which names and numbers of pictures, but not their pixels
-        content = "" if world_of(pictures) else pictures_identity(pictures, spec, "train")["hash"]
         if control == "shuffled":
             pictures = with_shuffled_labels(pictures, len(names), config.shots, seed)
         chosen = few_shot(labels_of(pictures), len(names), config.shots, seed)
         names = (*names[1:], names[0]) if control == "swapped" else names
-        config = replace(config, encoders="picture") if control == "picture" else config
         template = template_of(pictures)
-        run = run_of(self.clip, names, config, template, chosen)
+        return pictures, names, template, run_of(self.clip, names, config, template, chosen)
+
+    def _learnt(
+        self,
+        spec: str,
+        control: str,
+        seed: int,
+        run: dict[str, Any],
+        folders: Sequence[Path],
+        learn: Callable[[Path], Any],
+        files: tuple[Callable[[Path], Any], Callable[[Path, Any], None]],
+        train: bool = False,
+    ) -> Any:
+        """Read what one of the folders holds of this run, else learn it and write it."""
+        pictures, (load, save) = self.training_pictures(spec), files
+        # which names and numbers of pictures, but not their pixels
+        content = "" if world_of(pictures) else pictures_identity(pictures, spec, "train")["hash"]
         words = name_of(spec), content, control, str(seed)
         name = f"{'-'.join(filter(None, words))}.safetensors"
-        folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
         with artefacts.exclusive(folders[0] / name):
             for path in (folder / name for folder in folders):
-                if not train and path.is_file() and (kept := load_prompts(path)).config == run:
+                if not train and path.is_file() and (kept := load(path)).config == run:
                     return kept
             unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
-            prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
-            save_prompts(folders[0] / name, prompts)
+            learnt = learn(unfinished)
+            save(folders[0] / name, learnt)
             unfinished.unlink(missing_ok=True)  # a second process may have come first
-            return prompts
+            return learnt
 
     def identity(self, **constants: Any) -> dict[str, Any]:
         """Return all that decides an artefact: the profile, CLIP and the training pictures, the

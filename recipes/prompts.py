@@ -1,7 +1,7 @@
-"""The prompts that ship in `data/prompts/`: python -m recipes.prompts.
+"""What adapts the small CLIP, in `data/prompts/` and `data/lora/`: python -m recipes.prompts.
 
-Prompts for every task, of several few-shot seeds and three controls. Those that exist already are
-kept; notebook 5 trains one of them before the reader's eyes.
+Prompts for every task, of several few-shot seeds and with controls, and LoRA's maps of one seed.
+Those that exist already are kept; notebook 5 trains one of them before the reader's eyes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from patchsae_lib.study import CONTROLS, Study
 
 
 def make(study: Study, out: Path) -> None:
-    """Train the prompts of a study's tasks that `out` does not have yet."""
+    """Train the prompts of a study's tasks that `out` does not have yet, and the maps that the
+    folder `lora` beside it does not have."""
+    for spec in study.task_specs:
+        study.lora(spec, folders=[out.with_name("lora")])
     seeds = [(seed, "") for seed in range(study.profile.seeds)]
     for seed, control in [*((0, control) for control in CONTROLS[1:]), *seeds]:
         for spec in study.task_specs:

@@ -44,6 +44,7 @@ from patchsae_lib import (
     sparse,
     training,
     truth,
+    tuning,
 )
 from patchsae_lib.explorer import drawings
 from patchsae_lib.explorer.effects import class_effects
@@ -52,7 +53,13 @@ from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.studies import write_latents, write_study
 from patchsae_lib.interop.openclip import other_pixels, with_other_gelu
 from patchsae_lib.pictures import Subset
-from patchsae_lib.profiles import PromptsConfig, SAEConfig, TrainConfig, load_profile
+from patchsae_lib.profiles import (
+    PromptsConfig,
+    SAEConfig,
+    TrainConfig,
+    TuningConfig,
+    load_profile,
+)
 from patchsae_lib.sae import SAE
 from patchsae_lib.splits import Split
 from patchsae_lib.study import Study
@@ -219,6 +226,20 @@ def prompts_learnt(w: SimpleNamespace) -> Any:
     return learner(), maple.train_prompts(w.clip, w.pictures, NAMES, SHOTS, progress=False)
 
 
+def tuned(w: SimpleNamespace) -> Any:
+    """What LoRA, fine-tuning and a probe give; `w.pictures` are small."""
+    config = TuningConfig(rank=2, shots=1, epochs=1, batch=3)
+    lora, whole = (
+        tuning.tune(w.clip, w.pictures, NAMES, c, progress=False)[0]
+        for c in (config, replace(config, rank=0))
+    )
+    pair = tuning.TunedCLIP(w.clip, whole, tuning.head_of(w.clip, NAMES))
+    low = tuning.LowRank(w.clip.d_vit, 2, torch.Generator()).to(w.clip.device)
+    models = tuning.with_lora(w.clip, lora, NAMES), pair, pair.unadapted()
+    weight = w.clip.visual.transformer.resblocks[0].attn.in_proj_weight
+    return [model.tokens(w.x) for model in models], low(weight), tuning.own_tower(w.clip).visual
+
+
 def learnt(w: SimpleNamespace) -> Any:
     """Parts of training that work in place."""
     trainer, device = untrained(w), w.clip.device
@@ -268,6 +289,10 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "clip.SplitCLIP.classify": lambda w: w.clip.classify(w.z, w.head),
     "clip.SplitCLIP.encode_text": lambda w: w.clip.encode_text(w.ids),
     "maple.AdaptedCLIP.encode_text": lambda w: w.adapted.encode_text(w.ids),
+    "maple.AdaptedCLIP.changes tuning.TunedCLIP.changes": lambda w: [
+        *w.adapted.changes.values(),
+        *tuning.TunedCLIP(w.clip, copy.deepcopy(w.clip.model), w.text).changes.values(),
+    ],
     "maple.AdaptedCLIP.unadapted": lambda w: w.adapted.unadapted().tokens(w.x),
     "sae.SAE.encode sae.SAE.pre_activations sae.SAE.activate": lambda w: w.sae.encode(w.z),
     "sae.SAE.decode": lambda w: w.sae.decode(w.f),
@@ -284,7 +309,9 @@ STAY: dict[str, Callable[[SimpleNamespace], Any]] = {
     "training.Trainer.restore training.pack training.unpack": repacked,
     "training.train": trained,
     "training.train BatchTopK": lambda w: trained(w, "batchtopk"),
-    "maple.PromptLearner.forward maple.train_prompts": prompts_learnt,
+    "maple.PromptLearner.forward maple.train_prompts maple.teach": prompts_learnt,
+    "tuning.tune tuning.with_lora tuning.own_tower tuning.LowRank.forward "
+    "tuning.TunedCLIP.unadapted": tuned,
     "clip.SplitCLIP.at_block clip.SplitCLIP.in_bfloat16": lambda w: [
         model.tokens(w.x).float()
         for model in (
@@ -306,6 +333,9 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
     "clip.SplitCLIP.logit_scale": lambda w: w.clip.logit_scale,
     "clip.accuracy": lambda w: clip_module.accuracy(w.clip.classify(w.z, w.head), w.labels),
     "maple.adapt": lambda w: w.adapted.text,
+    "tuning.head_of": lambda w: tuning.head_of(w.clip, NAMES),
+    "tuning.probe_head": lambda w: tuning.probe_head(w.levels, w.labels, 3),
+    "splits.Split.features": lambda w: w.split.features(),
     "tokens.collect": lambda w: collect(w.clip, w.pictures),
     "tokens.Tokens.mixed training.shuffled": lambda w: [
         next(training.shuffled(w.tokens, TRAIN)(0)).cpu(),

@@ -74,6 +74,16 @@ def test_dots_are_a_trace_for_each_value_of_by_in_order() -> None:
     assert not alone.showlegend
 
 
+def test_intervals_end_where_the_measure_does() -> None:
+    rows = [("x", 0.5, -0.6, 1.6), ("y", 0.75, 0.5, 1.0)]
+    table = pd.DataFrame(rows, columns=["kind", "ap", "low", "high"])
+    figure = figures.dots(table, x="ap", y="kind", span=(0, 1), **WORDS)
+    assert np.allclose(figure.data[0].error_x.array, [0.5, 0.25])
+    assert np.allclose(figure.data[0].error_x.arrayminus, [0.5, 0.25])
+    assert figure.layout.xaxis.range == (-0.02, 1.02)
+    assert list(table["low"]) == [-0.6, 0.5]  # what was given stays
+
+
 def test_a_panel_for_each_value_and_a_line_for_each_other() -> None:
     rows = [(m, r, k, k / 10) for r in ("class", "random") for m in ("on", "off") for k in (1, 10)]
     table = pd.DataFrame(rows, columns=["mask", "ranking", "k", "accuracy"])

@@ -33,7 +33,11 @@ def test_the_work_of_a_profile_counted_by_hand() -> None:
     assert others["tokens"] == 4 * 250 * 4096 + (2 * 3 + 17) * 100 * 2048
     shots, base = world.prompts.shots, 8
     steps = world.prompts.epochs * (shots * base // 4)  # of the task that is trained anew
-    assert amounts["prompts, tasks: 1"] == {"pictures": 4 * steps, "texts": base * steps}
+    tuned = 5 * shots * base  # five passes, with every weight
+    assert amounts["adaptation, tasks: 1"] == {
+        "pictures": 4 * steps + tuned,
+        "texts": base * steps,
+    }
 
 
 def test_the_plan_knows_of_every_training_of_notebook_1(build: Path) -> None:

@@ -97,6 +97,22 @@ def test_an_official_checkpoint_is_read_with_the_depth_it_has(depth: int, tmp_pa
         assert torch.allclose(found.visual[-1], wanted + mine[f"{last}.bias"])
 
 
+def of_coop(*shape: int) -> OrderedDict:
+    """The state dict of a checkpoint of CoOp."""
+    parts = {"token_prefix": torch.ones(5, 1, 24), "token_suffix": torch.ones(5, 9, 24)}
+    return OrderedDict(ctx=torch.randn(shape, generator=torch.Generator().manual_seed(0)), **parts)
+
+
+def test_a_checkpoint_of_coop_has_prompts_for_the_text_alone(tmp_path: Path) -> None:
+    state = of_coop(4, 24)
+    found = load_prompts(write(tmp_path / "model.pth.tar-50", state))
+    assert torch.equal(found.text, state["ctx"][None])
+    assert found.visual.shape == (0, 4, 0)
+    assert found.template == "X X X X {}."
+    with pytest.raises(ValueError, match=r"ctx is \(5, 4, 24\): a context for each class"):
+        load_prompts(write(tmp_path / "model.pth.tar-50", of_coop(5, 4, 24)))
+
+
 def test_a_checkpoint_of_another_class_list_has_the_same_prompts(tmp_path: Path) -> None:
     one, other = official(), official()
     other["prompt_learner.token_prefix"] = torch.zeros(9, 1, 24)

@@ -796,8 +796,39 @@ def test_a_control_swaps_the_names_of_the_base_classes() -> None:
     picture = study.prompts("world:land", 0, "picture")
     assert len(picture.text) == 0
     assert len(picture.visual) == 1
-    with pytest.raises(ValueError, match="control 'text' is not swapped, shuffled, picture"):
-        study.prompts("world:land", 0, "text")
+    text = study.prompts("world:land", 0, "text")
+    assert text.text.shape[:2] == (1, 2)
+    assert len(text.visual) == 0
+    with pytest.raises(ValueError, match=r"control 'words' is not swapped, .*, text"):
+        study.prompts("world:land", 0, "words")
+
+
+def test_a_task_is_adapted_in_other_ways(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    flowers = replace(TINY, tasks=("world:flowers",))  # in a sentence of its own
+    study = Study(flowers)
+    (task,) = study.tasks.values()
+    n_base = len(task.base.class_names)
+    head, n = torch.cat([task.base.head, task.novel.head]), len(task.base)
+    changed = {}
+    for kind in ("text", "picture", "lora", "tuned", "probe"):
+        adapted = task.adapted(0, kind)
+        changed[kind] = not torch.equal(adapted.base.tokens[:][:, :N_TOKENS], task.base.tokens[:])
+        assert adapted.base.correct().shape == (n,)
+        assert adapted.clip.unadapted().features(task.base.tokens[:].float()).shape[0] == n
+        is_own = kind in ("picture", "lora", "tuned")
+        assert torch.allclose(adapted.clip.text, head, atol=1e-6) == is_own, kind
+    assert changed == {"text": False, "picture": True, "lora": True, "tuned": True, "probe": False}
+    probe = task.adapted(0, "probe").clip
+    assert torch.allclose(probe.text[n_base:], head[n_base:], atol=1e-6)
+    learnt = study.see(task.learnt.pictures)
+    right = (learnt.features() @ probe.text[:n_base].T).argmax(1) == task.learnt.labels
+    assert right.double().mean() > 2 / n_base
+    assert [p.name for p in (place / "lora").iterdir()] == ["flowers-0.safetensors"]
+    monkeypatch.setattr(study_module, "tune", None)  # a second training would fail
+    again = Study(flowers).lora("world:flowers")
+    assert torch.equal(again.up, study.lora("world:flowers").up)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        Study(flowers).lora("world:flowers", 1)
 
 
 def test_prompts_are_trained_once_and_for_this_clip_only(

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Settings, files and the world",
         ("profiles", "parameters", "artefacts", "intervals", "distributed", "world"),
     ),
-    ("Pictures and models", ("pictures", "clip", "maple", "sae", "sparse", "training")),
+    ("Pictures and models", ("pictures", "clip", "maple", "tuning", "sae", "sparse", "training")),
     ("Tokens", ("tokens",)),
     (
         "Measurements and file formats",

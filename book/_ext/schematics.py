@@ -169,7 +169,7 @@ def repaired() -> Repaired:
     above = [latent_masks(sae, x, range(sae.d_sae), grid)[0].flatten(1) > cut[:, None] for x in z]
     ranked = [x[:, flower].sum(1).argsort(descending=True, stable=True) for x in above]
     latents, label = ranked[0][:N_MASKS], int(single[0].labels[0])
-    n_blocks, n_tokens, _ = adapted.clip.prompts.text.shape
+    n_blocks, n_tokens, _ = study.prompts("world:flowers").text.shape
     share = torch.stack(
         [logits(split, x).softmax(-1)[0] for split, x in zip(single, z, strict=True)]
     )

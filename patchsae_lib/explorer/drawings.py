@@ -30,8 +30,10 @@ def before_and_after(
     """Draw a latent on pictures before and after adaptation, on one scale, and on its reference
     images, on another: the drawings, and words for each (paper Figs. 18, 19)."""
     drawings = highlight(sae, latent, before, after) + highlight(sae, latent, references)
-    words = {"{} in CLIP": before, "{} in MaPLe": after, "reference image, {}": references}
-    return drawings, [word.format(x) for word, split in words.items() for x in split.label_names]
+    groups = {"CLIP": before, "MaPLe": after, "reference images": references}
+    return drawings, [
+        f"{group}: {x}" for group, split in groups.items() for x in split.label_names
+    ]
 
 
 def spotlight(picture: Tensor, mask: Tensor, full: float) -> Image.Image:

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from urllib.parse import quote, urlencode
 
 from PIL import Image
@@ -18,11 +19,16 @@ IMAGE = (  # dark-light: as it is on a dark page
 )
 
 
+ROW = '<div style="display:flex;flex-wrap:wrap;gap:{0}">{1}</div>'
+GROUP = '<div><small style="opacity:.75">{0}</small>{1}</div>'
+
+
 @dataclass(repr=False)
 class Strips:
     """Rows of pictures with words beside them, as HTML; "latent 12" leads to the explorer.
 
-    `rows`: (title, what to know of it, pictures, one description a picture).
+    `rows`: (title, what to know of it, pictures, one description a picture). Where all
+    descriptions of a row begin with a group, as in "CLIP: rose", pictures stand below its name.
     """
 
     rows: Sequence[tuple[str, str, Sequence[Image.Image], Sequence[str]]]
@@ -33,11 +39,23 @@ class Strips:
             found = re.search(r"latent \d+", f"{title} {note}")
             lit = f", lit where {found[0]} is active" if found else ""
             pairs = zip(map(webp_uri, pictures), map(html.escape, descriptions), strict=True)
-            images = "".join(IMAGE.format(*pair, lit) for pair in pairs)
+            images = [IMAGE.format(*pair, lit) for pair in pairs]
             head = f"<b>{linked(html.escape(title))}</b> · {linked(html.escape(note))}"
-            style = "display:flex;flex-wrap:wrap;gap:3px;margin:.2rem 0 1rem"
-            strips.append(f'<div>{head}<div style="{style}">{images}</div></div>')
+            shown = in_groups(images, descriptions)
+            strips.append(f'<div>{head}<div style="margin:.2rem 0 1rem">{shown}</div></div>')
         return "\n".join(["<figure style='margin:0'>", *strips, "</figure>"])
+
+
+def in_groups(images: Sequence[str], descriptions: Sequence[str]) -> str:
+    """Lay out images, as HTML, below the names of their groups, if there are several."""
+    names = [words.rpartition(": ")[0] for words in descriptions]
+    if not all(names) or len(set(names)) < 2:
+        return ROW.format("3px", "".join(images))
+    groups = []
+    for name, numbers in groupby(range(len(names)), names.__getitem__):
+        inside = ROW.format("3px", "".join(images[i] for i in numbers))
+        groups.append(GROUP.format(html.escape(name), inside))
+    return ROW.format("3px 14px", "".join(groups))
 
 
 def explorer_link(text: str, **state: object) -> str:

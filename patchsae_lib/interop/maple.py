@@ -1,7 +1,8 @@
-"""MaPLe's official checkpoints, `model.pth.tar-N`: the learner's parameters folded into prompts.
+"""Official checkpoints of MaPLe and CoOp, `model.pth.tar-N`, as prompts.
 
 MaPLe learns the prompts of the texts, and linear maps from them to those of the pictures. The
-maps do not depend on a picture, so that only their results are kept.
+maps do not depend on a picture, so that only their results are kept. CoOp learns prompts of the
+texts alone, before the first block.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ OF_CLASSES = ("token_prefix", "token_suffix")
 def read_official(path: Path) -> Prompts:
     """Read the prompts of an official checkpoint, with its depth and number of context tokens.
 
+    Of CoOp's, the context must be of all classes, and the name at its end, as its defaults are.
+
     `token_prefix` and `token_suffix`, which depend on a class list, are not read: prompts fit any
     classes. Nor are the frozen weights of CLIP.
 
@@ -33,6 +36,8 @@ def read_official(path: Path) -> Prompts:
     """
     checkpoint = unpickle(path, OnlyTensors, "MaPLe")
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    if isinstance(state, dict) and {"ctx", *OF_CLASSES} == state.keys():
+        return _of_coop(path, state)
     learner = {
         key.removeprefix(LEARNER): value
         for key, value in unwrapped(path, state if isinstance(state, dict) else {}).items()
@@ -42,6 +47,16 @@ def read_official(path: Path) -> Prompts:
     texts = ["ctx", *(f"compound_prompts_text.{i}" for i in range(n_deep))]
     maps = ["proj", *(f"compound_prompt_projections.{i}" for i in range(n_deep))]
     return _fold(texts, maps, _checked(path, learner, texts, maps))
+
+
+def _of_coop(path: Path, state: Mapping[str, Any]) -> Prompts:
+    """Return CoOp's context as prompts of depth 1, in a template with as many words."""
+    context = as_floats(path, {"ctx": state["ctx"]})["ctx"]
+    if context.ndim != 2:
+        shape = tuple(context.shape)
+        raise ValueError(f"{path}: ctx is {shape}: a context for each class is not read")
+    template = " ".join(["X"] * len(context)) + " {}."
+    return Prompts(context[None], context.new_zeros(0, len(context), 0), template)
 
 
 def _fold(texts: list[str], maps: list[str], learner: Mapping[str, Tensor]) -> Prompts:

@@ -140,6 +140,14 @@ def moved(z: Tensor, head: Tensor, noise: Tensor) -> Plant:
     return Plant("noise", z, noise, (head, head))
 
 
+def learnt_nothing(name: str, z: Tensor, after: Tensor, head: Tensor) -> Plant:
+    """Plant prompts from which nothing can come: after are tokens, like z, in a model that learnt
+    from shuffled labels, or in a second one that learnt the same. Tokens move, and in a direction
+    that pictures share, but no concept is new or another, and of no gain is there a share."""
+    required = dict.fromkeys(PARTS, ZERO)
+    return Plant(name, z, after, (head, head), required, may_abstain=True)
+
+
 def turned(plant: Plant, seed: int = 0) -> Plant:
     """Turn a plant's tokens after by a random orthogonal matrix Q, which the second half turns
     back: z₁ Q, features(z Qᵀ). No function changes, and so no truth; the tolerance of a gain's
