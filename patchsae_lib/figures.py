@@ -289,27 +289,21 @@ def paired_bars(table: pd.DataFrame, *, x: str, y: str, by: str, panel: str, tit
     return finish(figure, title, f"{x}, {alt}", 420, bargap=0.3)
 
 
-def _with_room(span: tuple[float, float] | None) -> list[float] | None:
-    """A range of an axis on which marks at the ends of a span are whole."""
-    return span and [span[0] - 0.02 * (span[1] - span[0]), span[1] + 0.02 * (span[1] - span[0])]
-
-
 def dots(
     table: pd.DataFrame, *, x: str, y: str, title: str,
     by: str | None = None, span: tuple[float, float] | None = None
 ) -> Figure:  # fmt: skip
     """Draw a measure with its interval: a row for each value of `y`, a colour for each of `by`,
-    the first of which is what the figure is about. `span`: the ends of what the measure can be, at
-    which intervals are cut."""
+    the first of which is what the figure is about. Intervals are cut at the ends of a `span`."""
     table = table.astype({name: str for name in (y, by) if name}).reset_index(drop=True)
     if span and "low" in table:
         table[["low", "high"]] = table[["low", "high"]].clip(*span)
     bars = _bars(table, "x", x)
     figure = px.scatter(table, x=x, y=y, color=by, symbol=by, orientation="h", **bars, **LOOK)
-    look = {"marker_size": 9, "error_x": {"thickness": 2, "width": 0}}
+    look = {"marker_size": 9, "error_x": {"thickness": 2, "width": 0}, "cliponaxis": not span}
     figure.update_traces(**look, hovertemplate=f"%{{y}}: %{{x:.3f}}{NAME}")
     figure.update_yaxes(autorange="reversed", title=None)
-    figure.update_xaxes(rangemode="tozero", range=_with_room(span), title=None)
+    figure.update_xaxes(rangemode="tozero", range=span, title=None)
     parts = table.groupby(by, sort=False) if by else [(x, table)]
     alt = "; ".join(f"{name}: {listed(rows.set_index(y)[x].items())}" for name, rows in parts)
     height = 110 + (17 if by else 42) * len(table)

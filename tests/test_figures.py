@@ -80,7 +80,7 @@ def test_intervals_end_where_the_measure_does() -> None:
     figure = figures.dots(table, x="ap", y="kind", span=(0, 1), **WORDS)
     assert np.allclose(figure.data[0].error_x.array, [0.5, 0.25])
     assert np.allclose(figure.data[0].error_x.arrayminus, [0.5, 0.25])
-    assert figure.layout.xaxis.range == (-0.02, 1.02)
+    assert figure.layout.xaxis.range == (0, 1)
     assert list(table["low"]) == [-0.6, 0.5]  # what was given stays
 
 
