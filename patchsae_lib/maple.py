@@ -9,7 +9,7 @@ other's context.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.training import History, pack, unpack
 
 Data = tuple[Tensor, Tensor, Tensor]  # pictures (n, 3, h, w), labels (n,), ids of the class texts
+Watch = Callable[[float, "PromptLearner"], None]  # gets the epochs that are done, and the learner
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,15 @@ def train_prompts(
     template: str = TEMPLATE,
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> tuple[Prompts, History]:
     """Learn prompts for base classes by SGD on the cross-entropy of MaPLe's logits.
 
     `class_names` are the first classes of `pictures`; `config.shots` pictures of each are used. A
     checkpoint is written after every epoch, and the run resumed from it; another run's file is set
     aside with a warning. `clip` does not change, and the prompts are on the CPU. History has a row
-    an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`.
+    an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`. `watch` is called before
+    the first step of this process and after each; it must not change the learner.
     Deviation: float32, where MaPLe's are float16.
 
     Raises `ValueError` for one class, a class without pictures, prompts that do not fit, and a
@@ -217,9 +220,10 @@ def train_prompts(
         history = found[1]["history"]
     images = torch.cat([pictures.batch(part.tolist()) for part in chosen.split(64)])
     ids = clip.tokenizer([template.format(name) for name in spoken(class_names)])
-    data = images, labels[chosen], ids
+    data, watch = (images, labels[chosen], ids), watch or _unwatched
+    watch(len(history), learner)
     for epoch in range(len(history), config.epochs):
-        history.append(_epoch(clip, learner, sgd, data, epoch, progress))
+        history.append(_epoch(clip, learner, sgd, data, epoch, progress, watch))
         if path:
             save_checkpoint(path, run, pack(learner, sgd), history=history)
     with torch.no_grad():
@@ -227,9 +231,14 @@ def train_prompts(
     return Prompts(learnt.text.cpu(), learnt.visual.cpu(), template, run), history
 
 
+def _unwatched(_epochs: float, _learner: PromptLearner) -> None:
+    """Watch nothing."""
+
+
 def _epoch(
-    clip: SplitCLIP, learner: PromptLearner, sgd: SGD, data: Data, epoch: int, progress: bool
-) -> dict[str, float]:
+    clip: SplitCLIP, learner: PromptLearner, sgd: SGD, data: Data, epoch: int, progress: bool,
+    watch: Watch,
+) -> dict[str, float]:  # fmt: skip
     """Pass once over the whole batches of pictures; a row of the history."""
     (images, labels, ids), config = data, learner.config
     sgd.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
@@ -252,6 +261,7 @@ def _epoch(
         sgd.step()
         losses.append(value)
         hits += int(n_right)
+        watch(epoch + (step + 1) * batch / len(order), learner)
     mean = sum(losses) / len(losses)
     return {"epoch": epoch, "loss": mean, "accuracy": hits / len(order), "lr": lr}
 

@@ -32,7 +32,7 @@ from patchsae_lib.interop import load_clip, load_prompts, load_sae, save_prompts
 from patchsae_lib.interop.hub import local_path
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
-from patchsae_lib.maple import Prompts, run_of, train_prompts
+from patchsae_lib.maple import Prompts, Watch, run_of, train_prompts
 from patchsae_lib.names import RULE, SPLIT
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset, labels_of, open_pictures
@@ -354,6 +354,7 @@ class Study:
         control: str = "",
         train: bool = False,
         folders: Sequence[Path] = (),
+        watch: Watch | None = None,
     ) -> Prompts:
         """Return prompts for the base classes of the task `spec`, of a few-shot `seed`.
 
@@ -361,7 +362,7 @@ class Study:
         `folders` (the run's and `data/prompts`) that holds just these, unless `train`; else they
         are trained and written to the first folder. As a `control`, "swapped" gives each class
         the name of the next, "shuffled" each picture the class of another, and "picture" gives
-        prompts to the picture's encoder only.
+        prompts to the picture's encoder only. A training with a `watch` starts from the beginning.
         """
         if control not in CONTROLS:
             raise ValueError(f"control {control!r} is not {', '.join(CONTROLS[1:])}")
@@ -386,7 +387,9 @@ class Study:
                 if not train and path.is_file() and (kept := load_prompts(path)).config == run:
                     return kept
             unfinished = folders[0] / f".{name}"  # a training that is killed goes on from here
-            prompts, _ = train_prompts(self.clip, pictures, names, config, template, unfinished)
+            checkpoint = None if watch else unfinished
+            trained = self.clip, pictures, names, config, template, checkpoint
+            prompts, _ = train_prompts(*trained, watch=watch)
             save_prompts(folders[0] / name, prompts)
             unfinished.unlink(missing_ok=True)  # a second process may have come first
             return prompts
