@@ -29,6 +29,7 @@ from patchsae_lib.profiles import PromptsConfig, TuningConfig
 from patchsae_lib.training import History, pack, unpack
 
 Data = tuple[Tensor, Tensor]  # pictures (n, 3, h, w) uint8, labels (n,)
+Watch = Callable[[float, "PromptLearner"], None]  # gets the epochs that are done, and the learner
 
 
 @dataclass(frozen=True)
@@ -200,13 +201,15 @@ def train_prompts(
     template: str = TEMPLATE,
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> tuple[Prompts, History]:
     """Learn prompts for base classes by SGD on the cross-entropy of MaPLe's logits.
 
     `class_names` are the first classes of `pictures`; `config.shots` pictures of each are used. A
     checkpoint is written after every epoch, and the run resumed from it; another run's file is set
     aside with a warning. `clip` does not change, and the prompts are on the CPU. History has a row
-    an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`.
+    an epoch: `epoch`, `loss` and `accuracy` (0..1) of its batches, `lr`. `watch` is called before
+    the first step of this process and after each; it must not change the learner.
     Deviation: float32, where MaPLe's are float16.
 
     Raises `ValueError` for one class, a class without pictures, prompts that do not fit, and a
@@ -227,9 +230,14 @@ def train_prompts(
         adapted = AdaptedCLIP(clip, learner())
         return adapted.classify(adapted.tokens(clip.preprocess(x)), adapted.encode_text(ids))
 
+    def show(epochs: float) -> None:
+        if watch:
+            watch(epochs, learner)
+
     data = images, labels[chosen]
+    show(len(history))
     for epoch in range(len(history), config.epochs):
-        history.append(teach(logits, sgd, data, config, epoch, progress))
+        history.append(teach(logits, sgd, data, config, epoch, progress, show))
         if path:
             save_checkpoint(path, run, pack(learner, sgd), history=history)
     with torch.no_grad():
@@ -244,11 +252,13 @@ def teach(
     config: PromptsConfig | TuningConfig,
     epoch: int,
     progress: bool = True,
+    show: Callable[[float], None] = lambda epochs: None,
 ) -> dict[str, float]:
     """Pass once over the whole batches of `data`; a row of the history.
 
-    `logits_of` gives the logits (b, c) of pictures (b, 3, h, w), and `optimizer` has what they
-    depend on. Raises `FloatingPointError` for a loss that is no number.
+    `logits_of` gives the logits (b, c) of pictures (b, 3, h, w), `optimizer` has what they depend
+    on, and `show` gets the epochs that are done after each step. Raises `FloatingPointError` for a
+    loss that is no number.
     """
     images, labels = data
     optimizer.param_groups[0]["lr"] = lr = learning_rate(config, epoch)
@@ -270,6 +280,7 @@ def teach(
         optimizer.step()
         losses.append(value)
         hits += int(n_right)
+        show(epoch + (step + 1) * batch / len(order))
     mean = sum(losses) / len(losses)
     return {"epoch": epoch, "loss": mean, "accuracy": hits / len(order), "lr": lr}
 

@@ -33,7 +33,7 @@ from patchsae_lib.interop.hub import local_path
 from patchsae_lib.interop.lora import load_lora, save_lora
 from patchsae_lib.interop.openclip import WordTokenizer
 from patchsae_lib.latents import LatentTable, scan_tokens
-from patchsae_lib.maple import Prompts, adapt, run_of, train_prompts
+from patchsae_lib.maple import Prompts, Watch, adapt, run_of, train_prompts
 from patchsae_lib.names import RULE, SPLIT
 from patchsae_lib.parameters import injected
 from patchsae_lib.pictures import TEMPLATE, Pictures, Subset, labels_of, open_pictures
@@ -391,6 +391,7 @@ class Study:
         control: str = "",
         train: bool = False,
         folders: Sequence[Path] = (),
+        watch: Watch | None = None,
     ) -> Prompts:
         """Return prompts for the base classes of the task `spec`, of a few-shot `seed`.
 
@@ -399,7 +400,7 @@ class Study:
         are trained and written to the first folder. As a `control`, "swapped" gives each class
         the name of the next, "shuffled" each picture the class of another; "picture" gives prompts
         to the picture's encoder only, and "text" to the text's only, before its first block alone
-        (CoOp, Zhou et al. 2022).
+        (CoOp, Zhou et al. 2022). A training with a `watch` starts from the beginning.
         """
         if control not in CONTROLS:
             raise ValueError(f"control {control!r} is not {', '.join(CONTROLS[1:])}")
@@ -413,7 +414,8 @@ class Study:
         folders = list(folders) or [self.folder / "prompts", DATA / "prompts"]
 
         def learn(unfinished: Path) -> Prompts:
-            return train_prompts(self.clip, pictures, names, config, template, unfinished)[0]
+            about = pictures, names, config, template, None if watch else unfinished
+            return train_prompts(self.clip, *about, watch=watch)[0]
 
         files = load_prompts, save_prompts
         return self._learnt(spec, control, seed, run, folders, learn, files, train)

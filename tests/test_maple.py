@@ -24,6 +24,7 @@ from patchsae_lib.maple import (
     run_of,
     train_prompts,
 )
+from patchsae_lib.pictures import TEMPLATE
 from patchsae_lib.pictures.shots import base_classes, few_shot
 from patchsae_lib.profiles import PromptsConfig
 from patchsae_lib.sae import SAE, explained_variance
@@ -382,6 +383,29 @@ def test_a_killed_run_ends_where_it_would_have_ended(small, tmp_path, monkeypatc
     assert torch.equal(resumed.text, whole.text)
     assert torch.equal(resumed.visual, whole.visual)
     assert [row["epoch"] for row in history] == [0, 1, 2]
+
+
+def test_a_watched_training_ends_with_the_same_bits(small, tmp_path) -> None:
+    world, names, path = World("land", "train", 64), TASKS["land"].base, tmp_path / "prompts"
+    config, seen = replace(SHOT, warmup_lr=1e-3), []
+    alone, _ = train_prompts(small, world, names, config, progress=False)
+    watched, _ = train_prompts(
+        small, world, names, config, checkpoint=path, progress=False,
+        watch=lambda epochs, learner: seen.append((epochs, learner.text.detach().clone())),
+    )  # fmt: skip
+    assert torch.equal(alone.text, watched.text)
+    assert torch.equal(alone.visual, watched.visual)
+    epochs = [x for x, _ in seen]
+    per_epoch = (len(epochs) - 1) // config.epochs
+    assert epochs == pytest.approx([i / per_epoch for i in range(len(epochs))])
+    assert torch.equal(seen[0][1], PromptLearner(small, config, TEMPLATE).text)
+    assert torch.equal(seen[-1][1], watched.text)
+    train_prompts(
+        small, world, names, config, checkpoint=path, progress=False,
+        watch=lambda epochs, learner: seen.append((epochs, learner.text.detach().clone())),
+    )  # fmt: skip
+    assert seen[-1][0] == config.epochs  # of a training that is over, its end
+    assert torch.equal(seen[-1][1], watched.text)
 
 
 def test_a_checkpoint_of_other_classes_is_set_aside(small, tmp_path) -> None:
