@@ -140,6 +140,22 @@ def test_every_claim_is_shown_unfolded_where_it_is_decided(build, page):
         assert page.locator("tr:target").count() == 1
 
 
+def test_a_page_begins_with_what_it_finds_and_every_number_has_a_receipt(build):
+    line = re.compile(r'<li><span class="verdict[^>]*>([^<]*)</span> <a href="#claim-([^"]+)"')
+    words = {"partly": "partly reproduced", "not": "not reproduced"}
+    claims = claims_of(build)
+    for name in {claim["notebook"] for claim in claims}:
+        html = (build / f"html/notebooks/{name}.html").read_text("utf-8")
+        here = [claim for claim in claims if claim["notebook"] == name]
+        found = [(words.get(claim["verdict"], claim["verdict"]), claim["id"]) for claim in here]
+        assert line.findall(html) == found
+        assert html.index('class="decided"') < html.index("cell_input")
+        assert all(html.count(f'id="claim-{claim["id"]}"') == 1 for claim in here)
+        assert html.count('<details class="receipt">') == len(here)
+    board = (build / "html/scoreboard.html").read_text("utf-8")
+    assert board.count('<details class="receipt">') == len(claims)
+
+
 def test_code_is_folded_until_a_reader_opens_it_and_stays_open(server, page):
     page.goto(f"{server}/notebooks/1_training.html")
     code, switch = page.locator("div.cell_input"), page.locator(".btn-code-switch")

@@ -140,6 +140,20 @@ def card(claim: Claim) -> str:
     )
 
 
+def decided(claims: Sequence[Claim]) -> str:
+    """What a page finds, before it begins: a line for each claim, which leads to its card.
+
+    >>> decided([])
+    ''
+    """
+    lines = "".join(
+        f'<li>{badge(claim["verdict"])} <a href="#claim-{escape(claim["id"])}">'
+        f"{escape(sentence(claim['claim']))}</a></li>"
+        for claim in claims
+    )
+    return f'<div class="decided"><b>Found on this page</b><ul>{lines}</ul></div>' if lines else ""
+
+
 def counted(claims: Sequence[Claim]) -> str:
     """How many claims there are, and of which verdict; of those that were reproduced, how many by
     a rule that was fixed before a look.

@@ -24,7 +24,7 @@ from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
 from sphinx.util import logging
 
 import patchsae_lib
-from claims import counted, findings, number, scoreboard
+from claims import counted, decided, findings, number, scoreboard
 from house import read_house
 from house_page import page as house_page
 from mime import ClaimRenderer, ExplorerRenderer, PlotlyRenderer
@@ -153,6 +153,19 @@ def print_results(app: Sphinx, doctree: nodes.document) -> None:
             printed.parent.replace(printed, nodes.paragraph("", "", *words, classes=["result"]))
 
 
+def verdicts_first(app: Sphinx, doctree: nodes.document) -> None:
+    """Say what the page of a notebook finds after its first paragraphs, before any code."""
+    folder, _, page = app.env.docname.rpartition("/")
+    if folder != "notebooks":
+        return
+    claims, _ = latest_run(Path(app.srcdir) / "notebooks")
+    text = decided([claim for claim in claims if claim["notebook"] == page])
+    for section in [*doctree.findall(nodes.section)][: bool(text)]:
+        is_code = [isinstance(x, nodes.section) or x.get("nb_element") for x in section[1:]]
+        place = 1 + next((i for i, found in enumerate(is_code) if found), len(is_code))
+        section.insert(place, nodes.raw("", text, format="html"))
+
+
 def plain_docstring(
     app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
@@ -264,6 +277,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", fill_page)
     app.connect("doctree-read", fold_code)
     app.connect("doctree-read", print_results)
+    app.connect("doctree-read", verdicts_first)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("html-page-context", page_assets)
     app.connect("html-page-context", page_buttons, priority=900)
