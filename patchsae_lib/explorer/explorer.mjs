@@ -1488,7 +1488,7 @@ function steerView(app) {
     if (mine !== moved) return;
     effect = patches;
     const strong = latents.filter(([, fall]) => fall >= 0.005).slice(0, 8); /* what does not round to 0 */
-    told.replaceChildren(make("p", {}, `With all latents on, ${all[label]} has ${before.toFixed(2)}. Lit: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). ${strong.length ? "Single latents without which it falls most:" : "Without any single latent it falls by less than 0.01."}`),
+    told.replaceChildren(make("p", {}, `With all latents on, ${all[label]} has ${before.toFixed(2)}. Lit: patches without whose latents it falls most (at most by ${Math.max(...patches).toFixed(2)}). ${strong.length ? "Single latents without which it falls most:" : "Without any single latent it falls by less than 0.005."}`),
       make("ul", { className: "chips" }, ...strong.map(([latent, fall]) => make("li", {}, latentButton(app, latent), ` ${bundle.named(latent)} −${fall.toFixed(2)}`))), button("back to the latent's mask", () => { effect = null; told.replaceChildren(); draw(); }));
     draw();
   }
