@@ -133,3 +133,45 @@ def test_a_film_begins_with_clip_itself() -> None:
     assert film.names[0] == f"name {film.latents[0]}"
     assert not torch.equal(film.frames[0].effects, film.frames[1].effects)
     assert torch.allclose(film.frames[0].answers.sum(1), torch.ones(len(part.class_names)))
+
+
+def test_the_slider_the_classes_and_play_move_the_first_frame(page) -> None:
+    page.set_content(a_film()._repr_html_())
+    words, slide = page.locator("output").first, page.get_by_role("slider")
+    assert words.inner_text().startswith("CLIP itself")
+    assert not page.locator(".film-last").is_visible()
+    bar, edge = page.locator("g rect").first, page.locator("path.raises").first
+    width = "(e) => parseFloat(e.style.width)"
+    thick = "(e) => parseFloat(e.style.strokeWidth)"
+    first = bar.evaluate(width), edge.evaluate(thick)
+    slide.focus()
+    page.keyboard.press("End")
+    assert words.inner_text().startswith("After 1 of 1 epochs")
+    assert slide.get_attribute("aria-valuetext") == "After 1 of 1 epochs"
+    assert (bar.evaluate(width), edge.evaluate(thick)) == pytest.approx([2 * x for x in first])
+    page.get_by_role("combobox").select_option("dog")
+    assert bar.evaluate(width) == pytest.approx(3 * first[0], abs=0.2)
+    assert "On pictures of “dog”, the strongest edge is from latent 4" in words.inner_text()
+    page.get_by_role("button", name="Play").click()  # from the beginning
+    assert words.inner_text().startswith("CLIP itself")
+    page.wait_for_function("document.querySelector('.film input').value === '3'")
+    page.get_by_role("button", name="Play").wait_for()  # it stops at the end
+
+
+def test_paper_and_pages_without_scripts_show_the_first_and_the_last_frame(page, browser) -> None:
+    page.set_content(a_film()._repr_html_())
+    page.get_by_role("slider").fill("2")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    shown = page.locator("output")
+    assert shown.nth(0).inner_text().startswith("CLIP itself")
+    assert shown.nth(1).inner_text().startswith("After 1 of 1 epochs")
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert shown.nth(0).inner_text().startswith("After 0.5 of 1 epochs")
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.set_content(a_film()._repr_html_())
+    assert plain.locator(".film-frame").nth(1).is_visible()
+    assert not plain.locator(".film-controls").is_visible()
+    context.close()

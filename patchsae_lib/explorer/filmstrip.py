@@ -155,7 +155,8 @@ def network(film: Film, data: dict[str, Any], shown: dict[str, Any]) -> str:
             edges.append(edge(y + 21.5, at[j], effect, data["edge"]))
     classes = (lines(RIGHT + 6, at[j], x, 13) for j, x in enumerate(film.class_names))
     heads = text(0, 10, "latent · active tokens", "note")
-    heads += text(WIDTH, 10, "raises or lowers a class", "note", "end")
+    most = f"edges: up to {EDGE / data['edge']:.2f} logits"
+    heads += text(WIDTH, 10, most, "note", "end")
     label = "Latents, with the tokens in which they are active, and what they add to each class"
     return svg(height, label, heads, *edges, *bars, *classes)
 
