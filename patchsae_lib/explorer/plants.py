@@ -85,12 +85,14 @@ class PlantGame:
         """Return for each plant and seed its `kind`, the `truth` in words, and of each method what
         it `says` and its `grade`."""
         rounds = []
-        for (plant, seed), part in self.answers.groupby(["plant", "seed"], sort=False):
+        keys = self.answers[["plant", "seed"]].drop_duplicates().itertuples(index=False)
+        for plant, seed in ((str(x), int(i)) for x, i in keys):
+            part = self.answers.query("plant == @plant and seed == @seed")
             methods = [
                 {"method": row["method"], "says": spoken(row), "grade": row["grade"]}
                 for row in part.to_dict("records")
             ]
-            about = {"plant": str(plant), "seed": int(seed), "kind": kind_of(str(plant))}
+            about = {"plant": plant, "seed": seed, "kind": kind_of(plant)}
             rounds.append({**about, "truth": wanted(self.required[plant, seed]), "of": methods})
         return rounds
 
@@ -142,4 +144,4 @@ def wanted(required: Mapping[str, Range]) -> str:
             parts.append(f"{words} at most {amount(unit, high)}")
         else:
             parts.append(f"{words} {amount(unit, low)} to {amount(unit, high)}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "no share of a gain"
