@@ -143,7 +143,8 @@ def test_the_slider_the_classes_and_play_move_the_first_frame(page) -> None:
     bar, edge = page.locator("g rect").first, page.locator("path.raises").first
     width = "(e) => parseFloat(e.style.width)"
     thick = "(e) => parseFloat(e.style.strokeWidth)"
-    first = bar.evaluate(width), edge.evaluate(thick)
+    first, data = (bar.evaluate(width), edge.evaluate(thick)), film_data(a_film())
+    assert first == pytest.approx((2 * data["bar"], 0.25 * data["edge"]), abs=0.01)
     slide.focus()
     page.keyboard.press("End")
     assert words.inner_text().startswith("After 1 of 1 epochs")
