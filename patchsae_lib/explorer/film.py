@@ -85,7 +85,7 @@ class Film:
         size = float(first.effects.abs().mean())
         return (
             f"accuracy goes from {first.accuracy:.0%} to {last.accuracy:.0%} on {self.n_pictures} "
-            f"pictures. A latent's activation in a class changes by {moved:.1f} tokens on "
+            f"pictures. The activation of a latent in a class changes by {moved:.1f} tokens on "
             f"average, {by_chance:.1f} with untrained prompts; an edge changes by {shift:.3f} "
             f"logits, and is {size:.3f} in CLIP."
         )
