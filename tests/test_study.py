@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchsae_lib import artefacts
+from patchsae_lib import artefacts, maple
 from patchsae_lib import study as study_module
 from patchsae_lib import tokens as tokens_module
 from patchsae_lib.ablation import by_score, mask_latents
@@ -852,6 +852,28 @@ def test_prompts_are_trained_once_and_for_this_clip_only(
     monkeypatch.setattr(study_module, "train_prompts", train_prompts)
     monkeypatch.setattr(study_module, "load_clip", lambda c, _: tiny_clip(c.block, seed=1))
     assert not torch.equal(Study(TINY).prompts("world:land", 1).text, first.text)
+
+
+def test_a_watched_training_of_prompts_is_whole_also_after_a_killed_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, epochs = Study(TINY).prompts("world:land", 1), []
+    save = maple.save_checkpoint
+
+    def save_and_die(*args: Any, **state: Any) -> None:
+        save(*args, **state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maple, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        Study(TINY).prompts("world:land", 1, train=True)
+    assert (place / "prompts" / ".land-1.safetensors").is_file()
+    watched = Study(TINY).prompts(
+        "world:land", 1, train=True, watch=lambda done, _: epochs.append(done)
+    )
+    assert (epochs[0], epochs[-1]) == (0, TINY.prompts.epochs)
+    assert torch.equal(watched.visual, usual.visual)
+    assert not (place / "prompts" / ".land-1.safetensors").exists()
 
 
 def test_prompts_of_other_pictures_with_the_same_names_are_not_used(tmp_path: Path) -> None:
