@@ -34,7 +34,7 @@ class PlantGame:
 
     `answers` has a row for each plant, seed and method: `plant`, `seed`, `method`, `grade` (right,
     wrong or abstains), and a column for each quantity of `QUANTITIES` (NaN: not said). `required`
-    has for each plant, or plant and seed, the ranges that are right (`Plant.required`).
+    has for each plant and seed the ranges that are right (`Plant.required`).
     """
 
     answers: pd.DataFrame
@@ -85,12 +85,13 @@ class PlantGame:
         """Return for each plant and seed its `kind`, the `truth` in words, and of each method what
         it `says` and its `grade`."""
         rounds = []
-        for (plant, seed), part in self.answers.groupby(["plant", "seed"], sort=False):
+        for _, part in self.answers.groupby(["plant", "seed"], sort=False):
             methods = [
                 {"method": row["method"], "says": spoken(row), "grade": row["grade"]}
                 for row in part.to_dict("records")
             ]
-            about = {"plant": str(plant), "seed": int(seed), "kind": kind_of(str(plant))}
+            plant, seed = str(part["plant"].iloc[0]), int(part["seed"].iloc[0])
+            about = {"plant": plant, "seed": seed, "kind": kind_of(plant)}
             rounds.append({**about, "truth": wanted(self.required[plant, seed]), "of": methods})
         return rounds
 
