@@ -34,7 +34,7 @@ class PlantGame:
 
     `answers` has a row for each plant, seed and method: `plant`, `seed`, `method`, `grade` (right,
     wrong or abstains), and a column for each quantity of `QUANTITIES` (NaN: not said). `required`
-    has for each plant, or plant and seed, the ranges that are right (`Plant.required`).
+    has for each plant and seed the ranges that are right (`Plant.required`).
     """
 
     answers: pd.DataFrame
