@@ -223,7 +223,9 @@ class AdaptedTask:
             self.base.keep = task.base.keep[0].with_name(config_hash(made_by)), made_by
         self.novel = task.novel.seen_by(clip, clip.text[n_base:])
         if not clip.changes:  # the pictures' tokens stay as they are
-            self.base.tokens, self.novel.tokens = task.base.tokens, task.novel.tokens
+            for own, part in ((self.base, task.base), (self.novel, task.novel)):
+                if len(part):
+                    own.tokens = part.tokens
         self._task = task
 
     @cached_property

@@ -46,7 +46,7 @@ from patchsae_lib import (
     truth,
     tuning,
 )
-from patchsae_lib.explorer import drawings
+from patchsae_lib.explorer import drawings, film
 from patchsae_lib.explorer.effects import class_effects
 from patchsae_lib.explorer.examples import nearest
 from patchsae_lib.explorer.lens import Lens
@@ -56,6 +56,7 @@ from patchsae_lib.pictures import Subset
 from patchsae_lib.profiles import (
     PromptsConfig,
     SAEConfig,
+    StatisticsConfig,
     TrainConfig,
     TuningConfig,
     load_profile,
@@ -206,6 +207,23 @@ def compared_models(w: SimpleNamespace) -> Any:
         diffing.features_of(w.clip, w.z),
         diffing.explained_by(change.scaling.after, change, rows),
     )
+
+
+FILMED = ("film_training", "frame", "levels", "in_pictures", "choose", "by_class", "encoded")
+
+
+def filmed(w: SimpleNamespace) -> Any:
+    """Frames of a film, in CLIP and adapted, and what they are made of."""
+    kept = [(0.0, w.prompts), (1.0, w.prompts)]
+    names, config = [str(i) for i in range(D)], StatisticsConfig(tau=0.2)
+    made = film.film_training(w.clip, w.sae, w.split, kept, names, config)
+    latents, states = torch.tensor([0, 3]), (w.split, w.adapted_split)
+    frames = [film.frame(w.sae, x, latents, 0.2, 1.0) for x in states]
+    before, after = (film.levels(w.sae, x, 0.2) for x in states)
+    counts = film.in_pictures(w.sae, w.adapted_split, latents, 0.2)
+    first = torch.tensor([len(made.frames), *film.choose(before, after).shape])
+    parts = [x for f in (*frames, *made.frames) for x in (f.levels, f.effects, f.answers)]
+    return before, after, *counts, first, film.by_class(counts[0], w.split), parts
 
 
 def crossed(w: SimpleNamespace) -> Any:
@@ -392,6 +410,11 @@ RETURN: dict[str, Callable[[SimpleNamespace], Any]] = {
         for per in ("token", "picture")
     ],
     " ".join(f"diffing.{name}" for name in COMPARED): compared_models,
+    "diffing.Change.between": lambda w: [
+        (x.before, x.after, x.heads)
+        for x in [diffing.Change.between(w.sae, w.split, w.adapted_split)]
+    ],
+    " ".join(f"explorer.film.{name}" for name in FILMED): filmed,
     "names.activity": lambda w: names.activity(w.sae, w.tokens),
     "truth.compare_units truth.concept_scores truth.thresholds truth.iou_tables truth.enough "
     "truth.halves": compared,

@@ -100,8 +100,8 @@ def parts(claim: Claim) -> dict[str, str]:
     """The texts of a claim by title: of its card, and of its row; none is empty."""
     decided_by, about = rule(claim)
     found = sentence(measured(claim))
-    if claim["verdict"] in VERDICTS[:2] and (claim.get("holm") or 0) > LEVEL:
-        found += " Among all claims that are tested here this may be chance."
+    if claim["verdict"] == VERDICTS[0] and (claim.get("holm") or 0) > LEVEL:
+        found += " Among so many claims that are tested here this may be chance."
     texts = {"The paper": sentence(number(claim["paper"])), "Here": found}
     texts |= {"Rule": number(decided_by), "Note": number(about)}
     return {title: text for title, text in texts.items() if text}
