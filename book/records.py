@@ -57,10 +57,15 @@ class Record:
         write_json(path, asdict(self))
 
     def receipt(self) -> dict[str, Any]:
-        """Return where this run's numbers come from: the first digits of the SHA-256 of the
-        notebook and of each artefact that it has read, and by which notebook that was written."""
+        """Return where this run's numbers come from: the profile, its seeds, the first digits of
+        the SHA-256 of the notebook and of the fingerprint of each artefact that it has read, and
+        by which notebook that was written."""
         reads = {name: [by, hash[:DIGITS]] for name, (by, hash) in sorted(self.reads.items())}
-        return {"notebook": self.text[:DIGITS], "reads": reads}
+        made_with = self.made_of["profile"]
+        return {
+            "notebook": self.text[:DIGITS], "reads": reads,
+            "profile": made_with["name"], "seeds": made_with["seeds"],
+        }  # fmt: skip
 
 
 def read_record(path: Path) -> Record | None:

@@ -85,13 +85,16 @@ def test_a_claim_is_shown_as_on_the_scoreboard_where_it_is_decided(tmp_path: Pat
 
 
 def test_a_receipt_says_from_which_files_a_number_comes() -> None:
-    found = {"notebook": "abc123", "reads": {"<sae>.safetensors": ["1_training", "def456"]}}
+    found = {"notebook": "abc123", "profile": "smoke", "seeds": 2}
+    found |= {"reads": {"<sae>.safetensors": ["1_training", "def456"]}}
     claim = CLAIMS[0] | {"notebook": "2_statistics", "receipt": found, "holm": 0.04}
-    for html in (claims.card(claim), claims.row(claim)):
+    for html, root in ((claims.card(claim), "../"), (claims.row(claim), "")):
         (folded,) = re.findall(r"<details.*?</details>", html)
         lines = re.findall(r"<li>(.*?)</li>", folded)
         assert lines == [
-            "computed by the notebook 2_statistics (abc123)",
+            f'computed by the cell above its <a href="{root}notebooks/2_statistics.html#claim-a">'
+            "card</a> in 2_statistics (abc123)",
+            "with the profile smoke, 2 seeds",
             "from &lt;sae&gt;.safetensors of 1_training (def456)",
             "its interval is over pictures × seeds",
         ]

@@ -19,6 +19,10 @@ Claim = Mapping[str, Any]
 
 LEVEL = 0.05  # of the adjusted p-value, above which the scoreboard warns
 VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
+BRACKETS = (  # of a receipt
+    "In brackets: the first digits of the notebook's SHA-256, and of the hash of an artefact's files "
+    "(their names and their SHA-256) by which the build knows it."
+)
 FIXED = {"before": "Fixed before a look at the data.", "after a look": "Fixed after a look."}
 # what the front page says: a finding of the paper, in its words, and the claim that tests it
 FINDINGS = {
@@ -107,24 +111,29 @@ def parts(claim: Claim) -> dict[str, str]:
     return {title: text for title, text in texts.items() if text}
 
 
-def receipt(claim: Claim) -> str:
-    """Where a claim's number comes from, folded: the notebook and the artefacts that it has read,
-    with hashes, and of what the interval is. Nothing for a claim without a receipt."""
+def receipt(claim: Claim, root: str = "") -> str:
+    """Where a claim's number comes from, folded: the cell, the seeds, and the artefacts that the
+    notebook has read, with hashes, and of what the interval is. Nothing for a claim without a
+    receipt. `root`: the way from the page to that of the front."""
     if "receipt" not in claim:
         return ""
     found = claim["receipt"]
-    lines = [f"computed by the notebook {claim['notebook']} ({found['notebook']})"]
+    page = escape(claim["notebook"])
+    lines = [
+        f'computed by the cell above its <a href="{root}notebooks/{page}.html#claim-'
+        f'{escape(claim["id"])}">card</a> in {page} ({escape(found["notebook"])})',
+        f"with the profile {escape(found['profile'])}, {found['seeds']} seeds",
+    ]
     lines += [
-        f"from {name} of {by} ({hash})" if by else f"from {name} ({hash})"
+        escape(f"from {name} of {by} ({hash})" if by else f"from {name} ({hash})")
         for name, (by, hash) in found["reads"].items()
     ]
     if claim["interval"] is not None and claim["over"]:
-        lines.append(f"its interval is over {claim['over']}")
-    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    note = "in brackets the first digits of a file's SHA-256"
+        lines.append(escape(f"its interval is over {claim['over']}"))
+    listed = "".join(f"<li>{line}</li>" for line in lines)
     return (
         '<details class="receipt"><summary>Where this number comes from</summary>'
-        f"<ul>{listed}</ul><p>{note}</p></details>"
+        f"<ul>{listed}</ul><p>{BRACKETS}</p></details>"
     )
 
 
@@ -133,9 +142,10 @@ def card(claim: Claim) -> str:
     name = escape(claim["id"])
     rows = (f"<dt>{title}</dt><dd>{escape(text)}</dd>" for title, text in parts(claim).items())
     title = f"{escape(sentence(claim['claim']))} <small>{escape(claim['where'])}</small>"
+    found = receipt(claim, "../")
     return (
         f'<div class="claim" id="claim-{name}">'
-        f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>{receipt(claim)}"
+        f"<p>{badge(claim['verdict'])} <b>{title}</b></p><dl>{''.join(rows)}</dl>{found}"
         f'<a href="../scoreboard.html#claim-{name}">On the scoreboard</a></div>\n'
     )
 
@@ -155,14 +165,17 @@ def decided(claims: Sequence[Claim]) -> str:
 
 
 def counted(claims: Sequence[Claim]) -> str:
-    """How many claims there are, and of which verdict; of those that were reproduced, how many by
+    """How many claims of the paper there are, and of which verdict; of those that were reproduced, how many by
     a rule that was fixed before a look.
 
     >>> counted([{"verdict": "not"}, {"verdict": "partly"}, {"verdict": "not"}])
     '3 claims: 1 partly reproduced, 2 not reproduced'
     >>> counted([{"verdict": "reproduced", "rule": rule} for rule in ("before", "after a look")])
     '2 claims: 2 reproduced (1 by a rule fixed before a look at the data)'
+    >>> counted([{"verdict": "not"}, {"verdict": "reproduced", "own": True}])
+    '1 claim: 1 not reproduced'
     """
+    claims = [claim for claim in claims if not claim.get("own")]
     count = Counter(claim["verdict"] for claim in claims)
     before = Counter(claim["verdict"] for claim in claims if claim.get("rule") == "before")
     words = {v: VERDICT_WORDS.get(v, v) for v in VERDICTS}
