@@ -66,6 +66,14 @@ def test_the_scoreboard_says_units_tests_power_and_when_the_rule_was_fixed() -> 
     assert "0 claims: none recorded yet" in claims.scoreboard([], PROFILE)
 
 
+def test_a_question_of_our_own_is_shown_and_not_counted_as_a_claim_of_the_paper() -> None:
+    page = claims.scoreboard([*CLAIMS, COMMON | {"id": "d", "own": True}], PROFILE)
+    assert page.count("<tr id=") == 4
+    assert "3 claims: 1 partly reproduced, 1 not reproduced, 1 not testable here." in page
+    assert "Not counted: 1 question of this book." in page
+    assert "Not counted" not in claims.scoreboard(CLAIMS, PROFILE)
+
+
 def test_a_claim_is_shown_as_on_the_scoreboard_where_it_is_decided(tmp_path: Path) -> None:
     (tmp_path / "claims.json").write_text(json.dumps(CLAIMS))
     document = {"source": str(tmp_path / "1_training.ipynb")}

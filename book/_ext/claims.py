@@ -20,8 +20,8 @@ Claim = Mapping[str, Any]
 LEVEL = 0.05  # of the adjusted p-value, above which the scoreboard warns
 VERDICT_WORDS = {"partly": "partly reproduced", "not": "not reproduced"}  # others as they are
 BRACKETS = (  # of a receipt
-    "In brackets: the first digits of the notebook's SHA-256, and of the hash of an artefact's files "
-    "(their names and their SHA-256) by which the build knows it."
+    "In brackets: the first digits of the notebook's SHA-256, and of the hash of an artefact's "
+    "files (their names and their SHA-256) by which the build knows it."
 )
 FIXED = {"before": "Fixed before a look at the data.", "after a look": "Fixed after a look."}
 # what the front page says: a finding of the paper, in its words, and the claim that tests it
@@ -165,8 +165,8 @@ def decided(claims: Sequence[Claim]) -> str:
 
 
 def counted(claims: Sequence[Claim]) -> str:
-    """How many claims of the paper there are, and of which verdict; of those that were reproduced, how many by
-    a rule that was fixed before a look.
+    """How many claims of the paper there are, and of which verdict; of those that were
+    reproduced, how many by a rule that was fixed before a look.
 
     >>> counted([{"verdict": "not"}, {"verdict": "partly"}, {"verdict": "not"}])
     '3 claims: 1 partly reproduced, 2 not reproduced'
@@ -187,8 +187,10 @@ def counted(claims: Sequence[Claim]) -> str:
 def scoreboard(claims: Sequence[Claim], profile: Claim) -> str:
     """The claims as an HTML table, which a narrow page shows as cards, and a line that sums it up.
     With JavaScript its rows can be filtered by verdict and page."""
+    n_own = sum(claim.get("own", False) for claim in claims)
+    own = f" Not counted: {n_own} question{'s' * (n_own != 1)} of this book." if n_own else ""
     head = (
-        f"<p><b>{counted(claims)}.</b> Measured with the profile <code>{escape(profile['name'])}"
+        f"<p><b>{counted(claims)}.</b>{own} Measured with the profile <code>{escape(profile['name'])}"
         f"</code>: model <code>{escape(profile['model']['name'])}</code>, pictures "
         f"<code>{escape(profile['pictures']['spec'])}</code>, {profile['seeds']} seeds.</p>"
     )
