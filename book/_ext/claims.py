@@ -190,8 +190,9 @@ def scoreboard(claims: Sequence[Claim], profile: Claim) -> str:
     n_own = sum(claim.get("own", False) for claim in claims)
     own = f" Not counted: {n_own} question{'s' * (n_own != 1)} of this book." if n_own else ""
     head = (
-        f"<p><b>{counted(claims)}.</b>{own} Measured with the profile <code>{escape(profile['name'])}"
-        f"</code>: model <code>{escape(profile['model']['name'])}</code>, pictures "
+        f"<p><b>{counted(claims)}.</b>{own} Measured with the profile "
+        f"<code>{escape(profile['name'])}</code>: model "
+        f"<code>{escape(profile['model']['name'])}</code>, pictures "
         f"<code>{escape(profile['pictures']['spec'])}</code>, {profile['seeds']} seeds.</p>"
     )
     if not claims:
