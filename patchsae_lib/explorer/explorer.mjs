@@ -1958,10 +1958,7 @@ function glimpse(model, el) {
       show(patch + by);
     };
     el.replaceChildren(make("div", { className: "pair glimpse" }, canvas, make("div", {}, list, more)));
-    /* it begins where most latents have names, and the first one's name is that of fewest patches */
-    const first = (i) => of(i)[0]?.name, named = (i) => of(i).filter(({ name }) => name && name !== "no name").length;
-    const score = range(size).map((i) => named(i) - range(size).filter((j) => first(j) === first(i)).length / (size + 1));
-    show(score.indexOf(Math.max(...score)));
+    show(data.begin);
     el.dataset.ready = "true";
   }
   start().catch(() => undefined); /* the page shows the picture alone */

@@ -15,6 +15,8 @@ from patchsae_lib.explorer.files import base64_of, nibbles, small, write_shard
 from patchsae_lib.explorer.lens import Lens
 from patchsae_lib.explorer.presets import examples, picture, properties
 from patchsae_lib.explorer.strips import webp_uri
+from patchsae_lib.pictures.naming import in_the_world
+from patchsae_lib.world.truth import CONCEPTS, sparse_truth, spoken
 
 STRONGEST = 3  # latents of a patch
 EXAMPLES = 3  # pictures of a latent
@@ -23,11 +25,13 @@ SIDE = 64  # pixels of these
 
 def write_glimpse(folder: Path, task: Task, lens: Lens) -> None:
     """Write `glimpse.js` into a bundle, of the one of a task's pictures in which the strongest
-    latent has a name in most patches (ties: the first).
+    latent's name is right in most patches (ties: the first).
 
-    It holds `grid`; `picture`, a data URI; `patches` (patches, 3) int16, its strongest latents in
-    CLIP, as indices into `latents` (−1: none); for each of these `number`, `name`, `pictures`,
-    indices into `pictures`, and `masks` as in `latents-N.js`; and `pictures`, data URIs.
+    It holds `grid`; `picture`, a data URI; `begin`, the patch to begin with, in which most names
+    are right (ties: the first name is the one of fewest patches); `patches` (patches, 3) int16,
+    its strongest latents in CLIP, as indices into `latents` (−1: none); for each of these
+    `number`, `name`, `pictures`, indices into `pictures`, and `masks` as in `latents-N.js`; and
+    `pictures`, data URIs.
     """
     index = read_index(folder)
     table = properties(folder, index)
@@ -35,8 +39,12 @@ def write_glimpse(folder: Path, task: Task, lens: Lens) -> None:
     found = torch.tensor(table["found"].to_numpy() == 1 if "found" in table else 0 * table.index)
     pictures = task.pictures.batch(list(task.rows))
     strongest = _strongest(lens, pictures)
-    has_name = found[strongest[..., 0].clamp_min(0)] & (strongest[..., 0] >= 0)
-    chosen = int(has_name.sum(1).argmax())
+    has_name = found[strongest.clamp_min(0)] & (strongest >= 0)
+    right = has_name & _shown(task, strongest, names, index["grid"])
+    chosen = int(right[..., 0].sum(1).argmax())
+    first = torch.from_numpy(pd.factorize(names)[0])[strongest[chosen, :, 0].clamp_min(0)]
+    usual = (first[:, None] == first).double().mean(1)  # at most 1: it decides between equals
+    begin = int((right[chosen].sum(1) - usual / 2).argmax())
     order = [n for n in strongest[chosen].unique().tolist() if n >= 0]
     shown: dict[int, int] = {}  # the number of a picture in the bundle → here
     latents = [_latent(folder, index, n, str(names[n]), shown) for n in order]
@@ -45,7 +53,7 @@ def write_glimpse(folder: Path, task: Task, lens: Lens) -> None:
     (uri,), _ = small(pictures[chosen : chosen + 1])
     drawn = (picture(folder, index, number).resize((SIDE, SIDE)) for number in shown)
     content = {
-        "grid": index["grid"], "picture": uri,
+        "grid": index["grid"], "picture": uri, "begin": begin,
         "patches": base64_of(place[strongest[chosen]], "<i2"), "latents": latents,
         "pictures": [webp_uri(x, method=3, quality=72) for x in drawn],
     }  # fmt: skip
@@ -61,6 +69,19 @@ def _strongest(lens: Lens, pictures: Tensor) -> Tensor:
             top = lens.sae.encode(z[1 : clip.n_tokens]).topk(STRONGEST)
             best.append(top.indices.masked_fill(top.values <= 0, -1).cpu())
     return torch.stack(best)
+
+
+def _shown(task: Task, latents: Tensor, names: pd.Series[str], grid: tuple[int, int]) -> Tensor:
+    """Return whether a patch shows what its latents are named by, (n, patches, 3); true for all
+    where the truth is not known."""
+    world, numbers = in_the_world(task.pictures)
+    if world is None:
+        return torch.ones_like(latents, dtype=torch.bool)
+    truth = sparse_truth(world, [numbers[row] for row in task.rows], grid=tuple(grid)).dense()
+    place = {spoken(concept): i for i, concept in enumerate(CONCEPTS)}
+    concept = torch.tensor([place.get(name, len(CONCEPTS)) for name in names])  # after all: none
+    truth = torch.cat([truth, truth.new_zeros(*truth.shape[:2], 1)], 2)
+    return truth.gather(2, concept[latents.clamp_min(0)])
 
 
 def _latent(
