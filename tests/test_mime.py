@@ -1,11 +1,16 @@
 """A figure becomes words and data in the page."""
 
+import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import numpy as np
+import pandas as pd
+import plotly
 import plotly.graph_objects as go
 import pytest
 from myst_nb.core import render
@@ -20,7 +25,8 @@ from mime import (
     accessible_label,
     figure_html,
 )
-from patchsae_lib.artefacts import CLAIM, Claim
+from patchsae_lib import figures
+from patchsae_lib.artefacts import CLAIM, ROOT, Claim
 
 
 def handle(figure: dict, mime: str = PLOTLY, **cell):
@@ -181,3 +187,30 @@ def test_room_is_kept_for_what_is_drawn_later(layout, room):
 
 def test_no_title_is_no_label():
     assert accessible_label({"layout": {}}) == ""
+
+
+def test_titles_of_panels_do_not_run_into_each_other_on_a_phone(tmp_path: Path, page) -> None:
+    names = ["Written words", "Flower species", "Land cover from above"]
+    tables = {name: pd.DataFrame(np.eye(3)) for name in names}
+    drawn = figures.heat_maps(tables, label="−1 wrong, 0 abstains, 1 right", title="Panels")
+    static = tmp_path / "_static"
+    (static / "vendor").mkdir(parents=True)
+    shutil.copy(ROOT / "book/_static/book.js", static)
+    shutil.copy(Path(plotly.__file__).parent / "package_data/plotly.min.js", static / "vendor")
+    html = figure_html(json.loads(drawn.to_json()), "panels")
+    (tmp_path / "page.html").write_text(
+        f'<!doctype html><meta charset="utf-8"><script src="_static/book.js"></script>{html}',
+        "utf-8",
+    )
+    page.set_viewport_size({"width": 375, "height": 900})
+    page.goto((tmp_path / "page.html").as_uri())
+    page.locator(".annotation-text").nth(2).wait_for()
+    inside = """(selector) => [...document.querySelectorAll(selector)].map((title) => {
+        const { left, right, top, bottom } = title.getBoundingClientRect();
+        const svg = document.querySelector(".main-svg").getBoundingClientRect();
+        return { left, right, fits: top >= svg.top && bottom <= svg.bottom };
+    })"""
+    titles = page.evaluate(inside, ".annotation-text")
+    assert all(one["right"] < two["left"] for one, two in itertools.pairwise(titles))
+    (bar,) = page.evaluate(inside, ".infolayer [class*=coloraxistitle], .infolayer .cbtitle text")
+    assert bar["fits"]

@@ -48,8 +48,37 @@
     return value;
   }
 
-  function themed(figure, width) {
+  /* A text in lines of at most n letters, broken between words. */
+  function inLines(text, n) {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      if (lines.at(-1) && lines.at(-1).length + word.length >= n) lines.push(word);
+      else lines.push(`${lines.pop()} ${word}`.trim());
+    }
+    return lines.join("<br>");
+  }
+
+  const SMALL = { size: 11, letter: 6.5 }; /* pixels, of the titles on a narrow screen */
+
+  /* On a narrow screen the titles of panels and of a colour bar would run into each other. */
+  function narrowed(layout, width, height) {
+    const axes = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).map((key) => layout[key].domain ?? [0, 1]);
+    const shorter = (text, pixels) => inLines(text, Math.max(8, Math.floor(pixels / SMALL.letter)));
+    layout.annotations = layout.annotations?.map((note) => {
+      const panel = axes.find(([start, end]) => Math.abs((start + end) / 2 - note.x) < 0.01);
+      if (note.xref !== "paper" || note.showarrow || !panel || axes.length < 2) return note;
+      const room = (panel[1] - panel[0]) * (width - 100);
+      return { ...note, text: shorter(note.text, room), font: { ...note.font, size: SMALL.size } };
+    });
+    const bar = layout.coloraxis?.colorbar, title = bar?.title;
+    if (!title?.text) return;
+    const wrapped = { ...title, text: shorter(title.text, height / 3), font: { ...title.font, size: SMALL.size } };
+    layout.coloraxis = { ...layout.coloraxis, colorbar: { ...bar, title: wrapped } };
+  }
+
+  function themed(figure, width, height) {
     const layout = recolour(figure.layout);
+    if (width < 560) narrowed(layout, width, height);
     const inherited = layout.template?.layout ?? {};
     const margin = { l: 48, r: 16, b: 40, t: 40, ...inherited.margin, ...layout.margin };
     if (!layout.annotations?.length) margin.t = Math.min(margin.t, 16); /* the title is not in the figure */
@@ -85,7 +114,7 @@
   };
   const figures = new Map(); /* canvas → figure */
   const draw = (canvas) =>
-    Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas), canvas.clientWidth), config);
+    Plotly.react(canvas, recolour(figures.get(canvas).data), themed(figures.get(canvas), canvas.clientWidth, canvas.clientHeight), config);
 
   const scripts = new Map();
   function loadScript(path) {
