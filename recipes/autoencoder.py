@@ -37,8 +37,8 @@ float16. Made by
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
 λ = {l1:g}, learning rate {lr:g}, {minutes:.0f} minutes on {device}; the rest as in the profile
-`world`. As long again is another seed trained, for `sae_partners.parquet`: the cosine of each
-latent with its partner there, and the partner's name.
+`world`. Another seed is trained equally long, for `sae_partners.parquet`: the cosine of
+each latent with its partner there, and the partner's name.
 
 ## Held out ({n_test:,} single objects in all styles)
 

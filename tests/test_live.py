@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +31,7 @@ from patchsae_lib.maple import adapt
 from patchsae_lib.pictures import spoken, square
 from patchsae_lib.sae import SAE
 from patchsae_lib.world import World
+from patchsae_lib.world.truth import CONCEPTS, world_truth
 from recipes.live import ENGINE
 
 ROWS = [0, 5, 9]
@@ -739,6 +741,22 @@ def test_a_glimpse_shows_the_strongest_latents_of_a_patch(
         arg=f"latent {first}",
     )
     assert page.trouble == []
+
+
+def test_a_glimpse_begins_where_names_are_right(bundle, lenses, tmp_path, monkeypatch) -> None:
+    world = World("objects", "test", 20)
+    names = pd.DataFrame(
+        {"name": "background sky", "found": 1}, range(lenses["objects"].sae.d_sae)
+    )
+    monkeypatch.setattr("patchsae_lib.explorer.glimpse.properties", lambda *_: names)
+    task = Task("objects", "Objects", world.class_names, ["CLIP"], world, range(20), [], [])
+    folder = tmp_path / "data"
+    shutil.copytree(bundle, folder)
+    write_glimpse(folder, task, lenses["objects"])
+    shows_sky = world_truth(world, range(20))[..., CONCEPTS.index(("background", "sky"))]
+    begin = read_shard(folder / "glimpse.js")["begin"]
+    assert 0 < shows_sky.sum() < shows_sky.numel() / 2
+    assert shows_sky[shows_sky.sum(1).argmax(), begin]
 
 
 IN_JUPYTER = """(module) => {
