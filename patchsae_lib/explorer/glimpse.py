@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,11 @@ def write_glimpse(folder: Path, task: Task, lens: Lens) -> None:
     """Write `glimpse.js` into a bundle, of the one of a task's pictures in which the strongest
     latent's name is right in most patches (ties: the first).
 
-    It holds `grid`; `picture`, a data URI; `begin`, the patch to begin with, in which most names
-    are right (ties: the first name is the one of fewest patches); `patches` (patches, 3) int16,
-    its strongest latents in CLIP, as indices into `latents` (−1: none); for each of these
-    `number`, `name`, `pictures`, indices into `pictures`, and `masks` as in `latents-N.js`; and
-    `pictures`, data URIs.
+    It holds `grid`; `picture`, a data URI; `begin`, the patch to begin with, in which most
+    different names are right (ties: the first name is the one of fewest patches); `patches`
+    (patches, 3) int16, its strongest latents in CLIP, as indices into `latents` (−1: none); for
+    each of these `number`, `name`, `pictures`, indices into `pictures`, and `masks` as in
+    `latents-N.js`; and `pictures`, data URIs.
     """
     index = read_index(folder)
     table = properties(folder, index)
@@ -42,9 +44,7 @@ def write_glimpse(folder: Path, task: Task, lens: Lens) -> None:
     has_name = found[strongest.clamp_min(0)] & (strongest >= 0)
     right = has_name & _shown(task, strongest, names, index["grid"])
     chosen = int(right[..., 0].sum(1).argmax())
-    first = torch.from_numpy(pd.factorize(names)[0])[strongest[chosen, :, 0].clamp_min(0)]
-    usual = (first[:, None] == first).double().mean(1)  # at most 1: it decides between equals
-    begin = int((right[chosen].sum(1) - usual / 2).argmax())
+    begin = _first_patch(strongest[chosen], right[chosen], names)
     order = [n for n in strongest[chosen].unique().tolist() if n >= 0]
     shown: dict[int, int] = {}  # the number of a picture in the bundle → here
     latents = [_latent(folder, index, n, str(names[n]), shown) for n in order]
@@ -84,6 +84,14 @@ def _shown(task: Task, latents: Tensor, names: pd.Series[str], grid: tuple[int, 
     concept = torch.tensor([place.get(name, len(CONCEPTS)) for name in names])  # after all: none
     truth = torch.cat([truth, truth.new_zeros(*truth.shape[:2], 1)], 2)
     return truth.gather(2, concept[latents.clamp_min(0)])
+
+
+def _first_patch(latents: Tensor, right: Tensor, names: pd.Series[str]) -> int:
+    """Return the patch with most different names that are `right`, (patches, 3)."""
+    shown = [names[row].to_list() for row in latents.clamp_min(0).tolist()]
+    usual = Counter(words[0] for words in shown)
+    counts = [len({*compress(words, ok)}) for words, ok in zip(shown, right.tolist(), strict=True)]
+    return max(range(len(shown)), key=lambda i: (counts[i], -usual[shown[i][0]]))
 
 
 def _latent(
