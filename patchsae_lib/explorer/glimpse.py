@@ -77,13 +77,11 @@ def _shown(task: Task, latents: Tensor, names: pd.Series[str], grid: tuple[int, 
     world, numbers = in_the_world(task.pictures)
     if world is None:
         return torch.ones_like(latents, dtype=torch.bool)
-    truth = sparse_truth(
-        world, [numbers[row] for row in task.rows], grid=(grid[0], grid[1])
-    ).dense()
+    rows = [numbers[row] for row in task.rows]
+    truth = sparse_truth(world, rows, grid=(grid[0], grid[1])).dense()
     place = {spoken(concept): i for i, concept in enumerate(CONCEPTS)}
-    concept = torch.tensor([place.get(name, len(CONCEPTS)) for name in names])  # after all: none
-    truth = torch.cat([truth, truth.new_zeros(*truth.shape[:2], 1)], 2)
-    return truth.gather(2, concept[latents.clamp_min(0)])
+    concept = torch.tensor([place.get(name, -1) for name in names])[latents.clamp_min(0)]
+    return truth.gather(2, concept.clamp_min(0)) & (concept >= 0)
 
 
 def _first_patch(latents: Tensor, right: Tensor, names: pd.Series[str]) -> int:
