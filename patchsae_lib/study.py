@@ -359,15 +359,16 @@ class Study:
         limits = self.n_task, self.profile.pictures.n_test  # 0: none
         return self.open_pictures(spec, "test", min(filter(None, limits), default=0))
 
-    def adapted(
-        self, spec: str, seed: int = 0, kind: str = "", class_names: Sequence[str] = ()
-    ) -> Adapted:
+    def adapted(self, spec: str, seed: int, kind: str, class_names: Sequence[str]) -> Adapted:
         """Return CLIP adapted to the base classes of a task, with the head of `class_names`.
 
         `kind` is one of `CONTROLS`, for `prompts`; "lora"; "tuned", for which every weight of the
         picture tower is learnt, and nothing kept; or "probe", CLIP with a linear probe in place of
-        the base classes' text features.
+        the base classes' text features. Raises `ValueError` for another.
         """
+        if kind not in (*CONTROLS, *TUNED):
+            known = ", ".join(filter(None, (*CONTROLS, *TUNED)))
+            raise ValueError(f"adapted by {kind!r}: give one of {known}, or nothing for MaPLe")
         if kind not in TUNED:
             return adapt(self.clip, self.prompts(spec, seed, kind), class_names)
         config = self._tuning(seed, **TOWER)

@@ -36,13 +36,14 @@ class TunedCLIP(SplitCLIP):
 
     def __init__(self, original: SplitCLIP, model: nn.Module, text: Tensor) -> None:
         super().__init__(model, original.tokenizer, original.block)
-        shapes = [
+        first, second = (
             {name: tuple(x.shape) for name, x in clip.visual.named_parameters()}
             for clip in (original, self)
-        ]
-        if differ := sorted(k for k in {**shapes[0], **shapes[1]} if not _same(k, *shapes)):
-            first = f"{differ[0]} is {shapes[0].get(differ[0])} and {shapes[1].get(differ[0])}"
-            raise ValueError(f"picture towers of other shapes: {first}")
+        )
+        if differ := sorted(name for name, _ in first.items() ^ second.items()):
+            name = differ[0]
+            sizes = f"{name} is {first.get(name)} and {second.get(name)}"
+            raise ValueError(f"picture towers of other shapes: {sizes}")
         self.original, self.text = original, text
         if original.first is not None:
             self.in_bfloat16()
@@ -58,10 +59,6 @@ class TunedCLIP(SplitCLIP):
 
 
 Adapted: TypeAlias = AdaptedCLIP | TunedCLIP  # to a task, with the head of its classes as `text`
-
-
-def _same(name: str, *shapes: dict[str, tuple[int, ...]]) -> bool:
-    return shapes[0].get(name) == shapes[1].get(name)
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def tune(
     data, history = (images, labels[chosen]), []
     for epoch in range(config.epochs):
         history.append(teach(logits, adamw, data, config, epoch, progress))
-    model.requires_grad_(False)
+    model.visual.requires_grad_(False)  # the rest is the first model's
     if not maps:
         return model, history
     down, up = (torch.stack([getattr(x, k).detach().cpu() for x in maps]) for k in ("down", "up"))
@@ -167,12 +164,13 @@ def tune(
 def probe_head(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Fit a linear probe, logistic regression without a constant: the head (n_classes, d_embed),
     on the CPU, from image features (n, d_embed) of unit norm and labels (n,). Its penalty is
-    chosen by cross-validation in four parts, or as many as the smallest class has pictures."""
+    chosen by cross-validation in four parts, or as many as the smallest class has pictures; with
+    one picture of a class it is scikit-learn's."""
     parts = min(4, int(labels.bincount(minlength=n_classes).min()))
-    if parts < 2:
-        raise ValueError("a probe needs at least two pictures of each class")
     regression = LogisticRegression(fit_intercept=False, max_iter=2000)
-    search = GridSearchCV(regression, {"C": [10.0**i for i in range(-2, 6)]}, cv=parts)
-    fitted = search.fit(features.cpu().numpy(), labels.cpu().numpy()).best_estimator_
-    rows = torch.from_numpy(fitted.coef_).float()
+    if parts > 1:
+        grid = {"C": [10.0**i for i in range(-2, 6)]}
+        regression = GridSearchCV(regression, grid, cv=parts)
+    regression.fit(features.cpu().numpy(), labels.cpu().numpy())
+    rows = torch.from_numpy(getattr(regression, "best_estimator_", regression).coef_).float()
     return torch.cat([-rows, rows]) if n_classes == 2 else rows

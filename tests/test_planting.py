@@ -15,7 +15,6 @@ from patchsae_lib.world.planting import (
     created,
     erase,
     leace,
-    learnt_nothing,
     mixed,
     moved,
     near,
@@ -116,15 +115,14 @@ def test_a_plant_that_is_not_turned_is_read_as_it_is() -> None:
     assert torch.equal(read, toy().features(z + 1))
 
 
-def test_where_nothing_was_learnt_a_method_is_right_if_it_shares_nothing_out() -> None:
+def test_where_nothing_was_learnt_a_change_beyond_noise_is_wrong() -> None:
     z = torch.zeros(2, 3, 4)
-    plant = learnt_nothing("second seed", z, z + 1, HEAD)
+    plant = moved(z, HEAD, z + 1, "second seed")
+    assert (plant.name, plant.grade({})) == ("second seed", "abstains")
     assert torch.equal(plant.after, z + 1)
-    assert (
-        plant.grade({}) == plant.grade({"points": 0.2}) == plant.grade({"change": 0.6}) == "right"
-    )
-    assert plant.grade({"new": 0.3, "overlap, CLS": 0.6}) == "wrong"
-    assert plant.grade({"names": 0.0, "strengths": 1.0}) == "wrong"
+    assert plant.grade({"change": 0.0}) == plant.grade({"points": 0.0}) == "right"
+    for says in ({"change": 0.6}, {"points": 0.05}, {"new": 0.3, "overlap, CLS": 0.6}):
+        assert plant.grade(says) == "wrong"
 
 
 def test_a_turned_gain_keeps_its_truth_with_the_tolerance_of_a_mixture() -> None:

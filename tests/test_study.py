@@ -824,6 +824,8 @@ def test_a_task_is_adapted_in_other_ways(monkeypatch: pytest.MonkeyPatch, place:
     right = (learnt.features() @ probe.text[:n_base].T).argmax(1) == task.learnt.labels
     assert right.double().mean() > 2 / n_base
     assert [p.name for p in (place / "lora").iterdir()] == ["flowers-0.safetensors"]
+    with pytest.raises(ValueError, match=r"'lorra': give one of swapped, .*, lora, tuned, probe"):
+        task.adapted(0, "lorra")
     monkeypatch.setattr(study_module, "tune", None)  # a second training would fail
     again = Study(flowers).lora("world:flowers")
     assert torch.equal(again.up, study.lora("world:flowers").up)

@@ -144,4 +144,4 @@ def wanted(required: Mapping[str, Range]) -> str:
             parts.append(f"{words} at most {amount(unit, high)}")
         else:
             parts.append(f"{words} {amount(unit, low)} to {amount(unit, high)}")
-    return ", ".join(parts) or "no share of a gain"
+    return ", ".join(parts)

@@ -135,17 +135,10 @@ def created(z: Tensor, head: Tensor, erased: Tensor) -> Plant:
     return Plant("new", erased, z, (head, head), required)
 
 
-def moved(z: Tensor, head: Tensor, noise: Tensor) -> Plant:
-    """Plant nothing: after are tokens z with `noise`, like z."""
-    return Plant("noise", z, noise, (head, head))
-
-
-def learnt_nothing(name: str, z: Tensor, after: Tensor, head: Tensor) -> Plant:
-    """Plant prompts from which nothing can come: after are tokens, like z, in a model that learnt
-    from shuffled labels, or in a second one that learnt the same. Tokens move, and in a direction
-    that pictures share, but no concept is new or another, and of no gain is there a share."""
-    required = dict.fromkeys(PARTS, ZERO)
-    return Plant(name, z, after, (head, head), required, may_abstain=True)
+def moved(z: Tensor, head: Tensor, after: Tensor, name: str = "noise") -> Plant:
+    """Plant nothing: `after` are tokens, like z, that moved without a change of what they mean, by
+    noise or by prompts that could learn nothing, or nothing else."""
+    return Plant(name, z, after, (head, head))
 
 
 def turned(plant: Plant, seed: int = 0) -> Plant:
