@@ -1,7 +1,8 @@
-"""The autoencoder that ships in `data/`, and its card: python -m recipes.autoencoder.
+"""The autoencoders that ship in `data/`, and their card: python -m recipes.autoencoder.
 
 Notebook 1 trains an autoencoder before the reader's eyes, but has no time to train one as long as
-this; later notebooks use this one unless they are told otherwise.
+`sae.safetensors`; later notebooks use this one unless they are told otherwise. In `saes/` are
+those that it is compared with, trained as long: of other seeds, and of other blocks of CLIP.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,8 +28,14 @@ from patchsae_lib.sae import SAE
 from patchsae_lib.study import Study, shipped_identity
 from patchsae_lib.training import train
 from patchsae_lib.truth import baselines, compare_units, mean_scores
+from recipes.small_clip import device_name
 
 N_SHOWN = 1000  # pictures of everything, for what is silent
+#: what is trained, by name: the change of block (the last but one is the subject's), and the seed
+TRAINED = {
+    "sae": (0, 0), "seed-1": (0, 1), "seed-2": (0, 2),
+    "block-2": (-3, 0), "block-3": (-2, 0), "block-4": (-1, 0),
+}  # fmt: skip
 CARD = """# The autoencoder of the small CLIP
 
 {d_sae:,} latents on the residual stream (width {d_vit}) after block {block} of the small CLIP,
@@ -37,8 +45,9 @@ float16. Made by
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
 λ = {l1:g}, learning rate {lr:g}, {minutes:.0f} minutes on {device}; the rest as in the profile
-`world`. Another seed is trained equally long, for `sae_partners.parquet`: the cosine of
-each latent with its partner there, and the partner's name.
+`world`. Trained equally long, in `saes/`: two other seeds, and blocks 2 to 4. In
+`sae_partners.parquet`: the cosine of each latent with its partner in the second seed, and the
+partner's name.
 
 ## Held out ({n_test:,} single objects in all styles)
 
@@ -58,21 +67,30 @@ scored on the other; 95 % intervals over concepts, which end at 0 and 1.
 
 
 def make(study: Study, out: Path) -> None:
-    """Train the autoencoder of a study, and write it to `out` with its identity, its card, and the
-    partners of its latents in a second one."""
-    profile, start = study.profile, time.monotonic()
-    sae = trained(study, seed=0)
+    """Train the autoencoders of a study, and write the first to `out` with its identity, its card,
+    and the partners of its latents in the second; the others to the folder `saes` beside it."""
+    start = time.monotonic()
+    sae = trained(study, "sae")
     minutes = (time.monotonic() - start) / 60
-    about = {"profile": asdict(profile)}
-    writer = SimpleNamespace(save=lambda path: save_sae(path, sae, about, half=True))
-    identity = shipped_identity(profile, study.clip_hash, study.clip)
-    artefacts.save(out, writer, identity)
+    identity = ship(out, study, sae)
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(card(study, sae, minutes), encoding="utf-8")
+    others = {name: trained(study, name) for name in TRAINED if name != "sae"}
+    for name, other in others.items():
+        ship(out.parent / "saes" / f"{name}.safetensors", at(study, name), other)
     shipped = load_sae(out)
     identity["sae"] = weights_hash(shipped)
-    table = partner_table(study, shipped, trained(study, seed=1))
+    table = partner_table(study, shipped, others["seed-1"])
     artefacts.save(out.with_name("sae_partners.parquet"), table, identity)
+
+
+def ship(path: Path, study: Study, sae: SAE) -> dict[str, Any]:
+    """Write an autoencoder of a study in float16; return its identity, which is beside it."""
+    about = {"profile": asdict(study.profile)}
+    writer = SimpleNamespace(save=lambda path: save_sae(path, sae, about, half=True))
+    identity = shipped_identity(study.profile, study.clip_hash, study.clip)
+    artefacts.save(path, writer, identity)
+    return identity
 
 
 def partner_table(study: Study, sae: SAE, second: SAE) -> pd.DataFrame:
@@ -84,10 +102,18 @@ def partner_table(study: Study, sae: SAE, second: SAE) -> pd.DataFrame:
     return pd.DataFrame(columns | {"partner name": names[number.numpy()]})
 
 
-def trained(study: Study, seed: int) -> SAE:
-    """Train an autoencoder of a study with a seed."""
-    config, checkpoint = replace(study.profile.train, seed=seed), f"sae-{seed}.safetensors"
-    given = study.train.tokens, study.profile.sae, config, study.folder / checkpoint, study.device
+def at(study: Study, name: str) -> Study:
+    """Return the study at the block of one of `TRAINED`."""
+    block = study.clip.block + TRAINED[name][0]
+    model = replace(study.profile.model, block=block)
+    return Study(replace(study.profile, model=model), device=study.device)
+
+
+def trained(study: Study, name: str) -> SAE:
+    """Train one of `TRAINED`, or go on where it was."""
+    source, config = at(study, name), replace(study.profile.train, seed=TRAINED[name][1])
+    checkpoint = study.folder / f"{name}.training.safetensors"
+    given = source.train.tokens, study.profile.sae, config, checkpoint, study.device
     return train(*given)[0]
 
 
@@ -111,7 +137,7 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
         l1=profile.sae.l1,
         lr=profile.train.lr,
         minutes=minutes,
-        device="two CPU cores" if study.device.type == "cpu" else "a GPU",
+        device=device_name(study.device),
         n_test=len(test),
         n_shown=N_SHOWN,
         silent=silent,
@@ -155,20 +181,24 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.autoencoder", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "sae.safetensors")
-    parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=24_000)
     parser.add_argument("--l1", type=float, default=5e-4)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--only", choices=[*TRAINED], help="train one of them, and write nothing")
     given = parser.parse_args(argv)
     world = load_profile("world")
     profile = replace(
         world,
-        name="shipped",  # its tokens and checkpoint go to runs/shipped/
+        name="shipped",  # tokens and checkpoints go to runs/shipped/
         pictures=replace(world.pictures, n_train=given.pictures),
         sae=replace(world.sae, l1=given.l1),
         train=replace(world.train, steps=given.steps, lr=given.lr, checkpoint_every=250),
     )
-    make(Study(profile), given.out)
+    if given.only:
+        trained(Study(profile), given.only)
+    else:
+        make(Study(profile), given.out)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ patches of 8, a text transformer of {text_layers} blocks and width {text_width} 
 Captions are drawn anew at each visit, and nothing but captions supervises: CLIP's loss of
 picture and caption, and with weight {words:g} that of each word and the patch that fits it best
 (Yao et al. 2022, FILIP).
-**Training.** {done:,} steps of at most {batch} pictures ({seen:,} pictures seen), {hours:.1f}
-hours on {device}; AdamW, learning rate {lr:g}, cosine; patches left out: at most
+**Training.** {done:,} steps of at most {batch} pictures ({seen:,} pictures seen),
+{minutes:.0f} minutes on {device}; AdamW, learning rate {lr:g}, cosine; patches left out: at most
 {drop_start:.0%}, falling to {drop_end:.0%}. A batch is a lesson, whose captions differ in one
 respect (`recipes/lessons.py`):
 
@@ -218,7 +218,7 @@ def write_card(directory: Path, measured: dict) -> None:
         patches=patch_table(measured["patches"]),
         n_shown=N_SHOWN,
         n_directions=N_DIRECTIONS,
-        hours=training["seconds"] / 3600,
+        minutes=training["seconds"] / 60,
         device=training.get("device", "two CPU cores"),
         n=n,
         table="\n".join(lines),

@@ -292,6 +292,6 @@ LESSONS = (
 )
 #: pictures of each pool
 POOLS = {
-    "singles": 60_000, "scenes": 30_000, "closeups": 30_000, "signs": 20_000, "counted": 12_000,
+    "singles": 60_000, "scenes": 30_000, "closeups": 30_000, "signs": 40_000, "counted": 12_000,
     "patterns": 3_500,
 }  # fmt: skip

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from patchsae_lib.artefacts import DATA, resume, save_checkpoint, weights_hash, write_json
@@ -36,7 +40,7 @@ from patchsae_lib.interop.openclip import (
 from patchsae_lib.world import TASKS, World, all_words
 from patchsae_lib.world.scene import Scene
 from patchsae_lib.world.vocabulary import NUMBERS, STYLES
-from recipes.lessons import LESSONS, POOLS, Pool, render_pool
+from recipes.lessons import LESSONS, POOLS, Pool, render_pool, singles_of
 
 #: words that no patch shows
 SILENT = {
@@ -126,6 +130,37 @@ def draw_batch(
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), captions, lesson.dropped
 
 
+class Batches:
+    """The batches of a training by the number of their step, each with its captions' ids."""
+
+    def __init__(
+        self, pools: dict[str, Pool], config: PretrainConfig, tokenizer: WordTokenizer
+    ) -> None:
+        self.pools, self.config, self.tokenizer = pools, config, tokenizer
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, float]:
+        pictures, captions, dropped = draw_batch(self.pools, step, self.config)
+        return pictures, self.tokenizer(captions), dropped
+
+    def ahead(self, first: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield the batches from a step on; beside a GPU other processes draw them ahead."""
+        on_gpu = device.type == "cuda"
+        if on_gpu:  # once, before there are processes
+            for style in STYLES:
+                singles_of(style, len(self.pools["singles"].pictures), self.config.seed)
+        n = min(12, max(1, (os.cpu_count() or 1) - 2)) if on_gpu else 0
+        yield from DataLoader(
+            self,  # type: ignore[arg-type]  # all that a Dataset needs is __getitem__
+            batch_size=None,
+            sampler=range(first, self.config.steps),
+            collate_fn=tuple,
+            num_workers=n,
+            multiprocessing_context="fork" if n else None,
+            pin_memory=on_gpu,
+            generator=torch.Generator(),
+        )
+
+
 def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
     """Return the optimizer's parameter groups: matrices decay, gains and biases do not."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -166,13 +201,16 @@ def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int
 def zero_shot(clip: SplitCLIP, world: World) -> float:
     """Return the zero-shot accuracy, 0 to 1."""
     text = clip.text_features(world.class_names, world.task.templates)
-    labels = torch.tensor([world.label(i) for i in range(len(world))])
-    right = []
-    for start in range(0, len(world), 100):
-        rows = range(start, min(start + 100, len(world)))
-        logits = predict(clip, world.batch(rows), text).cpu()
-        right.append(accuracy(logits, labels[start : rows.stop]) * len(rows))
-    return sum(right) / len(world)
+    style = world.style if isinstance(world, StyleWorld) else ""
+    pictures, labels = held_out(world.task.name, style, len(world))
+    return accuracy(predict(clip, pictures, text), labels)
+
+
+@lru_cache(maxsize=8)  # of the curve, which measures the same again and again
+def held_out(task: str, style: str, n: int) -> tuple[Tensor, Tensor]:
+    """Return held-out pictures (n, 3, 112, 112) uint8 of a task, and their labels (n,)."""
+    world = StyleWorld(style, n) if style else World(task, "test", n)
+    return world.batch(range(n)), torch.tensor([world.label(i) for i in range(n)])
 
 
 class Pretraining:
@@ -235,17 +273,17 @@ class Pretraining:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.about = state["about"]
 
-    def step(self, pictures: Tensor, captions: list[str], dropped: float = 1.0) -> float:
-        """Take a step on pictures (batch, 3, 112, 112) uint8 and captions, of which at most the
-        share `dropped` of the patches is left out; return its loss."""
+    def step(self, pictures: Tensor, ids: Tensor, dropped: float = 1.0) -> Tensor:
+        """Take a step on pictures (batch, 3, 112, 112) uint8 and the ids of their captions, where
+        at most the share `dropped` of the patches is left out; return its loss, on the device."""
         step, model = self.about["step"], self.model
         drop, lr = self.config.at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # for the patches left out
         model.visual.patch_dropout = PatchDropout(min(drop, dropped))
-        ids = self.tokenizer(captions).to(self.device)
-        x = (pictures.to(self.device).float() - 127.5) / 127.5
+        ids = ids.to(self.device, non_blocking=True)
+        x = (pictures.to(self.device, non_blocking=True).float() - 127.5) / 127.5
         # The CPU's fused bf16 attention has a slow backward: plain matrix products are faster.
         backends = [SDPBackend.MATH]
         if self.device.type == "cuda":
@@ -261,7 +299,7 @@ class Pretraining:
         model.visual.patch_dropout = nn.Identity()
         self.about["step"] = step + 1
         self.about["pictures"] += len(pictures)
-        return float(loss.detach())
+        return loss.detach()
 
     def loss(self, x: Tensor, ids: Tensor) -> Tensor:
         """Return CLIP's loss and, by its weight, that of words and patches."""
@@ -335,14 +373,15 @@ def pretrain(
     pools = {pool: render_pool(pool, n, config.seed, work) for pool, n in sizes.items()}
     about = training.about
     first, start, seconds = about["step"], time.monotonic(), about["seconds"]
-    losses: list[float] = []
-    bar = tqdm(range(first, config.steps), "pretraining", config.steps, initial=first)
-    for step in bar:
-        losses.append(training.step(*draw_batch(pools, step, config)))
-        bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
-        done = step + 1
+    losses: list[Tensor] = []
+    batches = Batches(pools, config, training.tokenizer).ahead(first, training.device)
+    bar = tqdm(batches, "pretraining", config.steps, initial=first)
+    for done, batch in enumerate(bar, first + 1):
+        losses.append(training.step(*batch))
+        if done % 50 == 0:  # to read a loss is to wait for a GPU
+            bar.set_postfix(loss=f"{torch.stack(losses[-50:]).mean():.3f}", refresh=False)
         if done % interval == 0 or done == config.steps:
-            row = {"step": done, "loss": round(float(np.mean(losses)), 4)}
+            row = {"step": done, "loss": round(float(torch.stack(losses).mean()), 4)}
             losses = []
             if done % (2 * interval) == 0 or done == config.steps:
                 row |= training.accuracy(140)
