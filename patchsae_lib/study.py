@@ -133,13 +133,30 @@ class Study:
     @cached_property
     def shipped(self) -> SAE | None:
         """The autoencoder in `data/`, if it was trained on this CLIP, at this block and width."""
-        about = shipped_identity(self.profile, self.clip_hash, self.clip)
-        path = DATA / "sae.safetensors"
+        return self._shipped("sae", self.clip)
+
+    def _shipped(self, name: str, clip: SplitCLIP) -> SAE | None:
+        about = shipped_identity(self.profile, self.clip_hash, clip)
+        path = DATA / f"{name}.safetensors"
         try:
             sae = artefacts.load(path, about, made_by="recipes.autoencoder", read=load_sae)
         except ArtefactError:
             return None
         return sae.to(self.device)
+
+    def alike(self, kind: str) -> dict[int, SAE]:
+        """Read autoencoders that differ from `sae` in their "seed" or "block" alone, by number,
+        `sae` among them: those that ship beside it, or else those that notebook 1 keeps."""
+        if self.shipped is None or self.which_sae not in ("", "shipped"):
+            return self.autoencoders(kind)
+        own = self.clip.block + 1 if kind == "block" else 0
+        alike = {own: self.shipped}
+        for path in DATA.glob(f"saes/{kind}-*.safetensors"):
+            number = int(path.stem.removeprefix(f"{kind}-"))
+            clip = self.clip.at_block(number - 1) if kind == "block" else self.clip
+            if (sae := self._shipped(f"saes/{path.stem}", clip)) is not None:
+                alike[number] = sae
+        return dict(sorted(alike.items()))
 
     @cached_property
     def shipped_partners(self) -> pd.DataFrame:
