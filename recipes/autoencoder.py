@@ -8,7 +8,6 @@ those that it is compared with, trained as long: of other seeds, and of other bl
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +43,7 @@ float16. Made by
     python -m recipes.autoencoder
 
 from {n_train:,} pictures of the embedded world: {steps:,} steps of {batch:,} tokens,
-λ = {l1:g}, learning rate {lr:g}, {minutes:.0f} minutes on {device}; the rest as in the profile
+λ = {l1:g}, learning rate {lr:g}, on {device}; the rest as in the profile
 `world`. Trained equally long, in `saes/`: two other seeds, and blocks 2 to 4. In
 `sae_partners.parquet`: the cosine of each latent with its partner in the second seed, and the
 partner's name.
@@ -69,12 +68,10 @@ scored on the other; 95 % intervals over concepts, which end at 0 and 1.
 def make(study: Study, out: Path) -> None:
     """Train the autoencoders of a study, and write the first to `out` with its identity, its card,
     and the partners of its latents in the second; the others to the folder `saes` beside it."""
-    start = time.monotonic()
     sae = trained(study, "sae")
-    minutes = (time.monotonic() - start) / 60
     identity = ship(out, study, sae)
     with atomic_path(out.with_suffix(".md")) as path:
-        path.write_text(card(study, sae, minutes), encoding="utf-8")
+        path.write_text(card(study, sae), encoding="utf-8")
     others = {name: trained(study, name) for name in TRAINED if name != "sae"}
     for name, other in others.items():
         ship(out.parent / "saes" / f"{name}.safetensors", at(study, name), other)
@@ -117,7 +114,7 @@ def trained(study: Study, name: str) -> SAE:
     return train(*given)[0]
 
 
-def card(study: Study, sae: SAE, minutes: float) -> str:
+def card(study: Study, sae: SAE) -> str:
     """Measure an autoencoder on held-out pictures and return its card."""
     profile = study.profile
     test = study.open("world:styles", "test", profile.pictures.n_test)
@@ -136,7 +133,6 @@ def card(study: Study, sae: SAE, minutes: float) -> str:
         batch=profile.train.batch_tokens,
         l1=profile.sae.l1,
         lr=profile.train.lr,
-        minutes=minutes,
         device=device_name(study.device),
         n_test=len(test),
         n_shown=N_SHOWN,
@@ -181,8 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.autoencoder", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "sae.safetensors")
-    parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=24_000)
+    parser.add_argument("--pictures", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--l1", type=float, default=5e-4)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--only", choices=[*TRAINED], help="train one of them, and write nothing")

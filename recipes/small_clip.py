@@ -61,7 +61,7 @@ class PretrainConfig:
     """
 
     steps: int = 24_000
-    batch: int = 64
+    batch: int = 256
     lr: float = 1e-3
     warmup: int = 500
     weight_decay: float = 0.1

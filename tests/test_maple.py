@@ -331,10 +331,10 @@ def test_the_maps_of_deep_prompts_start_equal(small: SplitCLIP) -> None:
 @pytest.mark.parametrize("encoders", ["both", "text", "picture"])
 def test_learning_lowers_the_loss_and_nothing_of_clip_changes(small, encoders: str) -> None:
     before = weights_hash(small.model)
-    world = World("blueprints", "train", 70)
-    config = replace(SHOT, encoders=encoders, epochs=5, warmup_epochs=0, lr=0.02)
+    world = World("grey", "train", 70)
+    config = replace(SHOT, encoders=encoders, epochs=8, warmup_epochs=0, lr=0.1)
     prompts, history = train_prompts(
-        small, world, TASKS["blueprints"].base, config, "a photo of a {}", progress=False
+        small, world, TASKS["grey"].base, config, "a photo of a {}", progress=False
     )
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert [len(prompts.text), len(prompts.visual)] == [
@@ -450,6 +450,6 @@ def test_settings_without_sense_are_errors(change) -> None:
 def test_a_run_is_named_by_its_classes_pictures_config_and_clip(small) -> None:
     chosen = torch.tensor([3, 1])
     run = run_of(small, ("cat", "dog"), SHOT, "a {}", chosen)
-    assert run["clip"] == "ba472e4c174e8f47"  # as in the files that ship
+    assert run["clip"] == "b48cce9ba60c10b7"  # as in the files that ship
     assert (run["classes"], run["template"], run["pictures"]) == (["cat", "dog"], "a {}", [3, 1])
     assert run["shots"] == SHOT.shots

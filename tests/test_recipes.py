@@ -21,13 +21,14 @@ from patchsae_lib.interop.openclip import (
     load_small_clip,
     small_clip_config,
 )
-from patchsae_lib.world.tasks import COUNTS
+from patchsae_lib.world.tasks import COUNTS, all_words
 from patchsae_lib.world.vocabulary import COLOURS, STYLES, WORDS
 from recipes import lessons, results
 from recipes import small_clip as module
 from recipes.card import class_share, patch_probe, patch_scores, wilson, write_card
-from recipes.lessons import LESSONS, Pool
+from recipes.lessons import LESSONS, Pool, render_pool
 from recipes.small_clip import (
+    Batches,
     PretrainConfig,
     contrastive_loss,
     draw_batch,
@@ -94,6 +95,18 @@ def test_a_batch_depends_on_its_step_alone(monkeypatch) -> None:
     assert first.equal(again)
     assert (captions, dropped) == (same, 1.0)
     assert captions != draw_batch(pools, 0, TINY)[1]
+
+
+def test_batches_ahead_are_those_of_their_steps(tmp_path: Path) -> None:
+    pools = {name: render_pool(name, 12, 0, tmp_path) for name in lessons.POOLS}
+    made = Batches(pools, TINY, WordTokenizer(all_words()))
+    ahead = [*made.ahead(1, torch.device("cpu"))]
+    assert len(ahead) == TINY.steps - 1
+    for step, (pictures, ids, dropped) in enumerate(ahead, 1):
+        same, captions, share = draw_batch(pools, step, TINY)
+        assert pictures.equal(same)
+        assert ids.equal(made.tokenizer(captions))
+        assert dropped == share
 
 
 def test_shares_of_lessons_add_up_and_reading_comes_in_the_second_half() -> None:

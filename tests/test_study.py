@@ -510,6 +510,27 @@ def test_the_autoencoder_in_data_fits_the_world_and_no_other_profile() -> None:
             assert fits
 
 
+def test_autoencoders_of_other_seeds_and_blocks_ship_beside_that_of_the_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(study_module, "load_clip", load_clip)
+    monkeypatch.setattr(study_module, "DATA", DATA)
+    study = Study("world")
+    seeds, blocks = study.alike("seed"), study.alike("block")
+    assert ([*seeds], [*blocks]) == ([0, 1, 2], [2, 3, 4, 5])
+    assert seeds[0] is blocks[study.clip.block + 1] is study.sae
+    assert len({weights_hash(x) for x in (*seeds.values(), *blocks.values())}) == 6
+    assert all(x.W_enc.shape == study.sae.W_enc.shape for x in blocks.values())
+    assert Study("world", sae="live").alike("seed") == {}  # those of notebook 1 alone
+    swapped = {"block-3.safetensors": "block-2.safetensors"}
+    load = artefacts.load
+    monkeypatch.setattr(
+        artefacts, "load",
+        lambda path, *a, **k: load(path.with_name(swapped.get(path.name, path.name)), *a, **k),
+    )  # fmt: skip
+    assert [*Study("world").alike("block")] == [2, 4, 5]  # 3 was trained at another block
+
+
 def test_claims_are_recorded_in_the_runs_folder(place: Path) -> None:
     Study(TINY).claim("2-depth", "0.5", True)
     assert '"2-depth"' in (place / "claims.json").read_text()

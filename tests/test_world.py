@@ -49,6 +49,8 @@ DIGESTS = {
     "flowers/test": "a8316ddfa5366c09c076750918decb2d715fab054465f47ef32185e4f7369ebe",
     "blueprints/test": "d4701cd8d9be3047d642d27ea4c7c3e8585e3145c6cb179d60de2252f9f0f6c3",
     "land/test": "8917bfbbe3e6824a25a3c9456f3e12c86a413f93d6068513d95e8cbd376c6562",
+    "grey/test": "50b6a6ccf423b09ca3e89f3683a121e819b545652b976e09cf444c85ecb85847",
+    "negatives/test": "cabf7207b922a0ec76277c9e05d5bdf4da6296dcbf5d02a83eebaf565fde6274",
     "world/train": "5f433b24918eb23d7ea00f203a087b3275e11f2872bee74bf3882000286b9650",
 }
 VOCABULARY = "44f029da9f55484216e3e0c17a2977c71f1a4ad601eab8fb5ac3b82676819ea0"
@@ -446,6 +448,15 @@ SHOWN: dict[str, Callable[[Scene, Picture, str], object]] = {
     "flowers": lambda scene, _, name: [t.flower and t.flower.name for t in scene.things] == [name],
     "blueprints": lambda scene, picture, name: (
         scene.style == "blueprint" and picture.mask("cls", name).any()
+    ),
+    "grey": lambda _, picture, name: (
+        picture.mask("cls", name).any()
+        and np.ptp(picture.pixels, 2).max() == 0
+        and not any(region.colour for region in picture.regions)
+    ),
+    "negatives": lambda scene, picture, name: (
+        np.array_equal(255 - render(replace(scene, seen="")).pixels, picture.pixels)
+        and picture.mask("cls", name).any()
     ),
     "land": lambda scene, _, name: scene.land == name and not scene.things,
 }

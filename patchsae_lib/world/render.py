@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
@@ -140,8 +140,9 @@ def render(scene: Scene) -> Picture:
     c = Canvas()
     draw_ground(c, scene, layer("ground"))
     first_thing, rng = len(c.regions), layer("things")
+    visible = replace(scene, seen="").shows_colour
     for index, t in enumerate(scene.things):
-        draw_thing(c, t, index, rng, scene.shows_colour)
+        draw_thing(c, t, index, rng, visible)
     if scene.word:
         sign(c, scene.word, layer("sign"))
     ids, rng = c.ids(), layer("style")
@@ -152,7 +153,23 @@ def render(scene: Scene) -> Picture:
         ids = turned(ids, rng)
     pixels = STYLE[scene.style](c, ids, first_thing, rng)
     small = ids[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM] & 127
-    return Picture(pixels, small, tuple(c.regions), scene.style)
+    if scene.seen:  # which takes the colours away, or exchanges them
+        c.regions = [replace(region, colour="") for region in c.regions]
+    return Picture(SEEN[scene.seen](pixels), small, tuple(c.regions), scene.style)
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """Take the colours away: luma, as in a photograph in black and white."""
+    luma = (pixels.astype(np.int32) @ np.array([299, 587, 114]) + 500) // 1000
+    return np.repeat(luma.astype(np.uint8)[..., None], 3, 2)
+
+
+#: what can be done to a finished picture, by name
+SEEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": lambda pixels: pixels,
+    "grey": grey,
+    "negative": lambda pixels: 255 - pixels,
+}
 
 
 def generators(scene: Scene) -> Callable[[str], random.Random]:

@@ -81,6 +81,11 @@ def _in_style(style: str) -> Callable[[random.Random, int], Scene]:
     return make
 
 
+def _seen(how: str) -> Callable[[random.Random, int], Scene]:
+    photo = _in_style("photo")
+    return lambda rng, label: replace(photo(rng, label), seen=how)
+
+
 def _styles(rng: random.Random, label: int) -> Scene:
     return sample(rng, replace(SINGLE, styles=(1.0,) * len(STYLES), word=0.0), CLASSES[label])
 
@@ -148,6 +153,7 @@ TASKS: dict[str, Task] = {
             ("a photo of a thing with the {}",), _words,
         ),
         Task("sketches", "Sketches", "mild", CLASSES, ("a sketch of a {}",), _in_style("sketch")),
+        Task("grey", "Grey photographs", "medium", CLASSES, A_PHOTO, _seen("grey")),
         Task(
             "counting", "Counting", "medium",
             ("one thing", *(f"{n} things" for n in COUNTS[1:])), ("a photo of {}",), _counting,
@@ -160,6 +166,7 @@ TASKS: dict[str, Task] = {
             tuple(SPECIES[i].name for i in FLOWER_ORDER), ("a photo of a {} flower",),
             lambda rng, label: _flowers(rng, FLOWER_ORDER[label]),
         ),
+        Task("negatives", "Negatives", "strong", CLASSES, A_PHOTO, _seen("negative")),
         Task(
             "blueprints", "Blueprints", "strong", CLASSES, A_PHOTO, _in_style(HELD_OUT_STYLE)
         ),
