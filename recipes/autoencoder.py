@@ -67,17 +67,17 @@ scored on the other; 95 % intervals over concepts, which end at 0 and 1.
 
 def make(study: Study, out: Path) -> None:
     """Train the autoencoders of a study, and write the first to `out` with its identity, its card,
-    and the partners of its latents in the second; the others to the folder `saes` beside it."""
+    and the partners of its latents in the second; the rest to the folder `saes` beside it."""
     sae = trained(study, "sae")
     identity = ship(out, study, sae)
     with atomic_path(out.with_suffix(".md")) as path:
         path.write_text(card(study, sae), encoding="utf-8")
-    others = {name: trained(study, name) for name in TRAINED if name != "sae"}
-    for name, other in others.items():
-        ship(out.parent / "saes" / f"{name}.safetensors", at(study, name), other)
+    companions = {name: trained(study, name) for name in TRAINED if name != "sae"}
+    for name, companion in companions.items():
+        ship(out.parent / "saes" / f"{name}.safetensors", at(study, name), companion)
     shipped = load_sae(out)
     identity["sae"] = weights_hash(shipped)
-    table = partner_table(study, shipped, others["seed-1"])
+    table = partner_table(study, shipped, companions["seed-1"])
     artefacts.save(out.with_name("sae_partners.parquet"), table, identity)
 
 

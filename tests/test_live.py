@@ -64,7 +64,7 @@ def lenses(clip: SplitCLIP, sae: SAE) -> dict[str, Lens]:
     for task, file in (
         ("objects", ""),
         ("flowers", "flowers-0"),
-        ("colours", "colours-picture-0"),
+        ("grey", "grey-picture-0"),
     ):
         world = World(task, "test", 20)
         head = clip.text_features(world.class_names, world.task.templates)
@@ -659,7 +659,7 @@ def test_two_explorers_share_one_worker(bundle, tmp_path, page) -> None:
         """window.workers = 0;
         window.Worker = class extends Worker { constructor(...x) { super(...x); workers++; } };"""
     )
-    ready(page, put(bundle, tmp_path, [{"task": "flowers"}, {"task": "colours"}]), 2)
+    ready(page, put(bundle, tmp_path, [{"task": "flowers"}, {"task": "grey"}]), 2)
     for n in range(2):
         view = page.locator(".view.steer").nth(n)
         if view.locator(".begin").is_visible():

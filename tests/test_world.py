@@ -455,7 +455,7 @@ SHOWN: dict[str, Callable[[Scene, Picture, str], object]] = {
         and not any(region.colour for region in picture.regions)
     ),
     "negatives": lambda scene, picture, name: (
-        np.array_equal(255 - render(replace(scene, seen="")).pixels, picture.pixels)
+        np.array_equal(255 - render(replace(scene, effect="")).pixels, picture.pixels)
         and picture.mask("cls", name).any()
     ),
     "land": lambda scene, _, name: scene.land == name and not scene.things,

@@ -140,7 +140,7 @@ def render(scene: Scene) -> Picture:
     c = Canvas()
     draw_ground(c, scene, layer("ground"))
     first_thing, rng = len(c.regions), layer("things")
-    visible = replace(scene, seen="").shows_colour
+    visible = replace(scene, effect="").shows_colour
     for index, t in enumerate(scene.things):
         draw_thing(c, t, index, rng, visible)
     if scene.word:
@@ -153,9 +153,9 @@ def render(scene: Scene) -> Picture:
         ids = turned(ids, rng)
     pixels = STYLE[scene.style](c, ids, first_thing, rng)
     small = ids[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM] & 127
-    if scene.seen:  # which takes the colours away, or exchanges them
+    if scene.effect:  # which takes the colours away, or exchanges them
         c.regions = [replace(region, colour="") for region in c.regions]
-    return Picture(SEEN[scene.seen](pixels), small, tuple(c.regions), scene.style)
+    return Picture(EFFECTS[scene.effect](pixels), small, tuple(c.regions), scene.style)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 #: what can be done to a finished picture, by name
-SEEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+EFFECTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": lambda pixels: pixels,
     "grey": grey,
     "negative": lambda pixels: 255 - pixels,

@@ -90,13 +90,13 @@ class Scene:
     land: str = ""
     tint: str = ""  # colour of a `pattern`
     key: int = 0  # seeds what the renderer varies: background details, noise, light
-    seen: str = ""  # how the finished picture is changed: one of `render.SEEN`
+    effect: str = ""  # how the finished picture is changed: one of `render.EFFECTS`
     layered: bool = False  # each layer has a generator: changing one leaves the others as they are
 
     @property
     def shows_colour(self) -> bool:
         """Say whether the picture shows the colours and textures of things."""
-        return self.style in ("photo", "painting") and not self.seen
+        return self.style in ("photo", "painting") and not self.effect
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def _in_style(style: str) -> Callable[[random.Random, int], Scene]:
     return make
 
 
-def _seen(how: str) -> Callable[[random.Random, int], Scene]:
+def _with_effect(effect: str) -> Callable[[random.Random, int], Scene]:
     photo = _in_style("photo")
-    return lambda rng, label: replace(photo(rng, label), seen=how)
+    return lambda rng, label: replace(photo(rng, label), effect=effect)
 
 
 def _styles(rng: random.Random, label: int) -> Scene:
@@ -153,7 +153,7 @@ TASKS: dict[str, Task] = {
             ("a photo of a thing with the {}",), _words,
         ),
         Task("sketches", "Sketches", "mild", CLASSES, ("a sketch of a {}",), _in_style("sketch")),
-        Task("grey", "Grey photographs", "medium", CLASSES, A_PHOTO, _seen("grey")),
+        Task("grey", "Grey photographs", "medium", CLASSES, A_PHOTO, _with_effect("grey")),
         Task(
             "counting", "Counting", "medium",
             ("one thing", *(f"{n} things" for n in COUNTS[1:])), ("a photo of {}",), _counting,
@@ -166,7 +166,7 @@ TASKS: dict[str, Task] = {
             tuple(SPECIES[i].name for i in FLOWER_ORDER), ("a photo of a {} flower",),
             lambda rng, label: _flowers(rng, FLOWER_ORDER[label]),
         ),
-        Task("negatives", "Negatives", "strong", CLASSES, A_PHOTO, _seen("negative")),
+        Task("negatives", "Negatives", "strong", CLASSES, A_PHOTO, _with_effect("negative")),
         Task(
             "blueprints", "Blueprints", "strong", CLASSES, A_PHOTO, _in_style(HELD_OUT_STYLE)
         ),
