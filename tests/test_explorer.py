@@ -411,7 +411,7 @@ def test_effects_on_classes_are_those_of_removal_and_random_ones_are_noise(lens:
     z_hat = sae.decode(sae.encode(z)).detach().requires_grad_()
     logits = clip.classify(z_hat, head)
     (slope,) = torch.autograd.grad((logits[:, 2] - logits.mean(1)).sum(), z_hat)
-    planted = slope.sum((0, 1))
+    planted = (slope * sae.encode(z)[..., 5:6]).sum((0, 1)).detach()  # where it is active
     sae.W_dec.data[5] = planted / planted.norm() * sae.W_dec[5].norm()
     references[7] = -1
     effect, null = class_effects(clip, sae, tokens, references, head)

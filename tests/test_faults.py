@@ -17,7 +17,7 @@ from patchsae_lib.world import World
 from recipes.faults import FAULTS, PAGES, SHIPPED, put_in, small, statements, table
 
 Z = torch.randn(4, 197, 192, generator=torch.Generator().manual_seed(0))
-LABELS, HEAD = torch.arange(4), torch.eye(128)[:4]
+LABELS = torch.arange(4)
 CHANGED = {  # what is another with a fault
     "gelu": "gelu tokens features",
     "norm-none": "norm tokens features",
@@ -48,9 +48,10 @@ def probes() -> dict[str, Any]:
     clip, sae = study.load_clip(load_profile("world").model, "cpu"), study.load_sae(SHIPPED)
     z, opened = clip.tokens(clip.preprocess(PIXELS)), study.Study(small())
     levels = [remapping.levels_by_place(sae, Z, LABELS, "abcd")["CLS"] for _ in range(2)]
-    ranking, head = torch.arange(sae.d_sae).expand(4, -1), HEAD
+    ranking = torch.arange(sae.d_sae).expand(4, -1)
     ranking = torch.stack([row.roll(700 * i) for i, row in enumerate(ranking)])
-    masked = study.mask_latents(CLIP, sae, Z, LABELS, head, {"own": ranking}, (50, 100, 500))
+    ks = 50, 100, 500
+    masked = study.mask_latents(CLIP, sae, SHOWN, LABELS, HEAD, {"own": ranking}, ks)
     world = World("styles", "test", 4)
     return {
         "pixels": world.batch(range(4)).float(),
@@ -79,6 +80,8 @@ def same(first: Any, second: Any) -> bool:
 
 CLIP = study.load_clip(load_profile("world").model, "cpu")
 PIXELS = World("styles", "test", 2).batch(range(2))
+HEAD = CLIP.text_features(World("styles").class_names[:4], ["a photo of a {}"])
+SHOWN = CLIP.tokens(CLIP.preprocess(World("styles", "test", 4).batch(range(4)))).detach()
 USUAL = probes()
 
 
