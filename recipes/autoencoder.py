@@ -101,9 +101,7 @@ def partner_table(study: Study, sae: SAE, second: SAE) -> pd.DataFrame:
 
 def at(study: Study, name: str) -> Study:
     """Return the study at the block of one of `TRAINED`."""
-    block = study.clip.block + TRAINED[name][0]
-    model = replace(study.profile.model, block=block)
-    return Study(replace(study.profile, model=model), device=study.device)
+    return study.at_block(study.clip.block + TRAINED[name][0], len(study.train))
 
 
 def trained(study: Study, name: str) -> SAE:

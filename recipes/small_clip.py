@@ -174,8 +174,7 @@ def groups_of(model: nn.Module, config: PretrainConfig) -> list[dict]:
 def evaluate(clip: SplitCLIP, n: int, tasks: tuple[str, ...] = tuple(TASKS)) -> dict[str, float]:
     """Return the zero-shot accuracy on `n` held-out pictures of objects in each style (35-way),
     and of each task."""
-    out = {style: zero_shot(clip, StyleWorld(style, n)) for style in STYLES}
-    return out | {name: zero_shot(clip, World(name, "test", n)) for name in tasks}
+    return {name: zero_shot(clip, held_out(name, n)) for name in (*STYLES, *tasks)}
 
 
 class StyleWorld(World):
@@ -201,16 +200,14 @@ def predict(clip: SplitCLIP, pictures: Tensor, text_features: Tensor, batch: int
 def zero_shot(clip: SplitCLIP, world: World) -> float:
     """Return the zero-shot accuracy, 0 to 1."""
     text = clip.text_features(world.class_names, world.task.templates)
-    style = world.style if isinstance(world, StyleWorld) else ""
-    pictures, labels = held_out(world.task.name, style, len(world))
-    return accuracy(predict(clip, pictures, text), labels)
+    labels = torch.tensor([world.label(i) for i in range(len(world))])
+    return accuracy(predict(clip, world.batch(range(len(world))), text), labels)
 
 
-@lru_cache(maxsize=8)  # of the curve, which measures the same again and again
-def held_out(task: str, style: str, n: int) -> tuple[Tensor, Tensor]:
-    """Return held-out pictures (n, 3, 112, 112) uint8 of a task, and their labels (n,)."""
-    world = StyleWorld(style, n) if style else World(task, "test", n)
-    return world.batch(range(n)), torch.tensor([world.label(i) for i in range(n)])
+@lru_cache(maxsize=8)  # a world keeps its pixels: the curve measures the same again and again
+def held_out(name: str, n: int) -> World:
+    """Return `n` held-out pictures of objects in a style, or of a task."""
+    return StyleWorld(name, n) if name in STYLES else World(name, "test", n)
 
 
 class Pretraining:
